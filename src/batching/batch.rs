@@ -1,0 +1,181 @@
+//! One execution's worth of requests: gathering their inputs, and handing each its rows of the outputs.
+//!
+//! Invariant: members keep their order, so the rows of a member are known by the rows of those before it.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use super::queue::Pending;
+use super::request::OutputRows;
+use crate::model::ModelMetadata;
+use crate::runtime::{BatchInput, InputView, RuntimeError};
+use crate::tensor::{OutputTensor, Shape, TensorData};
+
+/// Requests that execute together.
+#[derive(Debug)]
+pub struct Batch {
+    members: Vec<Pending>,
+    rows: usize,
+}
+
+/// Memory for gathered inputs, kept by an instance from batch to batch.
+#[derive(Debug)]
+pub struct InputBuffers {
+    tensors: Vec<TensorData>,
+}
+
+impl InputBuffers {
+    /// Empty buffers for the inputs of `metadata`.
+    #[must_use]
+    pub fn new(metadata: &ModelMetadata) -> Self {
+        Self { tensors: metadata.inputs.iter().map(|spec| TensorData::empty(spec.datatype)).collect() }
+    }
+}
+
+impl Batch {
+    /// A batch of `members`.
+    #[must_use]
+    pub fn new(members: Vec<Pending>) -> Self {
+        let rows = members.iter().map(|member| member.request.rows()).sum();
+        Self { members, rows }
+    }
+
+    /// The rows of all members together.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The requests, in order.
+    #[must_use]
+    pub fn members(&self) -> &[Pending] {
+        &self.members
+    }
+
+    /// The requests, to be answered.
+    #[must_use]
+    pub fn into_members(self) -> Vec<Pending> {
+        self.members
+    }
+
+    /// The last moment at which anybody waits for this batch.
+    #[must_use]
+    pub fn latest_deadline(&self) -> Option<Instant> {
+        self.members.iter().map(|member| member.request.deadline()).max()
+    }
+
+    /// Two halves, for finding the member that makes an execution fail.
+    #[must_use]
+    pub fn split(mut self) -> (Self, Self) {
+        let second = self.members.split_off(self.members.len() / 2);
+        (Self::new(self.members), Self::new(second))
+    }
+
+    /// Drops the members that nobody waits for at `now`, and hands them back to be refused.
+    pub fn remove_unwanted(&mut self, now: Instant) -> Vec<Pending> {
+        let (wanted, unwanted) = std::mem::take(&mut self.members).into_iter().partition(|member| member.is_wanted(now));
+        *self = Self::new(wanted);
+        unwanted
+    }
+
+    /// The inputs of the execution: a single member's are borrowed, those of several are copied once, side by side.
+    ///
+    /// # Errors
+    /// When members do not fit together, which the queue rules out.
+    pub fn gather<'a>(&'a self, buffers: &'a mut InputBuffers) -> Result<BatchInput<'a>, RuntimeError> {
+        if let [only] = self.members.as_slice() {
+            let lend = |tensor: &'a crate::tensor::Tensor| InputView { shape: Shape::from_slice(tensor.shape()), elements: tensor.view() };
+            return Ok(only.request.inputs().iter().map(lend).collect());
+        }
+        let mut input = BatchInput::new();
+        for (index, buffer) in buffers.tensors.iter_mut().enumerate() {
+            buffer.clear();
+            let mut shape = Shape::new();
+            for member in &self.members {
+                let Some(tensor) = member.request.inputs().get(index) else {
+                    return Err(RuntimeError::Broken("a request lacks an input".to_owned()));
+                };
+                if !buffer.append(tensor.view()) {
+                    return Err(RuntimeError::Broken("requests of different datatypes were merged".to_owned()));
+                }
+                shape = Shape::from_slice(tensor.shape());
+            }
+            if let Some(first) = shape.first_mut() {
+                *first = self.rows;
+            }
+            input.push(InputView { shape, elements: buffer.view() });
+        }
+        Ok(input)
+    }
+
+    /// Whether `outputs` can be handed out by rows: every one has the batch's rows as its first dimension.
+    #[must_use]
+    pub fn can_scatter(&self, outputs: &[OutputTensor]) -> bool {
+        self.members.len() == 1 || outputs.iter().all(|output| output.shape().first() == Some(&self.rows))
+    }
+
+    /// Each member with its rows of `outputs`.
+    pub fn scatter(self, outputs: &[OutputTensor]) -> impl Iterator<Item = (Pending, Vec<OutputRows>)> {
+        let alone = self.members.len() == 1;
+        let mut start = 0;
+        self.members.into_iter().map(move |member| {
+            let rows: Range<usize> = start..start + member.request.rows();
+            start = rows.end;
+            let part = |output: &OutputTensor| match alone {
+                true => OutputRows::whole(output.clone()),
+                false => OutputRows::part(output.clone(), rows.clone()),
+            };
+            (member, outputs.iter().map(part).collect())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::batching::testing;
+    use crate::tensor::TensorView;
+
+    fn batch(values: &[&[f32]]) -> Batch {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        // One column, so that every value is a row.
+        Batch::new(values.iter().map(|rows| testing::pending_with(rows, 1, deadline).0).collect())
+    }
+
+    #[test]
+    fn gathered_rows_stand_in_the_order_of_the_requests_and_come_back_to_them() {
+        let metadata = testing::metadata(&[("x", &["N", "1"])], &[("y", &["N", "1"])]);
+        let mut buffers = InputBuffers::new(&metadata);
+        for values in [&[&[1.0_f32, 2.0][..], &[3.0], &[4.0, 5.0, 6.0]][..], &[&[7.0][..]][..]] {
+            let batch = batch(values);
+            let input = batch.gather(&mut buffers).unwrap();
+            let all: Vec<f32> = values.concat();
+            assert_eq!(input[0].shape.as_slice(), [all.len(), 1]);
+            assert_eq!(input[0].elements, TensorView::Fp32(&all));
+            let output = OutputTensor::new(input[0].shape.clone(), Arc::new(TensorData::from(all.clone()))).unwrap();
+            drop(input);
+            assert!(batch.can_scatter(std::slice::from_ref(&output)));
+            let parts: Vec<Vec<OutputRows>> = batch.scatter(&[output]).map(|(_, rows)| rows).collect();
+            for (part, expected) in parts.iter().zip(values) {
+                assert_eq!(part[0].view(), TensorView::Fp32(expected));
+                assert_eq!(part[0].shape().as_slice(), [expected.len(), 1]);
+            }
+        }
+    }
+
+    #[test]
+    fn outputs_without_the_batch_s_rows_cannot_be_handed_out() {
+        let output = OutputTensor::new(Shape::from_slice(&[4]), Arc::new(TensorData::from(vec![0.0_f32; 4]))).unwrap();
+        assert!(!batch(&[&[1.0], &[2.0]]).can_scatter(std::slice::from_ref(&output)));
+        assert!(batch(&[&[1.0]]).can_scatter(&[output]));
+    }
+
+    #[test]
+    fn splitting_keeps_every_member_once() {
+        let (first, second) = batch(&[&[1.0], &[2.0, 3.0], &[4.0]]).split();
+        assert_eq!((first.rows(), second.rows()), (1, 3));
+    }
+}

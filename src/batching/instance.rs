@@ -1,0 +1,165 @@
+//! An instance: one thread that owns one model and executes batch after batch.
+//!
+//! Invariant: every member of a batch is answered exactly once, whatever the execution does, a panic included.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::batch::{Batch, InputBuffers};
+use super::load::LoadEstimate;
+use super::queue::RequestQueue;
+use super::request::{InferenceResponse, ScheduleError, Timings};
+use crate::runtime::{BatchOutput, Interrupt, Model, RuntimeError};
+use crate::telemetry::metrics::BatchingMetrics;
+
+/// How long a run may go on after its interruption before the instance counts as hung.
+const HANG_GRACE: Duration = Duration::from_secs(20);
+
+/// What others may know about an instance.
+pub(super) struct InstanceStatus {
+    interrupt: Arc<dyn Interrupt>,
+    /// The last deadline of the batch being executed. The lock makes sure that an interrupt ends this very run.
+    running: Mutex<Option<Instant>>,
+    dead: AtomicBool,
+}
+
+/// How an instance is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InstanceHealth {
+    /// Idle, or executing something that somebody waits for.
+    Well,
+    /// Executing on and on, although it was interrupted.
+    Hung,
+    /// Its thread ended.
+    Dead,
+}
+
+impl InstanceStatus {
+    pub(super) fn new(interrupt: Arc<dyn Interrupt>) -> Self {
+        Self { interrupt, running: Mutex::new(None), dead: AtomicBool::new(false) }
+    }
+
+    /// Interrupts a run that nobody waits for at `now`, and says how the instance is.
+    pub(super) fn check(&self, now: Instant) -> InstanceHealth {
+        if self.dead.load(Ordering::Relaxed) {
+            return InstanceHealth::Dead;
+        }
+        let running = self.running.lock();
+        match *running {
+            Some(deadline) if now >= deadline + HANG_GRACE => InstanceHealth::Hung,
+            Some(deadline) if now >= deadline => {
+                self.interrupt.interrupt();
+                InstanceHealth::Well
+            }
+            _ => InstanceHealth::Well,
+        }
+    }
+}
+
+/// Marks the instance dead however its thread ends early.
+struct DeathMark<'a> {
+    status: &'a InstanceStatus,
+    finished: bool,
+}
+
+impl Drop for DeathMark<'_> {
+    fn drop(&mut self) {
+        self.status.dead.store(!self.finished, Ordering::Relaxed);
+    }
+}
+
+/// One instance, before its thread runs.
+pub(super) struct Instance {
+    pub(super) model: Box<dyn Model>,
+    pub(super) queue: Arc<RequestQueue>,
+    pub(super) status: Arc<InstanceStatus>,
+    pub(super) load: Arc<LoadEstimate>,
+    pub(super) metrics: BatchingMetrics,
+}
+
+impl Instance {
+    /// Executes batches until the queue is closed and empty.
+    pub(super) fn run(mut self) {
+        let status = Arc::clone(&self.status);
+        let mut mark = DeathMark { status: &status, finished: false };
+        let mut buffers = InputBuffers::new(self.model.metadata());
+        while let Some(members) = self.queue.next_batch() {
+            self.execute(Batch::new(members), &mut buffers);
+        }
+        mark.finished = true;
+    }
+
+    /// Executes `batch` and answers its members. A merged batch that fails is split, so that only the culprit fails.
+    fn execute(&mut self, batch: Batch, buffers: &mut InputBuffers) {
+        let started = Instant::now();
+        let Some(deadline) = batch.latest_deadline() else { return };
+        *self.status.running.lock() = Some(deadline);
+        let result = self.run_once(&batch, buffers);
+        *self.status.running.lock() = None;
+
+        match result {
+            Ok((outputs, mut timings)) if batch.can_scatter(&outputs) => {
+                self.metrics.executed_batch_size.observe(to_f64(batch.rows()));
+                self.metrics.inference_duration.observe(timings.compute_infer.as_secs_f64());
+                self.load.record(timings.compute_infer);
+                let batch_rows = batch.rows();
+                for (member, outputs) in batch.scatter(&outputs) {
+                    timings.queue = started.saturating_duration_since(member.enqueued_at);
+                    self.metrics.queue_duration.observe(timings.queue.as_secs_f64());
+                    member.answer(Ok(InferenceResponse { outputs, timings, batch_rows }));
+                }
+            }
+            Err(RuntimeError::Interrupted) => {
+                batch.into_members().into_iter().for_each(|member| member.answer(Err(ScheduleError::DeadlineExceeded)));
+            }
+            Err(error) if batch.members().len() == 1 => {
+                tracing::warn!(error = %error, rows = batch.rows(), "an execution failed");
+                let error = match error {
+                    RuntimeError::Refused(reason) => ScheduleError::Refused(reason.into()),
+                    RuntimeError::Broken(reason) => ScheduleError::Internal(reason.into()),
+                    RuntimeError::Interrupted => ScheduleError::DeadlineExceeded,
+                };
+                batch.into_members().into_iter().for_each(|member| member.answer(Err(error.clone())));
+            }
+            Ok(_) | Err(_) => {
+                let (first, second) = batch.split();
+                self.execute_wanted(first, buffers);
+                self.execute_wanted(second, buffers);
+            }
+        }
+    }
+
+    /// Executes what is still wanted of `batch`; time has passed since it left the queue.
+    fn execute_wanted(&mut self, mut batch: Batch, buffers: &mut InputBuffers) {
+        let unwanted = batch.remove_unwanted(Instant::now());
+        unwanted.into_iter().for_each(|member| member.answer(Err(ScheduleError::DeadlineExceeded)));
+        self.execute(batch, buffers);
+    }
+
+    /// Runs the model once. A panic in it is an error like others, so that the thread and its queue live on.
+    fn run_once(&mut self, batch: &Batch, buffers: &mut InputBuffers) -> Result<(BatchOutput, Timings), RuntimeError> {
+        let mut run = || {
+            let started = Instant::now();
+            let input = batch.gather(buffers)?;
+            let gathered = Instant::now();
+            let outputs = self.model.run(input)?;
+            let timings = Timings {
+                queue: Duration::ZERO,
+                compute_input: gathered - started,
+                compute_infer: gathered.elapsed(),
+            };
+            Ok((outputs, timings))
+        };
+        catch_unwind(AssertUnwindSafe(&mut run)).unwrap_or_else(|_| Err(RuntimeError::Broken("the execution panicked".to_owned())))
+    }
+}
+
+/// Rows as a histogram counts them; no batch comes near the 2^53 rows from which this would round.
+#[expect(clippy::cast_precision_loss, reason = "row counts are far below 2^53")]
+pub(super) fn to_f64(rows: usize) -> f64 {
+    rows as f64
+}

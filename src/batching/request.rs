@@ -1,0 +1,294 @@
+//! What travels through the queue: requests that are valid by construction, and their answers.
+//!
+//! Invariant: an [`InferenceRequest`] has exactly the tensors that its model's signature asks for, of fitting
+//! datatype, rank and dimensions. Nothing behind this file checks a request again.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use smallvec::SmallVec;
+use thiserror::Error;
+
+use super::budget::Reservation;
+use crate::model::{Dim, ModelMetadata, TensorSpec};
+use crate::tensor::{OutputTensor, Tensor, TensorView};
+
+/// Why a request was refused: one sentence that says what, where, what was expected and what was got.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct InvalidRequest(pub String);
+
+/// A request for one execution, checked against the model's signature.
+#[derive(Debug)]
+pub struct InferenceRequest {
+    inputs: SmallVec<[Tensor; 2]>,
+    rows: usize,
+    deadline: Instant,
+    /// The memory that the tensors take, given back when the request is dropped.
+    _reservation: Reservation,
+}
+
+impl InferenceRequest {
+    /// A request with `inputs` in the order of the signature.
+    ///
+    /// # Errors
+    /// When an input does not fit its specification, inputs disagree about a shared dimension, or there are no rows
+    /// or more than `max_rows`.
+    pub fn new(
+        metadata: &ModelMetadata,
+        inputs: SmallVec<[Tensor; 2]>,
+        max_rows: usize,
+        deadline: Instant,
+        reservation: Reservation,
+    ) -> Result<Self, InvalidRequest> {
+        if inputs.len() != metadata.inputs.len() {
+            let message = format!("expected {} inputs, got {}", metadata.inputs.len(), inputs.len());
+            return Err(InvalidRequest(message));
+        }
+        let mut symbols: SmallVec<[(&str, usize, &str); 4]> = SmallVec::new();
+        for (spec, tensor) in metadata.inputs.iter().zip(&inputs) {
+            check(spec, tensor, &mut symbols)?;
+        }
+        let rows = inputs.first().and_then(|tensor| tensor.shape().first().copied());
+        let rows = if metadata.has_batch_axis() {
+            let rows = rows.unwrap_or_default();
+            for (spec, tensor) in metadata.inputs.iter().zip(&inputs) {
+                let other = tensor.shape().first().copied().unwrap_or_default();
+                if other != rows {
+                    let first = metadata.inputs.first().map_or("", |spec| spec.name.as_str());
+                    let message = format!("input '{}' has {other} rows, but input '{first}' has {rows}", spec.name);
+                    return Err(InvalidRequest(message));
+                }
+            }
+            check_rows(rows, max_rows)?;
+            rows
+        } else {
+            rows.unwrap_or(1)
+        };
+        Ok(Self { inputs, rows, deadline, _reservation: reservation })
+    }
+
+    /// The tensors in the order of the signature.
+    #[must_use]
+    pub fn inputs(&self) -> &[Tensor] {
+        &self.inputs
+    }
+
+    /// The size of the batch axis; for a model without one, of the first dimension.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// When the client stops waiting.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Whether rows of `other` may stand beside the rows of this request in one execution.
+    #[must_use]
+    pub fn merges_with(&self, other: &Self) -> bool {
+        self.inputs.iter().zip(&other.inputs).all(|(left, right)| left.shape().get(1..) == right.shape().get(1..))
+    }
+}
+
+/// Refuses a request without rows, and one with more rows than an execution may have.
+fn check_rows(rows: usize, max_rows: usize) -> Result<(), InvalidRequest> {
+    if rows == 0 {
+        return Err(InvalidRequest("the request has no rows; send at least one".to_owned()));
+    }
+    if rows > max_rows {
+        let message = format!("the request has {rows} rows, but the maximum batch size is {max_rows}; split it");
+        return Err(InvalidRequest(message));
+    }
+    Ok(())
+}
+
+/// Checks one tensor against its specification, and shared symbols against those seen before.
+fn check<'a>(
+    spec: &'a TensorSpec,
+    tensor: &Tensor,
+    symbols: &mut SmallVec<[(&'a str, usize, &'a str); 4]>,
+) -> Result<(), InvalidRequest> {
+    let datatype = tensor.view().datatype();
+    if datatype != spec.datatype {
+        let message = format!("input '{}' expects {}, got {datatype}", spec.name, spec.datatype);
+        return Err(InvalidRequest(message));
+    }
+    let fits = tensor.shape().len() == spec.dims().len()
+        && tensor.shape().iter().zip(spec.dims()).all(|(size, dim)| match dim {
+            Dim::Fixed(expected) => size == expected,
+            Dim::Dynamic(_) => true,
+        });
+    if !fits {
+        let message = format!("input '{}' expects shape {}, got {:?}", spec.name, spec.shape_text(), tensor.shape());
+        return Err(InvalidRequest(message));
+    }
+    for (size, dim) in tensor.shape().iter().zip(spec.dims()) {
+        let Dim::Dynamic(Some(symbol)) = dim else { continue };
+        match symbols.iter().find(|(seen, ..)| seen == symbol) {
+            Some((_, expected, _)) if expected == size => {}
+            Some((_, expected, first)) => {
+                let message = format!(
+                    "input '{}' has {size} for dimension {symbol}, but input '{first}' has {expected}; they must be equal",
+                    spec.name
+                );
+                return Err(InvalidRequest(message));
+            }
+            None => symbols.push((symbol, *size, &spec.name)),
+        }
+    }
+    Ok(())
+}
+
+/// Where the time of one request went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// From being queued to the start of its execution.
+    pub queue: Duration,
+    /// Gathering the inputs of the batch.
+    pub compute_input: Duration,
+    /// ONNX Runtime's run.
+    pub compute_infer: Duration,
+}
+
+/// One output of one request: some rows of an execution's output, without a copy.
+#[derive(Debug, Clone)]
+pub struct OutputRows {
+    tensor: OutputTensor,
+    rows: Range<usize>,
+    whole: bool,
+}
+
+impl OutputRows {
+    /// All of `tensor`.
+    #[must_use]
+    pub fn whole(tensor: OutputTensor) -> Self {
+        Self { tensor, rows: 0..0, whole: true }
+    }
+
+    /// The `rows` of `tensor` along its first dimension.
+    #[must_use]
+    pub fn part(tensor: OutputTensor, rows: Range<usize>) -> Self {
+        Self { tensor, rows, whole: false }
+    }
+
+    /// The shape of these rows.
+    #[must_use]
+    pub fn shape(&self) -> SmallVec<[usize; 6]> {
+        let mut shape = SmallVec::from_slice(self.tensor.shape());
+        if let (false, Some(first)) = (self.whole, shape.first_mut()) {
+            *first = self.rows.len();
+        }
+        shape
+    }
+
+    /// The elements of these rows.
+    #[must_use]
+    pub fn view(&self) -> TensorView<'_> {
+        let view = self.tensor.view();
+        if self.whole {
+            return view;
+        }
+        let row_len: usize = self.tensor.shape().get(1..).unwrap_or_default().iter().product();
+        let range = self.rows.start * row_len..self.rows.end * row_len;
+        // The rows were handed out against this very shape, so they lie inside.
+        view.slice(range).unwrap_or(view)
+    }
+}
+
+/// The answer to one request.
+#[derive(Debug, Clone)]
+pub struct InferenceResponse {
+    /// The outputs in the order of the signature.
+    pub outputs: Vec<OutputRows>,
+    /// Where the time went.
+    pub timings: Timings,
+    /// Rows of the execution that it rode in.
+    pub batch_rows: usize,
+}
+
+/// Why a request was not answered.
+#[derive(Debug, Clone, Error)]
+pub enum ScheduleError {
+    /// Too much is waiting, or the deadline cannot be met.
+    #[error("the server is overloaded: {reason}")]
+    Overloaded {
+        /// What is full.
+        reason: &'static str,
+        /// When it is worth trying again.
+        retry_after: Duration,
+    },
+    /// The server is about to stop.
+    #[error("the server is draining")]
+    ShuttingDown,
+    /// Not answered within the deadline.
+    #[error("the deadline passed before the answer was ready")]
+    DeadlineExceeded,
+    /// The model refused the values.
+    #[error("the model refused the values")]
+    Refused(Arc<str>),
+    /// Our fault.
+    #[error("the execution failed")]
+    Internal(Arc<str>),
+}
+
+#[cfg(test)]
+mod tests {
+    use smallvec::smallvec;
+
+    use super::*;
+    use crate::batching::testing;
+    use crate::tensor::{Shape, TensorData};
+
+    fn tensor(shape: &[usize]) -> Tensor {
+        let count = shape.iter().product();
+        Tensor::new(Shape::from_slice(shape), TensorData::from(vec![0.0_f32; count])).unwrap()
+    }
+
+    fn build(inputs: &[(&str, &[&str])], tensors: &[&[usize]]) -> Result<usize, String> {
+        let metadata = testing::metadata(inputs, &[("y", &["N"])]);
+        let tensors = tensors.iter().map(|shape| tensor(shape)).collect();
+        let deadline = Instant::now() + Duration::from_secs(1);
+        InferenceRequest::new(&metadata, tensors, 8, deadline, Reservation::none())
+            .map(|request| request.rows())
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn rows_are_the_size_of_the_batch_axis() {
+        assert_eq!(build(&[("x", &["N", "4"])], &[&[3, 4]]), Ok(3));
+        assert_eq!(build(&[("x", &[])], &[&[]]), Ok(1));
+        assert_eq!(build(&[("x", &["2", "3"])], &[&[2, 3]]), Ok(2));
+    }
+
+    #[test]
+    fn a_request_must_fit_the_signature() {
+        for (tensors, part) in [
+            (&[3, 5][..], "input 'x' expects shape [N,4], got [3, 5]"),
+            (&[4][..], "expects shape [N,4], got [4]"),
+            (&[0, 4][..], "no rows"),
+            (&[9, 4][..], "9 rows, but the maximum batch size is 8"),
+        ] {
+            let error = build(&[("x", &["N", "4"])], &[tensors]).unwrap_err();
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(build(&[("x", &["N", "4"])], &[]).unwrap_err().contains("expected 1 inputs, got 0"));
+        let integers = Tensor::new(smallvec![1, 4], TensorData::from(vec![0_i64; 4])).unwrap();
+        let metadata = testing::metadata(&[("x", &["N", "4"])], &[("y", &["N"])]);
+        let error = InferenceRequest::new(&metadata, smallvec![integers], 8, Instant::now(), Reservation::none()).unwrap_err();
+        assert_eq!(error.to_string(), "input 'x' expects FP32, got INT64");
+    }
+
+    #[test]
+    fn inputs_must_agree_about_shared_dimensions() {
+        let signature: &[(&str, &[&str])] = &[("a", &["N", "L"]), ("b", &["N", "L"])];
+        assert_eq!(build(signature, &[&[2, 5], &[2, 5]]), Ok(2));
+        assert!(build(signature, &[&[2, 5], &[2, 6]]).unwrap_err().contains("dimension L"));
+        assert!(build(signature, &[&[2, 5], &[3, 5]]).unwrap_err().contains("dimension N"));
+        let anonymous: &[(&str, &[&str])] = &[("a", &[""]), ("b", &[""])];
+        assert!(build(anonymous, &[&[2], &[3]]).unwrap_err().contains("input 'b' has 3 rows, but input 'a' has 2"));
+    }
+}

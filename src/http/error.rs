@@ -1,0 +1,254 @@
+//! Everything that can go wrong with a request, and one table from cause to status, code and outcome.
+//!
+//! Invariant: the text that a client sees is ours. It holds no path, address, version or library text, and at most
+//! [`MAX_BODY`] bytes of it are sent.
+
+use std::time::Duration;
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use serde::Serialize;
+
+use super::wire::{DecodeError, EncodeError};
+use crate::batching::{InvalidRequest, ScheduleError};
+use crate::telemetry::metrics::Outcome;
+
+/// The largest error body, in bytes.
+pub const MAX_BODY: usize = 512;
+
+/// Why a request is not answered with what it asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ApiError {
+    /// 400: not what the model, or HTTP, takes.
+    Invalid(String),
+    /// 404: no such route or model.
+    NotFound(String),
+    /// 405: the route exists, with another method.
+    MethodNotAllowed,
+    /// 408: the body did not arrive in time.
+    BodyTimeout,
+    /// 413: the body is larger than is taken, in bytes.
+    BodyTooLarge(usize),
+    /// 414: the URI is longer than is taken, in bytes.
+    UriTooLong(usize),
+    /// 431: the headers are larger than is taken.
+    HeadersTooLarge(String),
+    /// 415: not a type, character set or encoding that is taken.
+    UnsupportedMediaType(String),
+    /// 422: well-formed, but it cannot be computed, or not be answered in this form.
+    Unprocessable(String),
+    /// 429: too much to do.
+    Overloaded {
+        /// What is full.
+        reason: &'static str,
+        /// When it is worth trying again.
+        retry_after: Duration,
+    },
+    /// 500: our fault.
+    Internal,
+    /// 503: the server starts, or something in it is broken.
+    NotReady(&'static str),
+    /// 503: the server is about to stop.
+    Draining,
+    /// 504: not answered within the deadline.
+    DeadlineExceeded,
+}
+
+impl ApiError {
+    /// The status, code and counted outcome of each cause.
+    fn row(&self) -> (StatusCode, &'static str, Outcome) {
+        match self {
+            Self::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid_request", Outcome::Invalid),
+            Self::NotFound(_) => (StatusCode::NOT_FOUND, "not_found", Outcome::Invalid),
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", Outcome::Invalid),
+            Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "request_timeout", Outcome::Timeout),
+            Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too_large", Outcome::Invalid),
+            Self::UriTooLong(_) => (StatusCode::URI_TOO_LONG, "too_large", Outcome::Invalid),
+            Self::HeadersTooLarge(_) => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too_large", Outcome::Invalid),
+            Self::UnsupportedMediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", Outcome::Invalid),
+            Self::Unprocessable(_) => (StatusCode::UNPROCESSABLE_ENTITY, "unprocessable", Outcome::Invalid),
+            Self::Overloaded { .. } => (StatusCode::TOO_MANY_REQUESTS, "overloaded", Outcome::Overloaded),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", Outcome::Error),
+            Self::NotReady(_) => (StatusCode::SERVICE_UNAVAILABLE, "not_ready", Outcome::Error),
+            Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining", Outcome::Error),
+            Self::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", Outcome::Timeout),
+        }
+    }
+
+    /// The status of the answer.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.row().0
+    }
+
+    /// The stable word by which programs tell causes apart.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        self.row().1
+    }
+
+    /// How the prediction is counted.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        self.row().2
+    }
+
+    /// One sentence for the client.
+    #[must_use]
+    pub fn message(&self) -> String {
+        match self {
+            Self::Invalid(message)
+            | Self::NotFound(message)
+            | Self::HeadersTooLarge(message)
+            | Self::UnsupportedMediaType(message)
+            | Self::Unprocessable(message) => message.clone(),
+            Self::MethodNotAllowed => "this route does not take that method; see the Allow header".to_owned(),
+            Self::BodyTimeout => "the request's body did not arrive in time".to_owned(),
+            Self::BodyTooLarge(limit) => format!("the request's body is larger than {limit} bytes, decompressed; send fewer rows per request"),
+            Self::UriTooLong(limit) => format!("the request's URI is longer than {limit} bytes"),
+            Self::Overloaded { reason, .. } => format!("the server is overloaded ({reason}); try again after the seconds in Retry-After"),
+            Self::Internal => "the server failed to answer; the failure is logged under this request's id".to_owned(),
+            Self::NotReady(reason) => format!("the server is not ready: {reason}"),
+            Self::Draining => "the server is draining and takes no more requests; try another replica".to_owned(),
+            Self::DeadlineExceeded => "the request was not answered within its deadline".to_owned(),
+        }
+    }
+
+    /// Whether the rest of the connection's bytes cannot be trusted or are not worth reading.
+    fn closes_connection(&self) -> bool {
+        matches!(self, Self::BodyTimeout | Self::BodyTooLarge(_) | Self::UriTooLong(_) | Self::HeadersTooLarge(_))
+    }
+
+    fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::Overloaded { retry_after, .. } => Some(retry_after.as_millis().div_ceil(1000).clamp(1, 60) as u64),
+            Self::NotReady(_) | Self::Draining => Some(1),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct ErrorBody<'a> {
+    error: &'a str,
+    code: &'a str,
+}
+
+/// The body of an error, its message shortened until all of it fits into [`MAX_BODY`] bytes.
+fn body(message: &str, code: &str) -> Vec<u8> {
+    let mut message = message.to_owned();
+    loop {
+        let body = serde_json::to_vec(&ErrorBody { error: &message, code }).unwrap_or_default();
+        if body.len() <= MAX_BODY || message.is_empty() {
+            return body;
+        }
+        // Escapes make the body longer than the message, so the excess is taken off until it fits.
+        let keep = message.len().saturating_sub((body.len() - MAX_BODY).max(4));
+        let end = message.char_indices().map(|(index, _)| index).take_while(|index| *index <= keep).last().unwrap_or(0);
+        message.truncate(end);
+        if message.len() > 3 {
+            message.push_str("...");
+        }
+        // The three dots count again, so the next round takes off at least one character more than it adds.
+        if message.len() <= 7 {
+            message.clear();
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status(), body(&self.message(), self.code())).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(seconds) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.closes_connection() {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        // The access log says what the client was told.
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<InvalidRequest> for ApiError {
+    fn from(error: InvalidRequest) -> Self {
+        Self::Invalid(error.0)
+    }
+}
+
+impl From<DecodeError> for ApiError {
+    fn from(error: DecodeError) -> Self {
+        match error {
+            DecodeError::Invalid(error) => error.into(),
+            DecodeError::OutOfMemory => Self::Overloaded { reason: "request memory is full", retry_after: Duration::from_secs(1) },
+        }
+    }
+}
+
+impl From<EncodeError> for ApiError {
+    fn from(error: EncodeError) -> Self {
+        match error {
+            EncodeError::NotFinite { output } => Self::Unprocessable(format!(
+                "output '{output}' holds NaN or infinity, which JSON cannot express; ask for it with 'Accept: application/octet-stream'"
+            )),
+            EncodeError::TooLarge { max_bytes } => Self::Unprocessable(format!(
+                "the answer is larger than {max_bytes} bytes; select fewer outputs or send fewer rows"
+            )),
+            EncodeError::NotRows { output } => Self::Unprocessable(format!(
+                "output '{output}' does not have one row for each instance; send 'inputs' instead of 'instances'"
+            )),
+            EncodeError::SeveralOutputs => {
+                Self::Invalid("a raw answer is one tensor, but several outputs are selected; select one with 'outputs'".to_owned())
+            }
+        }
+    }
+}
+
+impl From<ScheduleError> for ApiError {
+    fn from(error: ScheduleError) -> Self {
+        match error {
+            ScheduleError::Overloaded { reason, retry_after } => Self::Overloaded { reason, retry_after },
+            ScheduleError::ShuttingDown => Self::Draining,
+            ScheduleError::DeadlineExceeded => Self::DeadlineExceeded,
+            ScheduleError::Refused(_) => Self::Unprocessable(
+                "the model cannot compute these values (for example, an index is out of range or a size does not fit)".to_owned(),
+            ),
+            ScheduleError::Internal(_) => Self::Internal,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_bodies_are_json_of_bounded_size_whatever_the_message() {
+        for message in [String::new(), "plain".to_owned(), "x".repeat(2000), "\u{1}\"ä".repeat(700), "😀".repeat(300)] {
+            let body = body(&message, "invalid_request");
+            assert!(body.len() <= MAX_BODY, "{}", body.len());
+            let value: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(value["code"], "invalid_request");
+            let told = value["error"].as_str().unwrap();
+            assert!(message.starts_with(told.trim_end_matches("...")));
+            assert_eq!(told.len() < 400, message.len() < 400);
+        }
+    }
+
+    #[test]
+    fn client_data_is_never_a_server_error() {
+        for error in [
+            ApiError::from(InvalidRequest(String::new())),
+            ApiError::from(ScheduleError::Refused("x".into())),
+            ApiError::from(EncodeError::NotFinite { output: String::new() }),
+            ApiError::from(EncodeError::TooLarge { max_bytes: 1 }),
+            ApiError::from(EncodeError::NotRows { output: String::new() }),
+            ApiError::from(DecodeError::OutOfMemory),
+        ] {
+            assert!(error.status().is_client_error(), "{error:?}");
+        }
+    }
+}

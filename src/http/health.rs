@@ -1,0 +1,87 @@
+//! Probes: is the process alive, and does it answer predictions?
+//!
+//! Invariant: liveness depends on nothing that a restart would not cure; not on load, not on the queue.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use serde::Serialize;
+
+use super::App;
+use crate::registry::Phase;
+
+#[derive(Serialize)]
+struct Live {
+    live: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Ready<'a> {
+    ready: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<&'static str>,
+    models: Vec<ReadyModel<'a>>,
+}
+
+#[derive(Serialize)]
+struct ReadyModel<'a> {
+    name: &'a str,
+    version: &'a str,
+    device: &'a str,
+    execution_provider: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device_reason: Option<&'a str>,
+    instances: usize,
+    max_batch_size: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_batched_because: Option<&'a str>,
+}
+
+/// `GET /health`: 200 from the first moment; 503 only when a restart is the cure.
+pub(super) async fn live(State(app): State<Arc<App>>) -> Response {
+    let fault = app.registry.fault();
+    let body = Live { live: fault.is_none(), error: fault.map(crate::registry::Fault::reason), code: fault.map(|_| "not_ready") };
+    json(if fault.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
+}
+
+/// `GET /ready`: 200 with what is served, 503 with the reason why nothing is.
+pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
+    let (error, code) = match (app.registry.phase(), app.registry.fault()) {
+        (Phase::Draining, _) => (Some("the server is draining"), Some("draining")),
+        (_, Some(fault)) => (Some(fault.reason()), Some("not_ready")),
+        (Phase::Starting, None) => (Some("the models are being loaded"), Some("not_ready")),
+        (Phase::Ready, None) => (None, None),
+    };
+    let models = app.registry.models().map(|model| ReadyModel {
+        name: &model.metadata.name,
+        version: &model.metadata.version,
+        device: &model.device,
+        execution_provider: model.execution_provider,
+        device_reason: model.fallback.as_deref(),
+        instances: model.scheduler.instances(),
+        max_batch_size: model.scheduler.config().max_batch_size,
+        not_batched_because: match &model.metadata.batchability {
+            crate::model::Batchability::Rows => None,
+            crate::model::Batchability::Never(reason) => Some(reason),
+        },
+    });
+    let body = Ready { ready: error.is_none(), error, code, models: models.collect() };
+    json(if error.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
+}
+
+fn json(status: StatusCode, body: &impl Serialize) -> Response {
+    let body = serde_json::to_vec(body).unwrap_or_default();
+    let mut response = (status, body).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

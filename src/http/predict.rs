@@ -1,0 +1,233 @@
+//! `POST /predict` and its other names: receive, decode, submit, encode.
+//!
+//! Invariant: however a prediction ends, a client that leaves included, it is counted once.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, header};
+use percent_encoding::percent_decode_str;
+
+use super::App;
+use super::body::{self, Coding};
+use super::error::ApiError;
+use super::media;
+use super::middleware::{Arrival, PredictionRecord};
+use super::wire::{self, DecodeLimits, Decoded, Selection};
+use crate::batching::{InferenceResponse, Reservation};
+use crate::registry::{Phase, ServedModel};
+use crate::telemetry::metrics::Outcome;
+
+/// Bodies from this size on are decoded on a thread of their own, so that probes and small requests do not wait.
+const LARGE_BODY: usize = 256 << 10;
+
+/// `POST /predict`, `/invocations` and Vertex AI's route: the only model.
+pub(super) async fn predict(State(app): State<Arc<App>>, request: Request) -> Response {
+    let model = match model_or_reason(&app, None) {
+        Ok(model) => model,
+        Err(error) => return error.into_response(),
+    };
+    answer(&app, &model, request).await
+}
+
+/// `POST /v1/models/{model}:predict`.
+pub(super) async fn predict_named(State(app): State<Arc<App>>, Path(call): Path<String>, request: Request) -> Response {
+    let Some(name) = call.strip_suffix(":predict") else {
+        return ApiError::NotFound("no such route; a model is called as /v1/models/{model}:predict".to_owned()).into_response();
+    };
+    let model = match model_or_reason(&app, Some(name)) {
+        Ok(model) => model,
+        Err(error) => return error.into_response(),
+    };
+    answer(&app, &model, request).await
+}
+
+/// The model that is meant, or why there is none.
+fn model_or_reason(app: &App, name: Option<&str>) -> Result<Arc<ServedModel>, ApiError> {
+    if let Some(fault) = app.registry.fault() {
+        return Err(ApiError::NotReady(fault.reason()));
+    }
+    if app.registry.phase() == Phase::Starting {
+        return Err(ApiError::NotReady("the models are being loaded"));
+    }
+    let model = match name {
+        Some(name) => app.registry.get(name),
+        None => app.registry.default_model(),
+    };
+    model.cloned().ok_or_else(|| {
+        ApiError::NotFound(match name {
+            Some(_) => "no such model; GET /ready lists the models".to_owned(),
+            None => "several models are served; call one as /v1/models/{model}:predict (GET /ready lists them)".to_owned(),
+        })
+    })
+}
+
+/// Counts a prediction when it ends: as what it became, or as cancelled when the client left.
+struct Tally<'a> {
+    model: &'a ServedModel,
+    arrived_at: Instant,
+    outcome: Outcome,
+}
+
+impl Drop for Tally<'_> {
+    fn drop(&mut self) {
+        let metrics = &self.model.metrics;
+        metrics.in_flight.dec();
+        metrics.counter(self.outcome).inc();
+        if matches!(self.outcome, Outcome::Success | Outcome::Timeout | Outcome::Error) {
+            metrics.duration.observe(self.arrived_at.elapsed().as_secs_f64());
+        }
+    }
+}
+
+/// Answers a prediction with `model`, and counts it.
+async fn answer(app: &App, model: &Arc<ServedModel>, request: Request) -> Response {
+    let arrived_at = request.extensions().get::<Arrival>().map_or_else(Instant::now, |arrival| arrival.at);
+    model.metrics.in_flight.inc();
+    let mut tally = Tally { model, arrived_at, outcome: Outcome::Cancelled };
+    match run(app, model, request, arrived_at).await {
+        Ok(response) => {
+            tally.outcome = Outcome::Success;
+            response
+        }
+        Err(error) => {
+            tally.outcome = error.outcome();
+            error.into_response()
+        }
+    }
+}
+
+async fn run(app: &App, model: &Arc<ServedModel>, request: Request, arrived_at: Instant) -> Result<Response, ApiError> {
+    let (head, body) = request.into_parts();
+    let deadline = arrived_at + requested_timeout(&head.headers)?.map_or(app.config.request_timeout, |asked| asked.min(app.config.request_timeout));
+    let ask = Ask::read(&head, model)?;
+    let mut reservation = app.budget.reservation();
+    let body_deadline = deadline.min(arrived_at + app.config.body_timeout);
+    let body = body::receive(body, &head.headers, app.config.max_body_size, body_deadline, &mut reservation).await?;
+    let mut decoded = decode(app, model, &ask, body, deadline, reservation).await?;
+    if let Some(selection) = ask.selection {
+        if decoded.selection.is_some() {
+            return Err(ApiError::Invalid("outputs are selected both in the body and in the URI; use one".to_owned()));
+        }
+        decoded.selection = Some(selection);
+    }
+    let rows = decoded.request.rows();
+    model.metrics.batch_size.observe(super::rows_as_f64(rows));
+    let (selection, form) = (decoded.selection, decoded.form);
+    let response = model.scheduler.submit(decoded.request).await.map_err(|error| {
+        if let crate::batching::ScheduleError::Internal(reason) = &error {
+            tracing::error!(%reason, "a prediction failed by our fault");
+        }
+        ApiError::from(error)
+    })?;
+    let mut answer = if ask.raw_answer {
+        let (body, shape, datatype) = wire::encode_raw(&response, &model.metadata, selection.as_ref(), app.config.max_output_size)?;
+        raw_response(body, &shape, datatype)
+    } else {
+        let text = wire::encode_json(&response, &model.metadata, selection.as_ref(), form, app.config.max_output_size)?;
+        let mut answer = Response::new(text.into());
+        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        answer
+    };
+    record(&mut answer, &response, rows);
+    Ok(answer)
+}
+
+/// What the head of a request asks for.
+struct Ask {
+    format: wire::BodyFormat,
+    coding: Coding,
+    shape: Option<String>,
+    raw_answer: bool,
+    selection: Option<Selection>,
+}
+
+impl Ask {
+    fn read(head: &Parts, model: &ServedModel) -> Result<Self, ApiError> {
+        let shape = head.headers.get("x-tensor-shape").map(|value| value.to_str().map(str::to_owned));
+        let shape = shape.transpose().map_err(|_| ApiError::Invalid("X-Tensor-Shape is not text".to_owned()))?;
+        Ok(Self {
+            format: media::body_format(&head.headers)?,
+            coding: Coding::of(&head.headers)?,
+            shape,
+            raw_answer: media::wants_raw(&head.headers),
+            selection: selection_in(head.uri.query().unwrap_or_default(), model)?,
+        })
+    }
+}
+
+/// The outputs named in the query: `outputs=y`, several separated by commas.
+fn selection_in(query: &str, model: &ServedModel) -> Result<Option<Selection>, ApiError> {
+    let mut selection: Option<Selection> = None;
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if key != "outputs" {
+            return Err(ApiError::Invalid(format!("unknown query parameter '{}'; the only one is outputs", wire::json::quote(key))));
+        }
+        let selection = selection.get_or_insert_default();
+        for name in value.split(',') {
+            let name = percent_decode_str(name).decode_utf8_lossy();
+            wire::select(selection, &name, &model.metadata)?;
+        }
+    }
+    Ok(selection)
+}
+
+/// The deadline that the client brings, in milliseconds.
+fn requested_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
+    let Some(value) = headers.get("x-request-timeout-ms") else { return Ok(None) };
+    let milliseconds = value.to_str().ok().and_then(|text| text.trim().parse::<u32>().ok()).filter(|milliseconds| *milliseconds > 0);
+    match milliseconds {
+        Some(milliseconds) => Ok(Some(Duration::from_millis(milliseconds.into()))),
+        None => Err(ApiError::Invalid("X-Request-Timeout-Ms is not a positive whole number of milliseconds".to_owned())),
+    }
+}
+
+/// Inflates and decodes `body`; on a thread of its own where that takes long.
+async fn decode(
+    app: &App,
+    model: &Arc<ServedModel>,
+    ask: &Ask,
+    body: bytes::Bytes,
+    deadline: Instant,
+    mut reservation: Reservation,
+) -> Result<Decoded, ApiError> {
+    let limits = DecodeLimits { max_rows: model.scheduler.config().max_batch_size, max_json_depth: app.config.max_json_depth };
+    let (format, coding, shape, max_bytes) = (ask.format, ask.coding, ask.shape.clone(), app.config.max_body_size);
+    let long = coding != Coding::Identity || (format == wire::BodyFormat::Json && body.len() >= LARGE_BODY);
+    if !long {
+        return Ok(wire::decode(body, format, shape.as_deref(), &model.metadata, limits, deadline, reservation)?);
+    }
+    let metadata = Arc::clone(&model.metadata);
+    let work = move || {
+        let body = body::inflate(body, coding, max_bytes, &mut reservation)?;
+        Ok(wire::decode(body, format, shape.as_deref(), &metadata, limits, deadline, reservation)?)
+    };
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(ApiError::Internal))
+}
+
+fn raw_response(body: bytes::Bytes, shape: &[usize], datatype: &'static str) -> Response {
+    let mut answer = Response::new(body.into());
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    let shape = shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    if let Ok(shape) = HeaderValue::try_from(shape) {
+        headers.insert("x-tensor-shape", shape);
+    }
+    headers.insert("x-tensor-datatype", HeaderValue::from_static(datatype));
+    answer
+}
+
+/// Tells the client, and the access log, where the time went.
+fn record(answer: &mut Response, response: &InferenceResponse, rows: usize) {
+    let timings = response.timings;
+    let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
+    let text = format!("queue;dur={:.3}, infer;dur={:.3}", milliseconds(timings.queue), milliseconds(timings.compute_infer));
+    if let Ok(value) = HeaderValue::try_from(text) {
+        answer.headers_mut().insert("server-timing", value);
+    }
+    answer.extensions_mut().insert(PredictionRecord { rows, batch_rows: response.batch_rows, timings });
+}

@@ -1,0 +1,198 @@
+//! Wire formats of `/predict`: from bytes to a valid request, and from outputs to bytes.
+//!
+//! Invariant: this is the only place that knows how tensors look on the wire; it knows nothing of routes and queues.
+
+pub(crate) mod json;
+mod json_request;
+mod json_response;
+mod number;
+mod raw;
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::batching::{InferenceRequest, InferenceResponse, InvalidRequest, OutputRows, Reservation};
+use crate::model::ModelMetadata;
+use crate::tensor::Shape;
+
+/// Positions of the outputs that the client asked for, in its order.
+pub type Selection = SmallVec<[usize; 4]>;
+
+/// How a request is written, and so its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// One array per tensor (`inputs`, `outputs`).
+    Columns,
+    /// One value or object per row (`instances`, `predictions`).
+    Rows,
+}
+
+/// What the body is, by its content type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyFormat {
+    /// JSON text.
+    Json,
+    /// One raw little-endian tensor.
+    Raw,
+}
+
+/// A decoded body.
+#[derive(Debug)]
+pub struct Decoded {
+    /// What is to be computed.
+    pub request: InferenceRequest,
+    /// The outputs that were asked for; `None` means all.
+    pub selection: Option<Selection>,
+    /// How the answer is to be written.
+    pub form: Form,
+}
+
+/// The bounds that a body is held against while it is decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DecodeLimits {
+    /// Rows in one request.
+    pub max_rows: usize,
+    /// Nested arrays and objects.
+    pub max_json_depth: usize,
+}
+
+/// Why a body was not decoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DecodeError {
+    /// It is not what the model takes.
+    Invalid(InvalidRequest),
+    /// Its tensors do not fit into the memory that requests may hold at once.
+    OutOfMemory,
+}
+
+impl From<InvalidRequest> for DecodeError {
+    fn from(error: InvalidRequest) -> Self {
+        Self::Invalid(error)
+    }
+}
+
+/// Why an answer cannot be written as asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EncodeError {
+    /// It holds NaN or infinity, and JSON was asked for.
+    NotFinite {
+        /// The output that holds it.
+        output: String,
+    },
+    /// It is larger than an answer may be.
+    TooLarge {
+        /// The limit in bytes.
+        max_bytes: usize,
+    },
+    /// Rows were asked for, and an output has none, or not one for each row of the request.
+    NotRows {
+        /// The output.
+        output: String,
+    },
+    /// One raw tensor was asked for, and several outputs are selected.
+    SeveralOutputs,
+}
+
+/// Bytes to set aside for the tensors of `body` before they are made.
+fn tensor_bytes(body: &[u8], format: BodyFormat, metadata: &ModelMetadata) -> usize {
+    match format {
+        // A raw body is its tensor already, or at worst copied once; strings take a header each.
+        BodyFormat::Raw => body.len(),
+        BodyFormat::Json => {
+            let element = metadata.inputs.iter().map(|spec| spec.datatype.size().unwrap_or(size_of::<String>())).max();
+            json_request::max_elements(body).saturating_mul(element.unwrap_or(0))
+        }
+    }
+}
+
+/// Decodes `body` for the model that `metadata` describes.
+///
+/// `shape` is the client's `X-Tensor-Shape`, for raw bodies. `reservation` already covers the body itself; it is grown
+/// by what its tensors take, and given back with the request.
+///
+/// # Errors
+/// See [`DecodeError`].
+pub fn decode(
+    body: Bytes,
+    format: BodyFormat,
+    shape: Option<&str>,
+    metadata: &ModelMetadata,
+    limits: DecodeLimits,
+    deadline: Instant,
+    mut reservation: Reservation,
+) -> Result<Decoded, DecodeError> {
+    reservation.grow(tensor_bytes(&body, format, metadata)).map_err(|_| DecodeError::OutOfMemory)?;
+    let (inputs, selection, form) = match format {
+        BodyFormat::Json => {
+            let json = json_request::parse(&body, metadata, limits.max_rows, limits.max_json_depth)?;
+            (json.inputs, json.selection, json.form)
+        }
+        BodyFormat::Raw => (raw::parse(body, metadata, shape)?, None, Form::Columns),
+    };
+    let request = InferenceRequest::new(metadata, inputs, limits.max_rows, deadline, reservation)?;
+    Ok(Decoded { request, selection, form })
+}
+
+/// Adds the output `name` to `selection`.
+///
+/// # Errors
+/// When the model has no such output, or it was selected before.
+pub fn select(selection: &mut Selection, name: &str, metadata: &ModelMetadata) -> Result<(), InvalidRequest> {
+    let Some(index) = metadata.outputs.iter().position(|spec| spec.name == name) else {
+        let names: Vec<&str> = metadata.outputs.iter().map(|spec| spec.name.as_str()).collect();
+        return Err(InvalidRequest(format!("unknown output '{}'; the model has {}", json::quote(name), names.join(", "))));
+    };
+    if selection.contains(&index) {
+        return Err(InvalidRequest(format!("output '{name}' is asked for twice")));
+    }
+    selection.push(index);
+    Ok(())
+}
+
+/// One output of an answer, with its name.
+struct Selected<'a> {
+    name: &'a str,
+    rows: &'a OutputRows,
+}
+
+fn selected<'a>(response: &'a InferenceResponse, metadata: &'a ModelMetadata, selection: Option<&Selection>) -> Vec<Selected<'a>> {
+    let output = |(spec, rows): (&'a crate::model::TensorSpec, &'a OutputRows)| Selected { name: &spec.name, rows };
+    let all = metadata.outputs.iter().zip(&response.outputs);
+    match selection {
+        None => all.map(output).collect(),
+        Some(selection) => selection.iter().filter_map(|index| all.clone().nth(*index)).map(output).collect(),
+    }
+}
+
+/// Writes `response` as JSON.
+///
+/// # Errors
+/// See [`EncodeError`].
+pub fn encode_json(
+    response: &InferenceResponse,
+    metadata: &ModelMetadata,
+    selection: Option<&Selection>,
+    form: Form,
+    max_bytes: usize,
+) -> Result<Vec<u8>, EncodeError> {
+    let outputs = selected(response, metadata, selection);
+    json_response::write(&metadata.name, &metadata.version, &outputs, form, max_bytes)
+}
+
+/// Writes the one selected output of `response` raw; returns its bytes, shape and datatype.
+///
+/// # Errors
+/// See [`EncodeError`].
+pub fn encode_raw(
+    response: &InferenceResponse,
+    metadata: &ModelMetadata,
+    selection: Option<&Selection>,
+    max_bytes: usize,
+) -> Result<(Bytes, Shape, &'static str), EncodeError> {
+    match selected(response, metadata, selection).as_slice() {
+        [output] => Ok((raw::write(output.rows, max_bytes)?, output.rows.shape(), output.rows.view().datatype().name())),
+        _ => Err(EncodeError::SeveralOutputs),
+    }
+}

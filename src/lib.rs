@@ -1,0 +1,37 @@
+//! model-serving: a small, fast server for ONNX models.
+//!
+//! Read the modules in this order to follow one prediction. [`config`] and [`server`] put everything together. A
+//! request arrives at [`http`], where the accept loop, the connection and a handler turn bytes into a valid
+//! [`batching::InferenceRequest`]. The handler looks its model up in the [`registry`] and submits the request to the
+//! model's [`batching::Scheduler`]. An idle instance thread takes it, with others, out of the queue and executes them
+//! in ONNX Runtime ([`runtime`]). The outputs travel back the same way, as views of the memory that ONNX Runtime
+//! wrote.
+//!
+//! Imports run downwards only, in the order of this page; a test reads them and keeps it so.
+
+// The process.
+pub mod config;
+pub mod healthcheck;
+pub mod inspect;
+pub mod server;
+pub mod shutdown;
+
+// The edge.
+pub mod http;
+
+// Which models there are.
+pub mod registry;
+
+// Queues and waiting.
+pub mod batching;
+
+// Devices.
+pub mod runtime;
+
+// What a model is.
+pub mod model;
+
+// Plain data, and leaves that everybody may use.
+pub mod telemetry;
+pub mod tensor;
+pub mod units;

@@ -1,0 +1,60 @@
+//! The `model-serving` binary: read the command line, start telemetry, build, run until a signal.
+
+use std::process::ExitCode;
+
+use model_serving::config::{Command, DEFAULT_PORT, HealthcheckFlags, InspectFlags, ServeFlags};
+use model_serving::server::{self, StartError};
+use model_serving::shutdown::StopSignals;
+use model_serving::telemetry::logging;
+use model_serving::{healthcheck, inspect};
+
+fn main() -> ExitCode {
+    let command = match Command::read(std::env::args_os()) {
+        Ok(command) => command,
+        Err(error) => error.exit(),
+    };
+    let result = match command {
+        Command::Serve(flags) => serve(*flags),
+        Command::Inspect(flags) => print_model(&flags),
+        Command::Healthcheck(flags) => check_health(flags),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            complain(&message);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(flags: ServeFlags) -> Result<(), String> {
+    let log = flags.log_config();
+    let config = flags.into_config(|name| std::env::var(name).ok()).unwrap_or_else(|error| error.exit());
+    let _flushed_at_the_end = logging::start(log);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("http").build();
+    let runtime = runtime.map_err(|error| format!("the operating system refused threads: {error}"))?;
+    let result: Result<(), StartError> = runtime.block_on(async {
+        let signals = StopSignals::install().map_err(|source| StartError::System { what: "a signal handler", source })?;
+        let listener = server::bind(&config).await?;
+        server::run(config, listener, signals).await
+    });
+    // Whatever still runs then runs for nobody.
+    runtime.shutdown_background();
+    result.map_err(|error| error.to_string())
+}
+
+fn print_model(flags: &InspectFlags) -> Result<(), String> {
+    let text = inspect::describe(&flags.model, flags.onnxruntime.as_deref()).map_err(|error| error.to_string())?;
+    std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes()).map_err(|error| error.to_string())
+}
+
+fn check_health(flags: HealthcheckFlags) -> Result<(), String> {
+    let url = flags.url.unwrap_or_else(|| format!("http://127.0.0.1:{}/health", flags.port.unwrap_or(DEFAULT_PORT)));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
+    runtime.block_on(healthcheck::check(&url))
+}
+
+#[expect(clippy::print_stderr, reason = "a failed start is told on standard error, in one line")]
+fn complain(message: &str) {
+    eprintln!("model-serving: {message}");
+}

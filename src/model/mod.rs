@@ -1,0 +1,192 @@
+//! What a model is, seen from outside: its name, its signature, and where its file lies.
+//!
+//! Invariant: nothing here executes a model, and nothing here knows how a request travels.
+
+pub mod onnx;
+pub mod repository;
+pub mod sidecar;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::tensor::DataType;
+
+/// One dimension of a tensor in a model's signature.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Dim {
+    /// Always this size.
+    Fixed(usize),
+    /// Any size; dimensions of one signature that share a symbol have the same size in one request.
+    Dynamic(Option<String>),
+}
+
+impl fmt::Display for Dim {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(size) => write!(formatter, "{size}"),
+            Self::Dynamic(Some(symbol)) => formatter.write_str(symbol),
+            Self::Dynamic(None) => formatter.write_str("?"),
+        }
+    }
+}
+
+/// The name, datatype and dimensions of one input or output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// The name in the graph.
+    pub name: String,
+    /// The type of the elements.
+    pub datatype: DataType,
+    /// The dimensions, outermost first; `None` when the graph states no rank (outputs only).
+    pub dims: Option<Vec<Dim>>,
+    /// What each position of the last dimension means, from the sidecar; empty when not stated.
+    pub labels: Vec<String>,
+}
+
+impl TensorSpec {
+    /// The dimensions that are known; an unknown rank reads as none.
+    #[must_use]
+    pub fn dims(&self) -> &[Dim] {
+        self.dims.as_deref().unwrap_or_default()
+    }
+
+    /// The dimensions as people write them, for example `[N,3,224,224]`.
+    #[must_use]
+    pub fn shape_text(&self) -> String {
+        match &self.dims {
+            None => "[...]".to_owned(),
+            Some(dims) => {
+                let dims: Vec<String> = dims.iter().map(ToString::to_string).collect();
+                format!("[{}]", dims.join(","))
+            }
+        }
+    }
+
+    /// Whether the first dimension is dynamic, as a batch dimension must be.
+    fn leading_symbol(&self) -> Option<Option<&str>> {
+        match self.dims().first() {
+            Some(Dim::Dynamic(symbol)) => Some(symbol.as_deref()),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for TensorSpec {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} {}{}", self.name, self.datatype, self.shape_text())
+    }
+}
+
+/// Whether requests for a model may share one execution.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Batchability {
+    /// The first dimension of every input and output is the batch: rows of several requests can be merged.
+    Rows,
+    /// Requests are executed one by one, for this reason.
+    Never(String),
+}
+
+impl Batchability {
+    /// Reads from a signature whether the first dimension is a batch dimension throughout.
+    #[must_use]
+    pub fn of(inputs: &[TensorSpec], outputs: &[TensorSpec]) -> Self {
+        let mut symbol: Option<&str> = None;
+        for (kind, spec) in inputs.iter().map(|spec| ("input", spec)).chain(outputs.iter().map(|spec| ("output", spec))) {
+            match spec.leading_symbol() {
+                None => {
+                    return Self::Never(format!("{kind} {spec} has no dynamic first dimension"));
+                }
+                Some(None) => {}
+                Some(Some(name)) => match symbol {
+                    None => symbol = Some(name),
+                    Some(first) if first == name => {}
+                    Some(first) => {
+                        return Self::Never(format!("{kind} {spec} does not share the first dimension {first}"));
+                    }
+                },
+            }
+        }
+        if inputs.is_empty() {
+            return Self::Never("the model has no inputs".to_owned());
+        }
+        Self::Rows
+    }
+}
+
+/// Everything about a loaded model that its callers may ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelMetadata {
+    /// The name it is served under.
+    pub name: String,
+    /// The version it is served as.
+    pub version: String,
+    /// What it does, in the words of its author; empty when not stated.
+    pub description: String,
+    /// Inputs in the order of the graph.
+    pub inputs: Vec<TensorSpec>,
+    /// Outputs in the order of the graph.
+    pub outputs: Vec<TensorSpec>,
+    /// Whether requests may share an execution.
+    pub batchability: Batchability,
+    /// SHA-256 of the `.onnx` file, in hexadecimal.
+    pub sha256: String,
+    /// The size of the `.onnx` file in bytes.
+    pub file_size: u64,
+    /// Operator-set versions by domain; the default domain is `ai.onnx`.
+    pub opsets: BTreeMap<String, i64>,
+    /// The tool that wrote the file; empty when not stated.
+    pub producer: String,
+    /// The author's own key-value pairs.
+    pub properties: BTreeMap<String, String>,
+}
+
+impl ModelMetadata {
+    /// Whether the first axis of every input is the batch, so that a request has a number of rows.
+    #[must_use]
+    pub fn has_batch_axis(&self) -> bool {
+        !self.inputs.is_empty() && self.inputs.iter().all(|spec| spec.leading_symbol().is_some())
+    }
+
+    /// The signature as people write it, for example `image FP32[N,1,8,8] -> label INT64[N]`.
+    #[must_use]
+    pub fn signature_text(&self) -> String {
+        let list = |specs: &[TensorSpec]| specs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        format!("{} -> {}", list(&self.inputs), list(&self.outputs))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(name: &str, dims: &[&str]) -> TensorSpec {
+        let dims = dims
+            .iter()
+            .map(|dim| match dim.parse() {
+                Ok(size) => Dim::Fixed(size),
+                Err(_) if dim.is_empty() => Dim::Dynamic(None),
+                Err(_) => Dim::Dynamic(Some((*dim).to_owned())),
+            })
+            .collect();
+        TensorSpec { name: name.to_owned(), datatype: DataType::Fp32, dims: Some(dims), labels: Vec::new() }
+    }
+
+    #[test]
+    fn a_model_is_batchable_when_every_first_dimension_is_the_same_dynamic_one() {
+        let rows = |inputs: &[TensorSpec], outputs: &[TensorSpec]| Batchability::of(inputs, outputs) == Batchability::Rows;
+        assert!(rows(&[spec("x", &["N", "4"])], &[spec("y", &["N"])]));
+        assert!(rows(&[spec("x", &["", "4"])], &[spec("y", &["N"])]));
+        assert!(!rows(&[spec("x", &["2", "4"])], &[spec("y", &["2"])]));
+        assert!(!rows(&[spec("x", &["N", "4"])], &[spec("y", &[])]));
+        assert!(!rows(&[spec("x", &["N", "4"])], &[spec("y", &["M", "4"])]));
+        assert!(!rows(&[spec("x", &["N"]), spec("scale", &[])], &[spec("y", &["N"])]));
+        assert!(!rows(&[], &[spec("y", &["N"])]));
+        let unranked = TensorSpec { dims: None, ..spec("y", &[]) };
+        assert!(!rows(&[spec("x", &["N"])], &[unranked]));
+    }
+
+    #[test]
+    fn signatures_read_as_people_write_them() {
+        assert_eq!(spec("image", &["N", "1", "8", ""]).to_string(), "image FP32[N,1,8,?]");
+    }
+}

@@ -1,0 +1,303 @@
+//! The few fields of an ONNX file that we read ourselves, before ONNX Runtime sees it.
+//!
+//! Invariant: a file that passes [`OnnxFile::read`] refers to no data outside its own folder. Models drive native
+//! code and may name other files to be read into memory; a model that could name `/etc/passwd` would publish it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use prost::Message;
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+/// Why a model file was refused.
+#[derive(Debug, Error)]
+pub enum OnnxFileError {
+    /// The file could not be read.
+    #[error("cannot read model {path}: {source}; check the path and its permissions", path = .path.display())]
+    Read {
+        /// The model's path.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The file is not an ONNX model.
+    #[error("{path} is not an ONNX model ({reason}); export the model again, or check that the copy is complete", path = .path.display())]
+    NotOnnx {
+        /// The model's path.
+        path: PathBuf,
+        /// What was missing.
+        reason: String,
+    },
+    /// The model names data outside its own folder.
+    #[error("{path} refers to external data '{location}', which {reason}; keep external data as plain files in the model's folder", path = .path.display())]
+    ExternalData {
+        /// The model's path.
+        path: PathBuf,
+        /// The location that the model names.
+        location: String,
+        /// Why it is refused.
+        reason: String,
+    },
+}
+
+/// An ONNX file in memory, checked.
+#[derive(Debug)]
+pub struct OnnxFile {
+    /// Where it was read from.
+    pub path: PathBuf,
+    /// The very bytes that were checked and hashed, and that ONNX Runtime will load.
+    pub bytes: Vec<u8>,
+    /// The folder in which external data may lie.
+    pub folder: PathBuf,
+    /// SHA-256 of the bytes, in hexadecimal.
+    pub sha256: String,
+    /// Operator-set versions by domain.
+    pub opsets: BTreeMap<String, i64>,
+    /// The tool that wrote the file.
+    pub producer: String,
+    /// The author's description.
+    pub description: String,
+    /// The author's own key-value pairs.
+    pub properties: BTreeMap<String, String>,
+    /// Names of the inputs and outputs that state no shape at all.
+    pub unranked: BTreeSet<String>,
+}
+
+impl OnnxFile {
+    /// Reads and checks the model at `path`.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is not ONNX, or refers to data outside its folder.
+    pub fn read(path: &Path) -> Result<Self, OnnxFileError> {
+        let read_error = |source| OnnxFileError::Read { path: path.to_owned(), source };
+        let bytes = fs::read(path).map_err(read_error)?;
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = parent.canonicalize().map_err(read_error)?;
+
+        let not_onnx = |reason: &str| OnnxFileError::NotOnnx { path: path.to_owned(), reason: reason.to_owned() };
+        if bytes.is_empty() {
+            return Err(not_onnx("it is empty"));
+        }
+        let model = ModelProto::decode(bytes.as_slice()).map_err(|_| not_onnx("it does not parse"))?;
+        let Some(graph) = &model.graph else {
+            return Err(not_onnx("it holds no graph"));
+        };
+        if model.opset_import.is_empty() {
+            return Err(not_onnx("it states no operator set"));
+        }
+
+        let mut locations = BTreeSet::new();
+        graph.collect_external(&mut locations);
+        model.functions.iter().flat_map(|function| &function.node).for_each(|node| node.collect_external(&mut locations));
+        for location in locations {
+            check_location(&folder, &location)
+                .map_err(|reason| OnnxFileError::ExternalData { path: path.to_owned(), location, reason })?;
+        }
+
+        let unranked = graph.input.iter().chain(&graph.output).filter(|value| !value.has_shape());
+        let unranked = unranked.map(|value| value.name.clone()).collect();
+        let producer = [model.producer_name.as_str(), model.producer_version.as_str()].join(" ").trim().to_owned();
+        Ok(Self {
+            path: path.to_owned(),
+            sha256: hexadecimal(&Sha256::digest(&bytes)),
+            bytes,
+            folder,
+            opsets: model.opset_import.into_iter().map(|opset| (default_domain(opset.domain), opset.version)).collect(),
+            producer,
+            description: model.doc_string,
+            properties: model.metadata_props.into_iter().map(|entry| (entry.key, entry.value)).collect(),
+            unranked,
+        })
+    }
+}
+
+/// The empty domain is the standard's own.
+fn default_domain(domain: String) -> String {
+    if domain.is_empty() { "ai.onnx".to_owned() } else { domain }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Checks that `location` is a plain file inside `folder`, whatever links lie on the way.
+fn check_location(folder: &Path, location: &str) -> Result<(), String> {
+    let relative = Path::new(location);
+    // `a/../b` may stay inside and still differ for whoever resolves it next, so no parent component is accepted.
+    let plain = relative.components().all(|component| matches!(component, Component::Normal(_) | Component::CurDir));
+    if location.is_empty() || !plain {
+        return Err("leaves the model's folder".to_owned());
+    }
+    let resolved = folder.join(relative).canonicalize().map_err(|error| format!("cannot be read ({})", error.kind()))?;
+    if !resolved.starts_with(folder) {
+        return Err("leaves the model's folder through a link".to_owned());
+    }
+    let metadata = resolved.metadata().map_err(|error| format!("cannot be read ({})", error.kind()))?;
+    if !metadata.is_file() {
+        return Err("is not a plain file".to_owned());
+    }
+    // A hard link is the one way to bring in a file from elsewhere that no path check can see.
+    #[cfg(unix)]
+    if std::os::unix::fs::MetadataExt::nlink(&metadata) > 1 {
+        return Err("is a hard link".to_owned());
+    }
+    Ok(())
+}
+
+// The messages below name only the fields we read (onnx.proto3 of ONNX IR version 10); the decoder skips all others
+// without copying them, so weights cost nothing here.
+
+#[derive(Clone, PartialEq, Message)]
+struct ModelProto {
+    #[prost(string, tag = "2")]
+    producer_name: String,
+    #[prost(string, tag = "3")]
+    producer_version: String,
+    #[prost(string, tag = "6")]
+    doc_string: String,
+    #[prost(message, optional, tag = "7")]
+    graph: Option<GraphProto>,
+    #[prost(message, repeated, tag = "8")]
+    opset_import: Vec<OperatorSetIdProto>,
+    #[prost(message, repeated, tag = "14")]
+    metadata_props: Vec<StringStringEntryProto>,
+    #[prost(message, repeated, tag = "25")]
+    functions: Vec<FunctionProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OperatorSetIdProto {
+    #[prost(string, tag = "1")]
+    domain: String,
+    #[prost(int64, tag = "2")]
+    version: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct StringStringEntryProto {
+    #[prost(string, tag = "1")]
+    key: String,
+    #[prost(string, tag = "2")]
+    value: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct FunctionProto {
+    #[prost(message, repeated, tag = "7")]
+    node: Vec<NodeProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct GraphProto {
+    #[prost(message, repeated, tag = "1")]
+    node: Vec<NodeProto>,
+    #[prost(message, repeated, tag = "5")]
+    initializer: Vec<TensorProto>,
+    #[prost(message, repeated, tag = "11")]
+    input: Vec<ValueInfoProto>,
+    #[prost(message, repeated, tag = "12")]
+    output: Vec<ValueInfoProto>,
+    #[prost(message, repeated, tag = "15")]
+    sparse_initializer: Vec<SparseTensorProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct NodeProto {
+    #[prost(message, repeated, tag = "5")]
+    attribute: Vec<AttributeProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct AttributeProto {
+    #[prost(message, optional, tag = "5")]
+    t: Option<TensorProto>,
+    #[prost(message, optional, tag = "6")]
+    g: Option<GraphProto>,
+    #[prost(message, repeated, tag = "10")]
+    tensors: Vec<TensorProto>,
+    #[prost(message, repeated, tag = "11")]
+    graphs: Vec<GraphProto>,
+    #[prost(message, optional, tag = "22")]
+    sparse_tensor: Option<SparseTensorProto>,
+    #[prost(message, repeated, tag = "23")]
+    sparse_tensors: Vec<SparseTensorProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TensorProto {
+    #[prost(message, repeated, tag = "13")]
+    external_data: Vec<StringStringEntryProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct SparseTensorProto {
+    #[prost(message, optional, tag = "1")]
+    values: Option<TensorProto>,
+    #[prost(message, optional, tag = "2")]
+    indices: Option<TensorProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ValueInfoProto {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(message, optional, tag = "2")]
+    r#type: Option<TypeProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TypeProto {
+    #[prost(message, optional, tag = "1")]
+    tensor_type: Option<TensorTypeProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TensorTypeProto {
+    #[prost(message, optional, tag = "2")]
+    shape: Option<TensorShapeProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TensorShapeProto {}
+
+impl ValueInfoProto {
+    fn has_shape(&self) -> bool {
+        self.r#type.as_ref().and_then(|ty| ty.tensor_type.as_ref()).is_some_and(|tensor| tensor.shape.is_some())
+    }
+}
+
+impl GraphProto {
+    /// Adds every external location named by this graph or one nested in it.
+    fn collect_external(&self, locations: &mut BTreeSet<String>) {
+        self.initializer.iter().for_each(|tensor| tensor.collect_external(locations));
+        self.sparse_initializer.iter().for_each(|sparse| sparse.collect_external(locations));
+        self.node.iter().for_each(|node| node.collect_external(locations));
+    }
+}
+
+impl NodeProto {
+    fn collect_external(&self, locations: &mut BTreeSet<String>) {
+        for attribute in &self.attribute {
+            attribute.t.iter().chain(&attribute.tensors).for_each(|tensor| tensor.collect_external(locations));
+            attribute.g.iter().chain(&attribute.graphs).for_each(|graph| graph.collect_external(locations));
+            let sparse = attribute.sparse_tensor.iter().chain(&attribute.sparse_tensors);
+            sparse.for_each(|tensor| tensor.collect_external(locations));
+        }
+    }
+}
+
+impl SparseTensorProto {
+    fn collect_external(&self, locations: &mut BTreeSet<String>) {
+        self.values.iter().chain(&self.indices).for_each(|tensor| tensor.collect_external(locations));
+    }
+}
+
+impl TensorProto {
+    /// A tensor that names a location is checked whether or not it is also marked as external: one field may lie.
+    fn collect_external(&self, locations: &mut BTreeSet<String>) {
+        let entries = self.external_data.iter().filter(|entry| entry.key == "location");
+        locations.extend(entries.map(|entry| entry.value.clone()));
+    }
+}

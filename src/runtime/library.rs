@@ -1,0 +1,124 @@
+//! Finding and loading ONNX Runtime's shared library, once per process.
+//!
+//! Invariant: the library is loaded by an explicit path that we looked up ourselves, so that a missing or unsuitable
+//! one is an error of ours with a fix in it, and never a panic inside a binding.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use ort::environment::Environment;
+use ort::logging::LogLevel;
+use parking_lot::Mutex;
+use thiserror::Error;
+
+/// The file that is looked for.
+const FILE_NAME: &str = "libonnxruntime.so";
+
+/// The folder into which `make run` and `make test` fetch the library.
+const FETCHED_FOLDER: &str = ".onnxruntime";
+
+/// The oldest ONNX Runtime 1.x that has the interface we call (`api-24` in `Cargo.toml`).
+const OLDEST_MINOR: u32 = 24;
+
+/// Why ONNX Runtime could not be loaded.
+#[derive(Debug, Error)]
+pub enum LibraryError {
+    /// No library was found anywhere.
+    #[error(
+        "ONNX Runtime's library {FILE_NAME} was not found (looked in {searched}); run scripts/fetch-onnxruntime.sh, or set --onnxruntime (ORT_DYLIB_PATH) to it"
+    )]
+    NotFound {
+        /// The places that were looked at.
+        searched: String,
+    },
+    /// The file is there but cannot be used.
+    #[error("cannot load ONNX Runtime from {path}: {reason}; version 1.{OLDEST_MINOR} or newer for this machine is needed, run scripts/fetch-onnxruntime.sh or set --onnxruntime (ORT_DYLIB_PATH)", path = .path.display())]
+    Unusable {
+        /// The library's path.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// The loaded library.
+#[derive(Clone)]
+pub struct Library {
+    pub(super) environment: Environment,
+    version: String,
+}
+
+/// ONNX Runtime permits one environment per process, so the first one loaded is everybody's.
+static LOADED: Mutex<Option<Library>> = Mutex::new(None);
+
+impl Library {
+    /// Loads the library at `path`, or the first one found by default, and prepares it for sessions.
+    ///
+    /// # Errors
+    /// When there is none, or it is damaged, for another machine, or too old.
+    pub fn load(path: Option<&Path>) -> Result<Self, LibraryError> {
+        let mut loaded = LOADED.lock();
+        if let Some(library) = loaded.as_ref() {
+            return Ok(library.clone());
+        }
+        let path = match path {
+            Some(path) => path.to_owned(),
+            None => search()?,
+        };
+        let unusable = |reason: String| LibraryError::Unusable { path: path.clone(), reason: one_line(&reason) };
+        if !path.is_file() {
+            return Err(unusable("there is no such file".to_owned()));
+        }
+        // A relative path would be looked up beside the executable first, which is not what the user wrote.
+        let absolute = path.canonicalize().map_err(|error| unusable(error.to_string()))?;
+        let environment = ort::init_from(&absolute)
+            .map_err(|error| unusable(error.to_string()))?
+            .with_name("model-serving")
+            .with_telemetry(false)
+            .build()
+            .map_err(|error| unusable(error.to_string()))?;
+        // The environment starts at the most verbose level, at which every run formats messages that nobody reads.
+        environment.set_log_level(LogLevel::Warning);
+        let library = Self { environment, version: version_of(&absolute) };
+        *loaded = Some(library.clone());
+        Ok(library)
+    }
+
+    /// The library's version, for example `1.31.1`.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+}
+
+/// The version in the resolved file name (`libonnxruntime.so.1.31.1`), else the part of it that the interface states.
+fn version_of(path: &Path) -> String {
+    let from_name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.split_once(".so."));
+    match from_name {
+        Some((_, version)) => version.to_owned(),
+        None => ort::util::probe(path).map_or_else(|| "unknown".to_owned(), |minor| format!("1.{minor}")),
+    }
+}
+
+/// The default places, in order: beside the executable (images), `../lib` of it (packages), the folder into which the
+/// Makefile fetches it, below the current directory (checkouts), and where Debian-like systems install libraries.
+fn search() -> Result<PathBuf, LibraryError> {
+    let mut folders = Vec::new();
+    if let Some(folder) = env::current_exe().ok().as_deref().and_then(Path::parent) {
+        folders.push(folder.to_owned());
+        folders.push(folder.join("../lib"));
+    }
+    folders.push(PathBuf::from(FETCHED_FOLDER));
+    folders.push(PathBuf::from("/usr/local/lib"));
+    folders.push(PathBuf::from("/usr/lib"));
+    let found = folders.iter().map(|folder| folder.join(FILE_NAME)).find(|path| path.is_file());
+    found.ok_or_else(|| {
+        let searched: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
+        LibraryError::NotFound { searched: searched.join(", ") }
+    })
+}
+
+/// Libraries like to print several lines; a failed start prints one.
+pub(super) fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,123 @@
+//! Execution: the only place that knows ONNX Runtime.
+//!
+//! Invariant: no type of `ort` leaves this module; the layers above see [`Model`], tensors and [`RuntimeError`].
+
+pub mod library;
+mod output;
+pub mod provider;
+pub mod session;
+pub mod warmup;
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+use thiserror::Error;
+
+use crate::model::ModelMetadata;
+use crate::tensor::{OutputTensor, Shape, TensorView};
+
+/// One input of an execution, borrowed from a request or from the gathered batch.
+#[derive(Debug, Clone)]
+pub struct InputView<'a> {
+    /// The sizes of the dimensions, the batch included.
+    pub shape: Shape,
+    /// The elements, row-major; as many as the shape says.
+    pub elements: TensorView<'a>,
+}
+
+/// The inputs of one execution, in the order of the model's signature.
+pub type BatchInput<'a> = SmallVec<[InputView<'a>; 4]>;
+
+/// The outputs of one execution, in the order of the model's signature.
+pub type BatchOutput = Vec<OutputTensor>;
+
+/// A loaded model that one thread executes.
+///
+/// Each instance owns one: ONNX Runtime's sessions are not safe to run from several threads at once, which `&mut`
+/// says without a lock.
+pub trait Model: Send {
+    /// What the model is.
+    fn metadata(&self) -> &Arc<ModelMetadata>;
+
+    /// Executes `input` and returns every output of the signature.
+    ///
+    /// # Errors
+    /// See [`RuntimeError`]; the model can be run again after any of them but [`RuntimeError::Broken`].
+    fn run(&mut self, input: BatchInput<'_>) -> Result<BatchOutput, RuntimeError>;
+
+    /// A handle by which another thread can end a run that nobody waits for any more.
+    fn interrupt(&self) -> Arc<dyn Interrupt>;
+}
+
+/// Ends a run from another thread.
+pub trait Interrupt: Send + Sync {
+    /// Asks the run in progress to stop soon. It then fails with [`RuntimeError::Interrupted`].
+    fn interrupt(&self);
+}
+
+/// Why an execution failed. The texts are for the log; clients never see what a library said.
+#[derive(Debug, Clone, Error)]
+pub enum RuntimeError {
+    /// The model refused the values: the request is well-formed, but an operator cannot compute it.
+    #[error("the model refused the input: {0}")]
+    Refused(String),
+    /// The run was ended because nobody waited for it any more.
+    #[error("the run was interrupted")]
+    Interrupted,
+    /// The runtime itself failed.
+    #[error("the runtime failed: {0}")]
+    Broken(String),
+}
+
+/// Why a model could not be loaded. Each is one line with a cause and a fix.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// ONNX Runtime's shared library is missing or does not fit.
+    #[error(transparent)]
+    Library(#[from] library::LibraryError),
+    /// The file was refused before ONNX Runtime saw it.
+    #[error(transparent)]
+    File(#[from] crate::model::onnx::OnnxFileError),
+    /// The requested device cannot be had.
+    #[error("device {device} cannot be used: {reason}; set --device (DEVICE) to cpu, or use an image and a host with CUDA")]
+    Device {
+        /// The device that was asked for.
+        device: provider::Device,
+        /// What ONNX Runtime said.
+        reason: String,
+    },
+    /// ONNX Runtime refused the model.
+    #[error("ONNX Runtime cannot load {path}: {reason}", path = .path.display())]
+    Refused {
+        /// The model's path.
+        path: std::path::PathBuf,
+        /// What ONNX Runtime said, on one line.
+        reason: String,
+    },
+    /// The signature holds something that cannot be served.
+    #[error("{path} cannot be served: {reason}", path = .path.display())]
+    Signature {
+        /// The model's path.
+        path: std::path::PathBuf,
+        /// Which input or output, and why.
+        reason: String,
+    },
+    /// The sidecar says something that the model contradicts.
+    #[error("the sidecar of {path} does not fit the model: {reason}", path = .path.display())]
+    Sidecar {
+        /// The model's path.
+        path: std::path::PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// The first runs failed.
+    #[error("warm-up of {path} failed at {rows} row(s): {source}", path = .path.display())]
+    WarmUp {
+        /// The model's path.
+        path: std::path::PathBuf,
+        /// The rows of the run that failed.
+        rows: usize,
+        /// Why.
+        source: RuntimeError,
+    },
+}

@@ -1,0 +1,246 @@
+//! Every metric family of the server, in one file: typed fields, whose doc comment is the help text.
+//!
+//! Invariant: label values come from a closed set (loaded models, our own status words), and they are resolved when a
+//! model is loaded, never on the path of a request.
+
+use prometheus::core::Collector;
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+
+/// Bucket edges of durations, in seconds. From 10 ms up they are the prescribed ones; the finer ones below are for
+/// models that answer in less than that.
+const SECONDS: &[f64] = &[
+    0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+];
+
+/// Bucket edges of batch sizes, in rows.
+const ROWS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
+
+/// What the documentation says about one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FamilyDescription {
+    /// The name in the exposition.
+    pub name: &'static str,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
+    /// The label names.
+    pub labels: &'static [&'static str],
+    /// What it says, with its unit.
+    pub help: &'static str,
+}
+
+macro_rules! kind_of {
+    (IntCounterVec) => { "counter" };
+    (IntGaugeVec) => { "gauge" };
+    (GaugeVec) => { "gauge" };
+    (HistogramVec) => { "histogram" };
+}
+
+macro_rules! options_of {
+    (HistogramVec, $name:literal, $help:literal, $buckets:expr) => {
+        HistogramOpts::new($name, $help.trim()).buckets($buckets.to_vec())
+    };
+    ($kind:ident, $name:literal, $help:literal,) => {
+        Opts::new($name, $help.trim())
+    };
+}
+
+macro_rules! families {
+    ($(#[doc = $help:literal] $field:ident: $kind:ident $(($buckets:expr))? = $name:literal [$($label:literal),*];)+) => {
+        struct Families {
+            $(#[doc = $help] $field: $kind,)+
+        }
+
+        impl Families {
+            fn register(registry: &Registry) -> prometheus::Result<Self> {
+                $(let $field = $kind::new(options_of!($kind, $name, $help, $($buckets)?), &[$($label),*])?;
+                registry.register(Box::new($field.clone()))?;)+
+                Ok(Self { $($field),+ })
+            }
+        }
+
+        /// Every family of ours, in the order of the documentation.
+        pub const FAMILIES: &[FamilyDescription] = &[
+            $(FamilyDescription { name: $name, kind: kind_of!($kind), labels: &[$($label),*], help: $help },)+
+        ];
+    };
+}
+
+families! {
+    #[doc = " Predictions answered or given up, by outcome: success, invalid, overloaded, timeout, cancelled, error."]
+    predictions: IntCounterVec = "ml_predictions_total" ["model_name", "status"];
+    #[doc = " Seconds from the request's head to its answer, for predictions that were admitted (success, timeout, error)."]
+    prediction_duration: HistogramVec(SECONDS) = "ml_prediction_duration_seconds" ["model_name"];
+    #[doc = " Rows of each well-formed request received."]
+    batch_size: HistogramVec(ROWS) = "ml_batch_size" ["model_name"];
+    #[doc = " Rows of each execution, after requests were merged."]
+    executed_batch_size: HistogramVec(ROWS) = "ml_executed_batch_size" ["model_name"];
+    #[doc = " Seconds that a request waited in the queue before its execution began."]
+    queue_duration: HistogramVec(SECONDS) = "ml_queue_duration_seconds" ["model_name"];
+    #[doc = " Seconds of each execution in ONNX Runtime."]
+    inference_duration: HistogramVec(SECONDS) = "ml_inference_duration_seconds" ["model_name"];
+    #[doc = " Rows waiting in the queue."]
+    queue_rows: IntGaugeVec = "ml_queue_rows" ["model_name"];
+    #[doc = " Prediction requests being worked on, from their head to their answer."]
+    requests_in_flight: IntGaugeVec = "ml_requests_in_flight" ["model_name"];
+    #[doc = " Predicted wait of a new request divided by the default deadline; 1 and more means that requests are refused."]
+    saturation: GaugeVec = "ml_saturation" ["model_name"];
+    #[doc = " 1 for each loaded model, with what it is and what executes it."]
+    model_info: IntGaugeVec = "ml_model_info" ["model_name", "version", "sha256", "device", "execution_provider", "onnxruntime"];
+    #[doc = " 1 while the server answers predictions, 0 while it starts, drains or is broken."]
+    ready: IntGaugeVec = "ml_ready" [];
+    #[doc = " Panics caught anywhere in the process; each is a defect."]
+    panics: IntCounterVec = "panics_total" [];
+}
+
+/// The registry and everything in it.
+pub struct Metrics {
+    registry: Registry,
+    families: Families,
+    /// 1 while the server answers predictions.
+    pub ready: IntGauge,
+    /// Panics caught anywhere in the process.
+    pub panics: IntCounter,
+}
+
+/// How a prediction ended, as counted in `ml_predictions_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Answered.
+    Success,
+    /// Refused, because of what was asked.
+    Invalid,
+    /// Refused, because there was too much to do.
+    Overloaded,
+    /// Not answered, or not received, in time.
+    Timeout,
+    /// The client went away first.
+    Cancelled,
+    /// Failed by our fault or the device's, or refused while the server was not ready.
+    Error,
+}
+
+/// The metrics of one model at the edge, labels resolved.
+pub struct PredictionMetrics {
+    success: IntCounter,
+    invalid: IntCounter,
+    overloaded: IntCounter,
+    timeout: IntCounter,
+    cancelled: IntCounter,
+    error: IntCounter,
+    /// Seconds from the head of a request to its answer.
+    pub duration: Histogram,
+    /// Rows per request received.
+    pub batch_size: Histogram,
+    /// Requests being worked on.
+    pub in_flight: IntGauge,
+}
+
+impl PredictionMetrics {
+    /// The counter of `outcome`.
+    #[must_use]
+    pub fn counter(&self, outcome: Outcome) -> &IntCounter {
+        match outcome {
+            Outcome::Success => &self.success,
+            Outcome::Invalid => &self.invalid,
+            Outcome::Overloaded => &self.overloaded,
+            Outcome::Timeout => &self.timeout,
+            Outcome::Cancelled => &self.cancelled,
+            Outcome::Error => &self.error,
+        }
+    }
+}
+
+/// The metrics of one model's queue and instances, labels resolved.
+#[derive(Clone)]
+pub struct BatchingMetrics {
+    /// Rows per execution.
+    pub executed_batch_size: Histogram,
+    /// Seconds in the queue, per request.
+    pub queue_duration: Histogram,
+    /// Seconds in ONNX Runtime, per execution.
+    pub inference_duration: Histogram,
+    /// Rows waiting.
+    pub queue_rows: IntGauge,
+    /// Predicted wait over deadline.
+    pub saturation: Gauge,
+}
+
+/// What `ml_model_info` says about one model.
+#[derive(Debug, Clone, Copy)]
+pub struct ModelInfo<'a> {
+    /// The name it is served under.
+    pub model_name: &'a str,
+    /// The version it is served as.
+    pub version: &'a str,
+    /// SHA-256 of the `.onnx` file.
+    pub sha256: &'a str,
+    /// The device that executes it.
+    pub device: &'a str,
+    /// ONNX Runtime's name of the provider.
+    pub execution_provider: &'a str,
+    /// ONNX Runtime's version.
+    pub onnxruntime: &'a str,
+}
+
+impl Metrics {
+    /// Registers every family.
+    ///
+    /// # Errors
+    /// When two families have the same name, which is a defect.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let families = Families::register(&registry)?;
+        let process: Box<dyn Collector> = Box::new(ProcessCollector::for_self());
+        registry.register(process)?;
+        let no_labels: &[&str] = &[];
+        let ready = families.ready.with_label_values(no_labels);
+        let panics = families.panics.with_label_values(no_labels);
+        Ok(Self { registry, families, ready, panics })
+    }
+
+    /// The edge's metrics of the model `name`. Every status exists from the start, so that rates begin at zero.
+    #[must_use]
+    pub fn prediction(&self, name: &str) -> PredictionMetrics {
+        let status = |status: &str| self.families.predictions.with_label_values(&[name, status]);
+        PredictionMetrics {
+            success: status("success"),
+            invalid: status("invalid"),
+            overloaded: status("overloaded"),
+            timeout: status("timeout"),
+            cancelled: status("cancelled"),
+            error: status("error"),
+            duration: self.families.prediction_duration.with_label_values(&[name]),
+            batch_size: self.families.batch_size.with_label_values(&[name]),
+            in_flight: self.families.requests_in_flight.with_label_values(&[name]),
+        }
+    }
+
+    /// The queue's and the instances' metrics of the model `name`.
+    #[must_use]
+    pub fn batching(&self, name: &str) -> BatchingMetrics {
+        BatchingMetrics {
+            executed_batch_size: self.families.executed_batch_size.with_label_values(&[name]),
+            queue_duration: self.families.queue_duration.with_label_values(&[name]),
+            inference_duration: self.families.inference_duration.with_label_values(&[name]),
+            queue_rows: self.families.queue_rows.with_label_values(&[name]),
+            saturation: self.families.saturation.with_label_values(&[name]),
+        }
+    }
+
+    /// States what is loaded.
+    pub fn set_model_info(&self, info: ModelInfo<'_>) {
+        let values = [info.model_name, info.version, info.sha256, info.device, info.execution_provider, info.onnxruntime];
+        self.families.model_info.with_label_values(&values).set(1);
+    }
+
+    /// The exposition in Prometheus' text format, version 0.0.4.
+    ///
+    /// # Errors
+    /// When a family cannot be encoded, which is a defect.
+    pub fn encode(&self) -> Result<Vec<u8>, prometheus::Error> {
+        let mut text = Vec::with_capacity(16 << 10);
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}

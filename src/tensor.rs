@@ -1,0 +1,420 @@
+//! Plain tensors: element types, shapes and flat buffers. No policy lives here.
+//!
+//! Invariant: a [`Tensor`] holds exactly as many elements as its shape says, in row-major order.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+/// Raw tensor bodies are little-endian and are reinterpreted in place, which is only right on such a machine.
+const _: () = assert!(cfg!(target_endian = "little"), "model-serving supports little-endian machines only");
+
+/// The sizes of a tensor's dimensions, outermost first. Six dimensions fit without an allocation.
+pub type Shape = SmallVec<[usize; 6]>;
+
+/// The number of elements of `shape`, or `None` when that overflows.
+#[must_use]
+pub fn element_count(shape: &[usize]) -> Option<usize> {
+    // A zero anywhere makes the tensor empty, but a product that overflows on the way is still a hostile shape.
+    shape.iter().try_fold(1_usize, |product, dim| product.checked_mul(*dim))
+}
+
+/// The elements of every datatype that a tensor can hold: one place that names them all.
+///
+/// `$callback!` receives `(Variant, element type, protocol name, bytes per element)` for each fixed-size datatype.
+macro_rules! for_each_plain_datatype {
+    ($callback:ident) => {
+        $callback! {
+            (Uint8, u8, "UINT8", 1),
+            (Uint16, u16, "UINT16", 2),
+            (Uint32, u32, "UINT32", 4),
+            (Uint64, u64, "UINT64", 8),
+            (Int8, i8, "INT8", 1),
+            (Int16, i16, "INT16", 2),
+            (Int32, i32, "INT32", 4),
+            (Int64, i64, "INT64", 8),
+            (Fp16, half::f16, "FP16", 2),
+            (Bf16, half::bf16, "BF16", 2),
+            (Fp32, f32, "FP32", 4),
+            (Fp64, f64, "FP64", 8)
+        }
+    };
+}
+pub(crate) use for_each_plain_datatype;
+
+macro_rules! define_tensor_types {
+    ($(($variant:ident, $element:ty, $name:literal, $size:literal)),+) => {
+        /// The type of a tensor's elements, named as in the Open Inference Protocol.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum DataType {
+            /// Truth values.
+            Bool,
+            $(#[doc = concat!("`", stringify!($element), "`, ", stringify!($size), " byte(s) each.")]
+            $variant,)+
+            /// Strings (ONNX `string`); on the wire each is a length and UTF-8 bytes.
+            Bytes,
+        }
+
+        impl DataType {
+            /// The name in the Open Inference Protocol, for example `FP32`.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self {
+                    Self::Bool => "BOOL",
+                    $(Self::$variant => $name,)+
+                    Self::Bytes => "BYTES",
+                }
+            }
+
+            /// Bytes per element on the wire and in memory; `None` for strings, which vary.
+            #[must_use]
+            pub fn size(self) -> Option<usize> {
+                match self {
+                    Self::Bool => Some(1),
+                    $(Self::$variant => Some($size),)+
+                    Self::Bytes => None,
+                }
+            }
+        }
+
+        /// The flat elements of one tensor, owned or borrowed from the request's body.
+        #[derive(Debug, Clone)]
+        pub enum TensorData {
+            /// Truth values.
+            Bool(Vec<bool>),
+            $(#[doc = concat!("Elements of datatype ", $name, ".")]
+            $variant(Elements<$element>),)+
+            /// Strings.
+            Bytes(Vec<String>),
+        }
+
+        /// A borrowed slice of one tensor's elements.
+        #[derive(Debug, Clone, Copy, PartialEq)]
+        pub enum TensorView<'a> {
+            /// Truth values.
+            Bool(&'a [bool]),
+            $(#[doc = concat!("Elements of datatype ", $name, ".")]
+            $variant(&'a [$element]),)+
+            /// Strings.
+            Bytes(&'a [String]),
+        }
+
+        impl TensorData {
+            /// An empty buffer for elements of `datatype`.
+            #[must_use]
+            pub fn empty(datatype: DataType) -> Self {
+                match datatype {
+                    DataType::Bool => Self::Bool(Vec::new()),
+                    $(DataType::$variant => Self::$variant(Elements::Owned(Vec::new())),)+
+                    DataType::Bytes => Self::Bytes(Vec::new()),
+                }
+            }
+
+            /// `len` zeros (`false`, empty strings) of `datatype`.
+            #[must_use]
+            pub fn zeros(datatype: DataType, len: usize) -> Self {
+                match datatype {
+                    DataType::Bool => Self::Bool(vec![false; len]),
+                    $(DataType::$variant => Self::$variant(Elements::Owned(vec![<$element>::default(); len])),)+
+                    DataType::Bytes => Self::Bytes(vec![String::new(); len]),
+                }
+            }
+
+            /// The elements as a slice.
+            #[must_use]
+            pub fn view(&self) -> TensorView<'_> {
+                match self {
+                    Self::Bool(elements) => TensorView::Bool(elements),
+                    $(Self::$variant(elements) => TensorView::$variant(elements.as_slice()),)+
+                    Self::Bytes(elements) => TensorView::Bytes(elements),
+                }
+            }
+
+            /// Forgets the elements and keeps the allocation for the next batch.
+            pub fn clear(&mut self) {
+                match self {
+                    Self::Bool(elements) => elements.clear(),
+                    $(Self::$variant(elements) => match elements.owned_mut() {
+                        Some(owned) => owned.clear(),
+                        None => *elements = Elements::Owned(Vec::new()),
+                    },)+
+                    Self::Bytes(elements) => elements.clear(),
+                }
+            }
+
+            /// Appends the elements of `view`.
+            ///
+            /// Returns `false`, and appends nothing, when the datatypes differ or this buffer is borrowed.
+            #[must_use]
+            pub fn append(&mut self, view: TensorView<'_>) -> bool {
+                match (self, view) {
+                    (Self::Bool(elements), TensorView::Bool(more)) => elements.extend_from_slice(more),
+                    $((Self::$variant(elements), TensorView::$variant(more)) => match elements.owned_mut() {
+                        Some(owned) => owned.extend_from_slice(more),
+                        None => return false,
+                    },)+
+                    (Self::Bytes(elements), TensorView::Bytes(more)) => elements.extend_from_slice(more),
+                    _ => return false,
+                }
+                true
+            }
+        }
+
+        $(impl From<Vec<$element>> for TensorData {
+            fn from(elements: Vec<$element>) -> Self {
+                Self::$variant(Elements::Owned(elements))
+            }
+        })+
+
+        impl<'a> TensorView<'a> {
+            /// The datatype of the elements.
+            #[must_use]
+            pub fn datatype(&self) -> DataType {
+                match self {
+                    Self::Bool(_) => DataType::Bool,
+                    $(Self::$variant(_) => DataType::$variant,)+
+                    Self::Bytes(_) => DataType::Bytes,
+                }
+            }
+
+            /// The number of elements.
+            #[must_use]
+            pub fn len(&self) -> usize {
+                match self {
+                    Self::Bool(elements) => elements.len(),
+                    $(Self::$variant(elements) => elements.len(),)+
+                    Self::Bytes(elements) => elements.len(),
+                }
+            }
+
+            /// The elements in `range`, or `None` when it reaches beyond the end.
+            #[must_use]
+            pub fn slice(&self, range: Range<usize>) -> Option<TensorView<'a>> {
+                Some(match self {
+                    Self::Bool(elements) => Self::Bool(elements.get(range)?),
+                    $(Self::$variant(elements) => Self::$variant(elements.get(range)?),)+
+                    Self::Bytes(elements) => Self::Bytes(elements.get(range)?),
+                })
+            }
+
+            /// The elements as little-endian bytes; `None` for strings, whose wire form is not a copy of memory.
+            #[must_use]
+            pub fn as_bytes(&self) -> Option<&'a [u8]> {
+                match self {
+                    Self::Bool(elements) => Some(bytemuck::cast_slice(elements)),
+                    $(Self::$variant(elements) => Some(bytemuck::cast_slice(elements)),)+
+                    Self::Bytes(_) => None,
+                }
+            }
+        }
+    };
+}
+for_each_plain_datatype!(define_tensor_types);
+
+impl fmt::Display for DataType {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+impl From<Vec<bool>> for TensorData {
+    fn from(elements: Vec<bool>) -> Self {
+        Self::Bool(elements)
+    }
+}
+
+impl From<Vec<String>> for TensorData {
+    fn from(elements: Vec<String>) -> Self {
+        Self::Bytes(elements)
+    }
+}
+
+impl TensorView<'_> {
+    /// Whether there are no elements.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The memory that the elements occupy, in bytes.
+    #[must_use]
+    pub fn byte_len(&self) -> usize {
+        match self {
+            Self::Bytes(strings) => strings.iter().map(|string| string.len() + size_of::<String>()).sum(),
+            plain => plain.as_bytes().map_or(0, <[u8]>::len),
+        }
+    }
+}
+
+/// Elements that are either owned or a well-aligned part of the request's body.
+#[derive(Debug, Clone)]
+pub enum Elements<T> {
+    /// Elements in a vector of their own.
+    Owned(Vec<T>),
+    /// Elements that lie in a body which was received raw. Built by [`Elements::from_bytes`] only.
+    Borrowed(AlignedBytes),
+}
+
+/// Bytes whose start and length suit the element type they were checked for.
+#[derive(Debug, Clone)]
+pub struct AlignedBytes(Bytes);
+
+impl<T: bytemuck::Pod> Elements<T> {
+    /// Takes little-endian `bytes` as elements: without a copy where they are aligned for `T`, with one otherwise.
+    ///
+    /// Returns `None` when the length is not a whole number of elements.
+    #[must_use]
+    pub fn from_bytes(bytes: Bytes) -> Option<Self> {
+        if !bytes.len().is_multiple_of(size_of::<T>()) {
+            return None;
+        }
+        match bytemuck::try_cast_slice::<u8, T>(&bytes) {
+            Ok(_) => Some(Self::Borrowed(AlignedBytes(bytes))),
+            Err(_) => Some(Self::Owned(bytemuck::allocation::pod_collect_to_vec(&bytes))),
+        }
+    }
+
+    /// The elements as a slice.
+    #[must_use]
+    pub fn as_slice(&self) -> &[T] {
+        match self {
+            Self::Owned(elements) => elements,
+            // The cast was tried when the bytes were taken, and `Bytes` never moves what it refers to.
+            Self::Borrowed(bytes) => bytemuck::try_cast_slice(&bytes.0).unwrap_or_default(),
+        }
+    }
+
+    /// The owned vector, to be filled again; `None` for borrowed elements, which cannot grow.
+    fn owned_mut(&mut self) -> Option<&mut Vec<T>> {
+        match self {
+            Self::Owned(elements) => Some(elements),
+            Self::Borrowed(_) => None,
+        }
+    }
+}
+
+/// A tensor with owned (or body-backed) elements.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    shape: Shape,
+    data: TensorData,
+}
+
+impl Tensor {
+    /// A tensor of `shape` over `data`; `None` when the number of elements differs from what the shape says.
+    #[must_use]
+    pub fn new(shape: Shape, data: TensorData) -> Option<Self> {
+        (element_count(&shape) == Some(data.view().len())).then_some(Self { shape, data })
+    }
+
+    /// The sizes of the dimensions.
+    #[must_use]
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The elements, row-major.
+    #[must_use]
+    pub fn view(&self) -> TensorView<'_> {
+        self.data.view()
+    }
+}
+
+/// Memory that holds the elements of an output tensor, wherever it was allocated.
+pub trait TensorBuffer: Send + Sync {
+    /// The elements, row-major.
+    fn view(&self) -> TensorView<'_>;
+}
+
+impl TensorBuffer for TensorData {
+    fn view(&self) -> TensorView<'_> {
+        Self::view(self)
+    }
+}
+
+/// One output of an execution. Cheap to clone, so every request of a batch can hold its rows without a copy.
+#[derive(Clone)]
+pub struct OutputTensor {
+    shape: Shape,
+    buffer: Arc<dyn TensorBuffer>,
+}
+
+impl OutputTensor {
+    /// An output of `shape` over `buffer`; `None` when the number of elements differs from what the shape says.
+    #[must_use]
+    pub fn new(shape: Shape, buffer: Arc<dyn TensorBuffer>) -> Option<Self> {
+        (element_count(&shape) == Some(buffer.view().len())).then_some(Self { shape, buffer })
+    }
+
+    /// The sizes of the dimensions.
+    #[must_use]
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The elements, row-major.
+    #[must_use]
+    pub fn view(&self) -> TensorView<'_> {
+        self.buffer.view()
+    }
+}
+
+impl fmt::Debug for OutputTensor {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("OutputTensor").field("shape", &self.shape).field("datatype", &self.view().datatype()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn element_count_refuses_overflow_even_beside_a_zero() {
+        assert_eq!(element_count(&[]), Some(1));
+        assert_eq!(element_count(&[2, 3]), Some(6));
+        assert_eq!(element_count(&[0, 7]), Some(0));
+        assert_eq!(element_count(&[usize::MAX, 2, 0]), None);
+    }
+
+    #[test]
+    fn a_tensor_must_hold_what_its_shape_says() {
+        let data = || TensorData::from(vec![1.0_f32, 2.0, 3.0]);
+        assert!(Tensor::new(Shape::from_slice(&[3]), data()).is_some());
+        assert!(Tensor::new(Shape::from_slice(&[2, 2]), data()).is_none());
+        assert!(Tensor::new(Shape::from_slice(&[usize::MAX, usize::MAX]), data()).is_none());
+    }
+
+    #[test]
+    fn raw_bytes_are_borrowed_when_aligned_and_copied_when_not() {
+        let floats = [1.5_f32, -2.0, 0.25, 8.0];
+        // A vector of bytes may start anywhere, so look for an aligned and for an odd start inside a longer one.
+        let mut padded = vec![0_u8; 8];
+        padded.extend_from_slice(bytemuck::cast_slice(&floats));
+        padded.extend_from_slice(&[0; 8]);
+        let misalignment = padded.as_ptr().align_offset(4);
+        for shift in 0..4 {
+            let mut bytes = vec![0_u8; misalignment + shift];
+            bytes.extend_from_slice(bytemuck::cast_slice(&floats));
+            let body = Bytes::from(bytes).slice(misalignment + shift..);
+            let aligned = body.as_ptr().align_offset(4) == 0;
+            let elements = Elements::<f32>::from_bytes(body).unwrap();
+            assert_eq!(matches!(elements, Elements::Borrowed(_)), aligned);
+            assert_eq!(elements.as_slice(), floats);
+        }
+        assert!(Elements::<f32>::from_bytes(Bytes::from_static(&[0; 7])).is_none());
+    }
+
+    #[test]
+    fn buffers_are_reused_and_refuse_another_datatype() {
+        let mut data = TensorData::empty(DataType::Int64);
+        assert!(data.append(TensorView::Int64(&[1, 2])));
+        assert!(!data.append(TensorView::Int32(&[3])));
+        assert_eq!(data.view(), TensorView::Int64(&[1, 2]));
+        data.clear();
+        assert!(data.view().is_empty());
+    }
+}
