@@ -36,8 +36,13 @@ Exit codes: 0 clean stop, 2 wrong usage or configuration, 1 anything else.";
 #[derive(Debug, Clone, Parser)]
 #[command(name = "model-serving", version, about, after_help = COMMANDS, max_term_width = 100)]
 pub struct ServeFlags {
-    /// The model: an .onnx file, or a repository folder <name>/<version>/model.onnx. Change it to serve your own.
-    #[arg(long, env = "MODEL_PATH", value_name = "PATH", default_value = "models/best.onnx")]
+    /// The model: an .onnx file, or a repository folder NAME/VERSION/model.onnx. Change it to serve your own.
+    #[arg(
+        long,
+        env = "MODEL_PATH",
+        value_name = "PATH",
+        default_value = "models/best.onnx"
+    )]
     pub model: PathBuf,
 
     /// The name of a single-file model in URLs and metrics; else its sidecar's name, else the file's stem. Set it when
@@ -49,8 +54,8 @@ pub struct ServeFlags {
     #[arg(long, env = "HOST", value_name = "ADDRESS", default_value = "0.0.0.0")]
     pub host: String,
 
-    /// The HTTP/1.1 port; 8000, or AIP_HTTP_PORT where Vertex AI sets that. Cloud Run sets PORT. 0 lets the system
-    /// choose; the log line `listening` tells.
+    /// The HTTP/1.1 port; 8000 unless the platform names one (PORT on Cloud Run, AIP HTTP port on Vertex AI). 0 lets the
+    /// system choose; the log line "listening" tells.
     #[arg(long, env = "PORT", value_name = "PORT")]
     pub port: Option<u16>,
 
@@ -84,27 +89,57 @@ pub struct ServeFlags {
     pub max_queue_delay: Option<DurationText>,
 
     /// Rows that may wait; more are refused with 429. Lower it to refuse sooner instead of answering late.
-    #[arg(long, env = "MAX_QUEUE_SIZE", value_name = "ROWS", default_value = "1024")]
+    #[arg(
+        long,
+        env = "MAX_QUEUE_SIZE",
+        value_name = "ROWS",
+        default_value = "1024"
+    )]
     pub max_queue_size: NonZeroUsize,
 
     /// Bytes of request bodies and tensors held at once; more are refused with 429. Set it below the container's memory.
-    #[arg(long, env = "MAX_INFLIGHT_BYTES", value_name = "SIZE", default_value = "1GiB")]
+    #[arg(
+        long,
+        env = "MAX_INFLIGHT_BYTES",
+        value_name = "SIZE",
+        default_value = "1GiB"
+    )]
     pub max_inflight_bytes: ByteSize,
 
     /// The deadline of a request, unless it brings a shorter one in X-Request-Timeout-Ms.
-    #[arg(long, env = "REQUEST_TIMEOUT", value_name = "DURATION", default_value = "30s")]
+    #[arg(
+        long,
+        env = "REQUEST_TIMEOUT",
+        value_name = "DURATION",
+        default_value = "30s"
+    )]
     pub request_timeout: DurationText,
 
     /// The largest body, also after decompression. Raise it for large images sent as JSON.
-    #[arg(long, env = "MAX_BODY_SIZE", value_name = "SIZE", default_value = "64MiB")]
+    #[arg(
+        long,
+        env = "MAX_BODY_SIZE",
+        value_name = "SIZE",
+        default_value = "64MiB"
+    )]
     pub max_body_size: ByteSize,
 
     /// The largest answer.
-    #[arg(long, env = "MAX_OUTPUT_SIZE", value_name = "SIZE", default_value = "256MiB")]
+    #[arg(
+        long,
+        env = "MAX_OUTPUT_SIZE",
+        value_name = "SIZE",
+        default_value = "256MiB"
+    )]
     pub max_output_size: ByteSize,
 
     /// All headers of a request together.
-    #[arg(long, env = "MAX_HEADER_SIZE", value_name = "SIZE", default_value = "32KiB")]
+    #[arg(
+        long,
+        env = "MAX_HEADER_SIZE",
+        value_name = "SIZE",
+        default_value = "32KiB"
+    )]
     pub max_header_size: ByteSize,
 
     /// The number of headers of a request.
@@ -112,44 +147,94 @@ pub struct ServeFlags {
     pub max_headers: NonZeroUsize,
 
     /// The path and query of a request.
-    #[arg(long, env = "MAX_URI_SIZE", value_name = "SIZE", default_value = "8KiB")]
+    #[arg(
+        long,
+        env = "MAX_URI_SIZE",
+        value_name = "SIZE",
+        default_value = "8KiB"
+    )]
     pub max_uri_size: ByteSize,
 
     /// Nested arrays and objects in JSON. Raise it for tensors of very high rank.
-    #[arg(long, env = "MAX_JSON_DEPTH", value_name = "LEVELS", default_value = "32")]
+    #[arg(
+        long,
+        env = "MAX_JSON_DEPTH",
+        value_name = "LEVELS",
+        default_value = "32"
+    )]
     pub max_json_depth: NonZeroUsize,
 
     /// Connections at once; further ones wait to be accepted. Keep it below the limit of file descriptors.
-    #[arg(long, env = "MAX_CONNECTIONS", value_name = "COUNT", default_value = "4096")]
+    #[arg(
+        long,
+        env = "MAX_CONNECTIONS",
+        value_name = "COUNT",
+        default_value = "4096"
+    )]
     pub max_connections: NonZeroUsize,
 
     /// From a new connection to its first byte.
-    #[arg(long, env = "FIRST_BYTE_TIMEOUT", value_name = "DURATION", default_value = "10s")]
+    #[arg(
+        long,
+        env = "FIRST_BYTE_TIMEOUT",
+        value_name = "DURATION",
+        default_value = "10s"
+    )]
     pub first_byte_timeout: DurationText,
 
     /// From the first byte of a request's head to its end.
-    #[arg(long, env = "HEADER_TIMEOUT", value_name = "DURATION", default_value = "10s")]
+    #[arg(
+        long,
+        env = "HEADER_TIMEOUT",
+        value_name = "DURATION",
+        default_value = "10s"
+    )]
     pub header_timeout: DurationText,
 
     /// From a request's head to the end of its body. Raise it for large bodies over slow links.
-    #[arg(long, env = "BODY_TIMEOUT", value_name = "DURATION", default_value = "30s")]
+    #[arg(
+        long,
+        env = "BODY_TIMEOUT",
+        value_name = "DURATION",
+        default_value = "30s"
+    )]
     pub body_timeout: DurationText,
 
     /// How long a client may take no bytes of its answer.
-    #[arg(long, env = "WRITE_TIMEOUT", value_name = "DURATION", default_value = "30s")]
+    #[arg(
+        long,
+        env = "WRITE_TIMEOUT",
+        value_name = "DURATION",
+        default_value = "30s"
+    )]
     pub write_timeout: DurationText,
 
     /// How long a connection is kept between requests. Set it above the keep-alive of the load balancer in front.
-    #[arg(long, env = "KEEP_ALIVE_TIMEOUT", value_name = "DURATION", default_value = "75s")]
+    #[arg(
+        long,
+        env = "KEEP_ALIVE_TIMEOUT",
+        value_name = "DURATION",
+        default_value = "75s"
+    )]
     pub keep_alive_timeout: DurationText,
 
     /// After SIGTERM, how long requests are still taken while /ready says 503. Kubernetes needs some 5s, unless a
     /// preStop hook waits; Cloud Run needs none.
-    #[arg(long, env = "DRAIN_DELAY", value_name = "DURATION", default_value = "0s")]
+    #[arg(
+        long,
+        env = "DRAIN_DELAY",
+        value_name = "DURATION",
+        default_value = "0s"
+    )]
     pub drain_delay: DurationText,
 
     /// How long accepted requests may then take. Keep delay and timeout below the platform's grace period.
-    #[arg(long, env = "DRAIN_TIMEOUT", value_name = "DURATION", default_value = "8s")]
+    #[arg(
+        long,
+        env = "DRAIN_TIMEOUT",
+        value_name = "DURATION",
+        default_value = "8s"
+    )]
     pub drain_timeout: DurationText,
 
     /// off, error, warn, info, debug or trace. info has one line per request, debug also probes and scrapes.
@@ -157,7 +242,12 @@ pub struct ServeFlags {
     pub log_level: LogLevel,
 
     /// json for log collectors, text for people.
-    #[arg(long, env = "LOG_FORMAT", value_name = "FORMAT", default_value = "json")]
+    #[arg(
+        long,
+        env = "LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "json"
+    )]
     pub log_format: LogFormat,
 }
 
@@ -205,7 +295,11 @@ impl Command {
     /// When they are not well-formed, and to print help or version.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut arguments: Vec<OsString> = arguments.into_iter().collect();
-        let command = arguments.get(1).and_then(|argument| argument.to_str()).unwrap_or_default().to_owned();
+        let command = arguments
+            .get(1)
+            .and_then(|argument| argument.to_str())
+            .unwrap_or_default()
+            .to_owned();
         if matches!(command.as_str(), "serve" | "inspect" | "healthcheck") {
             arguments.remove(1);
         }
@@ -221,23 +315,35 @@ impl ServeFlags {
     /// How to log.
     #[must_use]
     pub fn log_config(&self) -> LogConfig {
-        LogConfig { level: self.log_level, format: self.log_format }
+        LogConfig {
+            level: self.log_level,
+            format: self.log_format,
+        }
     }
 
     /// The layers' configurations. `environment` looks up the variables of hosting platforms.
     ///
     /// # Errors
     /// When a platform's variable is ill-formed, or settings contradict each other.
-    pub fn into_config(self, environment: impl Fn(&str) -> Option<String>) -> Result<Config, clap::Error> {
+    pub fn into_config(
+        self,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> Result<Config, clap::Error> {
         let platform = |name: &str| environment(name).filter(|value| !value.is_empty());
-        let wrong = |message: String| clap::Error::raw(ErrorKind::ValueValidation, format!("{message}\n"));
+        let wrong =
+            |message: String| clap::Error::raw(ErrorKind::ValueValidation, format!("{message}\n"));
         let platform_port = platform("AIP_HTTP_PORT")
-            .map(|text| text.parse::<u16>().map_err(|_| wrong(format!("AIP_HTTP_PORT '{text}' is not a port"))))
+            .map(|text| {
+                text.parse::<u16>()
+                    .map_err(|_| wrong(format!("AIP_HTTP_PORT '{text}' is not a port")))
+            })
             .transpose()?;
         let platform_route = |name: &str| match platform(name) {
             None => Ok(Vec::new()),
             Some(route) if is_plain_route(&route) => Ok(vec![route]),
-            Some(route) => Err(wrong(format!("{name} '{route}' is not a plain route such as /v1/predict"))),
+            Some(route) => Err(wrong(format!(
+                "{name} '{route}' is not a plain route such as /v1/predict"
+            ))),
         };
         let max_header_size = self.max_header_size.bytes();
         let max_uri_size = self.max_uri_size.bytes();
@@ -247,7 +353,9 @@ impl ServeFlags {
             write_timeout: positive("--write-timeout", self.write_timeout)?,
             keep_alive_timeout: positive("--keep-alive-timeout", self.keep_alive_timeout)?,
             // Twice the limits are read, so that what exceeds them is answered as an error that says so.
-            max_head_bytes: max_header_size.saturating_add(max_uri_size).saturating_mul(2),
+            max_head_bytes: max_header_size
+                .saturating_add(max_uri_size)
+                .saturating_mul(2),
             max_headers: self.max_headers.get().saturating_mul(2),
         };
         Ok(Config {
@@ -276,9 +384,15 @@ impl ServeFlags {
                 health_routes: platform_route("AIP_HEALTH_ROUTE")?,
                 predict_routes: platform_route("AIP_PREDICT_ROUTE")?,
             },
-            listener: ListenerConfig { max_connections: self.max_connections.get(), connection },
+            listener: ListenerConfig {
+                max_connections: self.max_connections.get(),
+                connection,
+            },
             max_inflight_bytes: self.max_inflight_bytes.bytes(),
-            drain: DrainConfig { delay: self.drain_delay.into(), timeout: self.drain_timeout.into() },
+            drain: DrainConfig {
+                delay: self.drain_delay.into(),
+                timeout: self.drain_timeout.into(),
+            },
         })
     }
 }
@@ -295,7 +409,9 @@ fn positive(flag: &str, text: DurationText) -> Result<Duration, clap::Error> {
 
 /// Whether `route` is a path without the characters that mean something to a router or a URL.
 fn is_plain_route(route: &str) -> bool {
-    let plain = |character: char| character.is_ascii_alphanumeric() || matches!(character, '/' | '-' | '_' | '.' | ':' | '~');
+    let plain = |character: char| {
+        character.is_ascii_alphanumeric() || matches!(character, '/' | '-' | '_' | '.' | ':' | '~')
+    };
     route.len() > 1 && route.starts_with('/') && route.chars().all(plain) && !route.contains("/:")
 }
 
@@ -304,10 +420,16 @@ mod tests {
     use super::*;
 
     fn config(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Config, clap::Error> {
-        let arguments = ["model-serving"].iter().chain(arguments).map(OsString::from);
+        let arguments = ["model-serving"]
+            .iter()
+            .chain(arguments)
+            .map(OsString::from);
         match Command::read(arguments)? {
             Command::Serve(flags) => flags.into_config(|name| {
-                environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+                environment
+                    .iter()
+                    .find(|(key, _)| *key == name)
+                    .map(|(_, value)| (*value).to_owned())
             }),
             other => panic!("{other:?}"),
         }
@@ -323,7 +445,10 @@ mod tests {
 
     #[test]
     fn serve_is_the_default_command() {
-        assert_eq!(config(&["serve", "--port", "1"], &[]).unwrap(), config(&["--port", "1"], &[]).unwrap());
+        assert_eq!(
+            config(&["serve", "--port", "1"], &[]).unwrap(),
+            config(&["--port", "1"], &[]).unwrap()
+        );
     }
 
     #[test]
@@ -346,12 +471,22 @@ mod tests {
 
     #[test]
     fn platforms_name_their_port_and_routes() {
-        let vertex = [("AIP_HTTP_PORT", "8080"), ("AIP_HEALTH_ROUTE", "/v1/ready"), ("AIP_PREDICT_ROUTE", "/predict")];
+        let vertex = [
+            ("AIP_HTTP_PORT", "8080"),
+            ("AIP_HEALTH_ROUTE", "/v1/ready"),
+            ("AIP_PREDICT_ROUTE", "/predict"),
+        ];
         let chosen = config(&[], &vertex).unwrap();
-        assert_eq!((chosen.port, chosen.http.health_routes), (8080, vec!["/v1/ready".to_owned()]));
+        assert_eq!(
+            (chosen.port, chosen.http.health_routes),
+            (8080, vec!["/v1/ready".to_owned()])
+        );
         assert_eq!(config(&["--port", "9"], &vertex).unwrap().port, 9);
         for route in ["predict", "/{x}", "/a b", "/", "/a/:b", "/*x"] {
-            assert!(config(&[], &[("AIP_PREDICT_ROUTE", route)]).is_err(), "{route}");
+            assert!(
+                config(&[], &[("AIP_PREDICT_ROUTE", route)]).is_err(),
+                "{route}"
+            );
         }
         assert!(config(&[], &[("AIP_HTTP_PORT", "x")]).is_err());
     }

@@ -7,10 +7,10 @@ use std::path::Path;
 
 use crate::model::repository;
 use crate::model::{Batchability, Dim, ModelMetadata, TensorSpec};
+use crate::runtime::LoadError;
 use crate::runtime::library::Library;
 use crate::runtime::provider::Device;
 use crate::runtime::session::{self, SessionConfig};
-use crate::runtime::LoadError;
 use crate::server::StartError;
 use crate::tensor::DataType;
 
@@ -26,7 +26,10 @@ pub fn describe(path: &Path, library: Option<&Path>) -> Result<String, StartErro
     let library = Library::load(library).map_err(LoadError::from)?;
     let mut text = String::new();
     for source in sources {
-        let config = SessionConfig { device: Device::Cpu, intra_op_threads: 1 };
+        let config = SessionConfig {
+            device: Device::Cpu,
+            intra_op_threads: 1,
+        };
         let loaded = session::load(&library, &source, config, 1)?;
         // Writing into a string cannot fail.
         let _ = describe_model(&mut text, &loaded.metadata, &source.path);
@@ -39,16 +42,31 @@ fn describe_model(text: &mut String, metadata: &ModelMetadata, path: &Path) -> s
     if !metadata.description.is_empty() {
         writeln!(text, "  {}", metadata.description.replace('\n', " "))?;
     }
-    writeln!(text, "file       {} ({} bytes)", path.display(), metadata.file_size)?;
+    writeln!(
+        text,
+        "file       {} ({} bytes)",
+        path.display(),
+        metadata.file_size
+    )?;
     writeln!(text, "sha256     {}", metadata.sha256)?;
-    let opsets: Vec<String> = metadata.opsets.iter().map(|(domain, version)| format!("{domain} {version}")).collect();
+    let opsets: Vec<String> = metadata
+        .opsets
+        .iter()
+        .map(|(domain, version)| format!("{domain} {version}"))
+        .collect();
     writeln!(text, "opset      {}", opsets.join(", "))?;
     if !metadata.producer.is_empty() {
         writeln!(text, "producer   {}", metadata.producer)?;
     }
     for (kind, specs) in [("input", &metadata.inputs), ("output", &metadata.outputs)] {
         for spec in specs {
-            write!(text, "{kind:<10} {} {} {}", spec.name, spec.datatype, spec.shape_text())?;
+            write!(
+                text,
+                "{kind:<10} {} {} {}",
+                spec.name,
+                spec.datatype,
+                spec.shape_text()
+            )?;
             if !spec.labels.is_empty() {
                 write!(text, "  labels: {}", spec.labels.join(", "))?;
             }
@@ -56,7 +74,10 @@ fn describe_model(text: &mut String, metadata: &ModelMetadata, path: &Path) -> s
         }
     }
     match &metadata.batchability {
-        Batchability::Rows => writeln!(text, "batching   rows of several requests share an execution")?,
+        Batchability::Rows => writeln!(
+            text,
+            "batching   rows of several requests share an execution"
+        )?,
         Batchability::Never(reason) => writeln!(text, "batching   none: {reason}")?,
     }
     for (key, value) in &metadata.properties {
@@ -69,9 +90,16 @@ fn describe_model(text: &mut String, metadata: &ModelMetadata, path: &Path) -> s
 fn example(metadata: &ModelMetadata) -> String {
     let url = format!("localhost:8000/v1/models/{}:predict", metadata.name);
     let sizes = |spec: &TensorSpec| -> Vec<usize> {
-        spec.dims().iter().map(|dim| if let Dim::Fixed(size) = dim { *size } else { 1 }).collect()
+        spec.dims()
+            .iter()
+            .map(|dim| if let Dim::Fixed(size) = dim { *size } else { 1 })
+            .collect()
     };
-    let elements: usize = metadata.inputs.iter().map(|spec| sizes(spec).iter().product::<usize>()).sum();
+    let elements: usize = metadata
+        .inputs
+        .iter()
+        .map(|spec| sizes(spec).iter().product::<usize>())
+        .sum();
     if let ([spec], true) = (metadata.inputs.as_slice(), elements > MAX_EXAMPLE) {
         let bytes = elements * spec.datatype.size().unwrap_or(4);
         let sizes: Vec<String> = sizes(spec).iter().map(ToString::to_string).collect();
@@ -80,9 +108,15 @@ fn example(metadata: &ModelMetadata) -> String {
             sizes.join(",")
         );
     }
-    let inputs: Vec<String> =
-        metadata.inputs.iter().map(|spec| format!("\"{}\": {}", spec.name, zeros(&sizes(spec), spec.datatype))).collect();
-    format!("curl {url} -H 'Content-Type: application/json' -d '{{\"inputs\": {{{}}}}}'", inputs.join(", "))
+    let inputs: Vec<String> = metadata
+        .inputs
+        .iter()
+        .map(|spec| format!("\"{}\": {}", spec.name, zeros(&sizes(spec), spec.datatype)))
+        .collect();
+    format!(
+        "curl {url} -H 'Content-Type: application/json' -d '{{\"inputs\": {{{}}}}}'",
+        inputs.join(", ")
+    )
 }
 
 /// Nested arrays of zeros.

@@ -29,12 +29,21 @@ fn main() -> ExitCode {
 
 fn serve(flags: ServeFlags) -> Result<(), String> {
     let log = flags.log_config();
-    let config = flags.into_config(|name| std::env::var(name).ok()).unwrap_or_else(|error| error.exit());
+    let config = flags
+        .into_config(|name| std::env::var(name).ok())
+        .unwrap_or_else(|error| error.exit());
     let _flushed_at_the_end = logging::start(log);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("http").build();
-    let runtime = runtime.map_err(|error| format!("the operating system refused threads: {error}"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("http")
+        .build();
+    let runtime =
+        runtime.map_err(|error| format!("the operating system refused threads: {error}"))?;
     let result: Result<(), StartError> = runtime.block_on(async {
-        let signals = StopSignals::install().map_err(|source| StartError::System { what: "a signal handler", source })?;
+        let signals = StopSignals::install().map_err(|source| StartError::System {
+            what: "a signal handler",
+            source,
+        })?;
         let listener = server::bind(&config).await?;
         server::run(config, listener, signals).await
     });
@@ -44,17 +53,30 @@ fn serve(flags: ServeFlags) -> Result<(), String> {
 }
 
 fn print_model(flags: &InspectFlags) -> Result<(), String> {
-    let text = inspect::describe(&flags.model, flags.onnxruntime.as_deref()).map_err(|error| error.to_string())?;
-    std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes()).map_err(|error| error.to_string())
+    let text = inspect::describe(&flags.model, flags.onnxruntime.as_deref())
+        .map_err(|error| error.to_string())?;
+    std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())
+        .map_err(|error| error.to_string())
 }
 
 fn check_health(flags: HealthcheckFlags) -> Result<(), String> {
-    let url = flags.url.unwrap_or_else(|| format!("http://127.0.0.1:{}/health", flags.port.unwrap_or(DEFAULT_PORT)));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
+    let url = flags.url.unwrap_or_else(|| {
+        format!(
+            "http://127.0.0.1:{}/health",
+            flags.port.unwrap_or(DEFAULT_PORT)
+        )
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())?;
     runtime.block_on(healthcheck::check(&url))
 }
 
-#[expect(clippy::print_stderr, reason = "a failed start is told on standard error, in one line")]
+#[expect(
+    clippy::print_stderr,
+    reason = "a failed start is told on standard error, in one line"
+)]
 fn complain(message: &str) {
     eprintln!("model-serving: {message}");
 }

@@ -69,10 +69,15 @@ impl Fault {
 impl Registry {
     /// Publishes `models` and becomes ready, unless the server drains already.
     pub fn publish(&self, models: Vec<ServedModel>) {
-        let models = models.into_iter().map(|model| (model.metadata.name.clone(), Arc::new(model))).collect();
+        let models = models
+            .into_iter()
+            .map(|model| (model.metadata.name.clone(), Arc::new(model)))
+            .collect();
         // A second publication would be a defect; the first one stands.
         let _ = self.models.set(models);
-        let _ = self.phase.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self
+            .phase
+            .compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// Turns unready for good.

@@ -80,7 +80,9 @@ pub struct ModelsConfig {
 #[derive(Debug, Error)]
 pub enum StartError {
     /// The port could not be bound.
-    #[error("cannot listen on {address}: {source}; stop what uses the port, or set --host (HOST) and --port (PORT)")]
+    #[error(
+        "cannot listen on {address}: {source}; stop what uses the port, or set --host (HOST) and --port (PORT)"
+    )]
     Bind {
         /// The address that was asked for.
         address: String,
@@ -120,26 +122,50 @@ pub async fn bind(config: &Config) -> Result<TcpListener, StartError> {
 ///
 /// # Errors
 /// When the models cannot be served. A stop, forced or not, is no error.
-pub async fn run(config: Config, listener: TcpListener, mut signals: StopSignals) -> Result<(), StartError> {
+pub async fn run(
+    config: Config,
+    listener: TcpListener,
+    mut signals: StopSignals,
+) -> Result<(), StartError> {
     let started = Instant::now();
     let metrics = Arc::new(Metrics::new()?);
     crate::telemetry::count_panics(&metrics);
     let registry = Arc::new(Registry::default());
     let drain = Drain::default();
     let budget = MemoryBudget::new(config.max_inflight_bytes);
-    let app = Arc::new(App::new(Arc::clone(&registry), Arc::clone(&metrics), budget, config.http.clone()));
+    let app = Arc::new(App::new(
+        Arc::clone(&registry),
+        Arc::clone(&metrics),
+        budget,
+        config.http.clone(),
+    ));
     let address = listener.local_addr().ok();
-    let serving = tokio::spawn(accept::serve(listener, http::router(app), config.listener, drain.clone()));
-    tracing::info!(address = address.map(|address: SocketAddr| address.to_string()), "listening");
+    let serving = tokio::spawn(accept::serve(
+        listener,
+        http::router(app),
+        config.listener,
+        drain.clone(),
+    ));
+    tracing::info!(
+        address = address.map(|address: SocketAddr| address.to_string()),
+        "listening"
+    );
 
-    let (models, default_timeout, loading_metrics) = (config.models.clone(), config.http.request_timeout, Arc::clone(&metrics));
+    let (models, default_timeout, loading_metrics) = (
+        config.models.clone(),
+        config.http.request_timeout,
+        Arc::clone(&metrics),
+    );
     let (send, loaded) = oneshot::channel();
     let load = move || {
         // Nobody waits any more when a signal came first.
         let _ = send.send(load_models(&models, default_timeout, &loading_metrics));
     };
-    let loader = thread::Builder::new().name("load".to_owned()).spawn(load);
-    loader.map_err(|source| StartError::System { what: "a thread", source })?;
+    let thread = thread::Builder::new().name("load".to_owned()).spawn(load);
+    thread.map_err(|source| StartError::System {
+        what: "a thread",
+        source,
+    })?;
 
     let stop = tokio::select! {
         models = loaded => match models {
@@ -175,10 +201,17 @@ pub async fn run(config: Config, listener: TcpListener, mut signals: StopSignals
 }
 
 /// Loads, warms and starts every model.
-fn load_models(config: &ModelsConfig, default_timeout: Duration, metrics: &Arc<Metrics>) -> Result<Vec<ServedModel>, StartError> {
+fn load_models(
+    config: &ModelsConfig,
+    default_timeout: Duration,
+    metrics: &Arc<Metrics>,
+) -> Result<Vec<ServedModel>, StartError> {
     let sources = repository::find(&config.path, config.name.as_deref())?;
     let library = Library::load(config.library.as_deref()).map_err(LoadError::from)?;
-    sources.iter().map(|source| load_model(config, source, &library, default_timeout, metrics)).collect()
+    sources
+        .iter()
+        .map(|source| load_model(config, source, &library, default_timeout, metrics))
+        .collect()
 }
 
 fn load_model(
@@ -190,17 +223,26 @@ fn load_model(
 ) -> Result<ServedModel, StartError> {
     let started = Instant::now();
     let placement = Placement::choose(config);
-    let session = SessionConfig { device: config.device, intra_op_threads: placement.intra_op_threads };
+    let session = SessionConfig {
+        device: config.device,
+        intra_op_threads: placement.intra_op_threads,
+    };
     let mut loaded = session::load(library, source, session, placement.instances)?;
     let metadata = Arc::clone(&loaded.metadata);
     let sidecar = &source.sidecar.batching;
-    let max_batch_size = config.max_batch_size.or(sidecar.max_batch_size).map_or(DEFAULT_MAX_BATCH_SIZE, NonZeroUsize::get);
+    let max_batch_size = config
+        .max_batch_size
+        .or(sidecar.max_batch_size)
+        .map_or(DEFAULT_MAX_BATCH_SIZE, NonZeroUsize::get);
     for model in &mut loaded.models {
         warm_up(model, &metadata, max_batch_size, source)?;
     }
     let batching = BatchingConfig {
         max_batch_size,
-        max_queue_delay: config.max_queue_delay.or(sidecar.max_queue_delay).unwrap_or_default(),
+        max_queue_delay: config
+            .max_queue_delay
+            .or(sidecar.max_queue_delay)
+            .unwrap_or_default(),
         max_queue_size: config.max_queue_size,
         default_timeout,
     };
@@ -213,9 +255,21 @@ fn load_model(
         execution_provider: provider.name(),
         onnxruntime: library.version(),
     });
-    let models = loaded.models.into_iter().map(|model| Box::new(model) as Box<dyn Model>).collect();
-    let scheduler = Scheduler::start(&metadata, models, batching, metrics.batching(&metadata.name))
-        .map_err(|source| StartError::System { what: "a thread for an instance", source })?;
+    let models = loaded
+        .models
+        .into_iter()
+        .map(|model| Box::new(model) as Box<dyn Model>)
+        .collect();
+    let scheduler = Scheduler::start(
+        &metadata,
+        models,
+        batching,
+        metrics.batching(&metadata.name),
+    )
+    .map_err(|source| StartError::System {
+        what: "a thread for an instance",
+        source,
+    })?;
     tracing::info!(
         model = metadata.name, version = metadata.version, signature = metadata.signature_text(),
         device, execution_provider = provider.name(), fallback = loaded.fallback, onnxruntime = library.version(),
@@ -225,20 +279,47 @@ fn load_model(
     );
     let prediction = metrics.prediction(&metadata.name);
     let execution_provider = provider.name();
-    Ok(ServedModel { metadata, scheduler, metrics: prediction, device, execution_provider, fallback: loaded.fallback })
+    Ok(ServedModel {
+        metadata,
+        scheduler,
+        metrics: prediction,
+        device,
+        execution_provider,
+        fallback: loaded.fallback,
+    })
 }
 
 /// Runs the batch sizes that will occur.
-fn warm_up(model: &mut dyn Model, metadata: &ModelMetadata, max_batch_size: usize, source: &ModelSource) -> Result<(), LoadError> {
-    let sizes = if metadata.has_batch_axis() { warmup::batch_sizes(max_batch_size) } else { vec![1] };
+fn warm_up(
+    model: &mut dyn Model,
+    metadata: &ModelMetadata,
+    max_batch_size: usize,
+    source: &ModelSource,
+) -> Result<(), LoadError> {
+    let sizes = if metadata.has_batch_axis() {
+        warmup::batch_sizes(max_batch_size)
+    } else {
+        vec![1]
+    };
     for rows in sizes {
         match warmup::run_once(model, rows) {
             Ok(()) => {}
             Err(RuntimeError::Refused(reason)) => {
                 // Zeros are what we can make up, not what the model was made for; some models rightly refuse them.
-                tracing::warn!(model = metadata.name, rows, reason, "the model refused zeros, so this size is not warmed up");
+                tracing::warn!(
+                    model = metadata.name,
+                    rows,
+                    reason,
+                    "the model refused zeros, so this size is not warmed up"
+                );
             }
-            Err(error) => return Err(LoadError::WarmUp { path: source.path.clone(), rows, source: error }),
+            Err(error) => {
+                return Err(LoadError::WarmUp {
+                    path: source.path.clone(),
+                    rows,
+                    source: error,
+                });
+            }
         }
     }
     Ok(())
@@ -256,15 +337,31 @@ impl Placement {
     fn choose(config: &ModelsConfig) -> Self {
         // The number that the container's CPU quota allows, not the number that the host has.
         let cpus = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let on_gpu = ExecutionProvider::candidates(config.device).first().is_some_and(|provider| *provider != ExecutionProvider::Cpu);
-        Self::for_cpus(cpus, on_gpu, config.instances.map(NonZeroUsize::get), config.intra_op_threads.map(NonZeroUsize::get))
+        let on_gpu = ExecutionProvider::candidates(config.device)
+            .first()
+            .is_some_and(|provider| *provider != ExecutionProvider::Cpu);
+        Self::for_cpus(
+            cpus,
+            on_gpu,
+            config.instances.map(NonZeroUsize::get),
+            config.intra_op_threads.map(NonZeroUsize::get),
+        )
     }
 
     /// On a CPU, two sessions keep one busy while the other hands out results; more only share the same cores.
-    fn for_cpus(cpus: usize, on_gpu: bool, instances: Option<usize>, intra_op_threads: Option<usize>) -> Self {
+    fn for_cpus(
+        cpus: usize,
+        on_gpu: bool,
+        instances: Option<usize>,
+        intra_op_threads: Option<usize>,
+    ) -> Self {
         let instances = instances.unwrap_or(if on_gpu { 1 } else { cpus.min(2) });
-        let intra_op_threads = intra_op_threads.unwrap_or(if on_gpu { 1 } else { (cpus / instances).max(1) });
-        Self { instances, intra_op_threads }
+        let intra_op_threads =
+            intra_op_threads.unwrap_or(if on_gpu { 1 } else { (cpus / instances).max(1) });
+        Self {
+            instances,
+            intra_op_threads,
+        }
     }
 }
 
@@ -276,10 +373,19 @@ mod tests {
     fn threads_and_instances_never_exceed_the_cpus_unless_asked_to() {
         for cpus in 1..=64 {
             let placement = Placement::for_cpus(cpus, false, None, None);
-            assert!(placement.instances * placement.intra_op_threads <= cpus, "{cpus}: {placement:?}");
+            assert!(
+                placement.instances * placement.intra_op_threads <= cpus,
+                "{cpus}: {placement:?}"
+            );
             assert!(placement.intra_op_threads >= 1);
         }
         let fixed = Placement::for_cpus(2, false, Some(4), Some(3));
-        assert_eq!(fixed, Placement { instances: 4, intra_op_threads: 3 });
+        assert_eq!(
+            fixed,
+            Placement {
+                instances: 4,
+                intra_op_threads: 3
+            }
+        );
     }
 }

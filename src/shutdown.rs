@@ -40,7 +40,10 @@ impl StopSignals {
     /// # Errors
     /// When the operating system refuses.
     pub fn install() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
     /// Waits for the next signal.
@@ -83,10 +86,17 @@ pub(crate) async fn drain(
         connections.abort();
         // Aborted connections end as soon as they are polled; the bound is for what must not happen.
         let _ = tokio::time::timeout(Duration::from_secs(1), &mut serving).await;
-        tracing::warn!(requests = connections.aborted_requests(), "the grace period ended before these requests were answered");
+        tracing::warn!(
+            requests = connections.aborted_requests(),
+            "the grace period ended before these requests were answered"
+        );
     }
     // Requests that nobody waits for any more are all that instances can still be busy with.
-    let deadline = if finished { started + config.delay + config.timeout } else { Instant::now() };
+    let deadline = if finished {
+        started + config.delay + config.timeout
+    } else {
+        Instant::now()
+    };
     let mut joined = true;
     for model in registry.models() {
         model.scheduler.close();

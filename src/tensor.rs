@@ -10,7 +10,10 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 /// Raw tensor bodies are little-endian and are reinterpreted in place, which is only right on such a machine.
-const _: () = assert!(cfg!(target_endian = "little"), "model-serving supports little-endian machines only");
+const _: () = assert!(
+    cfg!(target_endian = "little"),
+    "model-serving supports little-endian machines only"
+);
 
 /// The sizes of a tensor's dimensions, outermost first. Six dimensions fit without an allocation.
 pub type Shape = SmallVec<[usize; 6]>;
@@ -19,7 +22,9 @@ pub type Shape = SmallVec<[usize; 6]>;
 #[must_use]
 pub fn element_count(shape: &[usize]) -> Option<usize> {
     // A zero anywhere makes the tensor empty, but a product that overflows on the way is still a hostile shape.
-    shape.iter().try_fold(1_usize, |product, dim| product.checked_mul(*dim))
+    shape
+        .iter()
+        .try_fold(1_usize, |product, dim| product.checked_mul(*dim))
 }
 
 /// The elements of every datatype that a tensor can hold: one place that names them all.
@@ -243,7 +248,10 @@ impl TensorView<'_> {
     #[must_use]
     pub fn byte_len(&self) -> usize {
         match self {
-            Self::Bytes(strings) => strings.iter().map(|string| string.len() + size_of::<String>()).sum(),
+            Self::Bytes(strings) => strings
+                .iter()
+                .map(|string| string.len() + size_of::<String>())
+                .sum(),
             plain => plain.as_bytes().map_or(0, <[u8]>::len),
         }
     }
@@ -273,7 +281,9 @@ impl<T: bytemuck::Pod> Elements<T> {
         }
         match bytemuck::try_cast_slice::<u8, T>(&bytes) {
             Ok(_) => Some(Self::Borrowed(AlignedBytes(bytes))),
-            Err(_) => Some(Self::Owned(bytemuck::allocation::pod_collect_to_vec(&bytes))),
+            Err(_) => Some(Self::Owned(bytemuck::allocation::pod_collect_to_vec(
+                &bytes,
+            ))),
         }
     }
 
@@ -364,7 +374,11 @@ impl OutputTensor {
 
 impl fmt::Debug for OutputTensor {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("OutputTensor").field("shape", &self.shape).field("datatype", &self.view().datatype()).finish()
+        formatter
+            .debug_struct("OutputTensor")
+            .field("shape", &self.shape)
+            .field("datatype", &self.view().datatype())
+            .finish_non_exhaustive()
     }
 }
 

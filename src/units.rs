@@ -51,7 +51,11 @@ impl FromStr for DurationText {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("'{text}' is not a duration; write a whole number and a unit (us, ms, s, m, h), for example 250ms");
+        let wrong = || {
+            format!(
+                "'{text}' is not a duration; write a whole number and a unit (us, ms, s, m, h), for example 250ms"
+            )
+        };
         let (number, unit) = split(text.trim()).ok_or_else(wrong)?;
         let duration = match unit {
             "us" => Some(Duration::from_micros(number)),
@@ -62,7 +66,10 @@ impl FromStr for DurationText {
             _ => None,
         };
         // A deadline must be addable to an instant, so a duration beyond a year is a mistake rather than a wish.
-        duration.filter(|duration| *duration <= Duration::from_secs(366 * 24 * 3600)).map(Self).ok_or_else(wrong)
+        duration
+            .filter(|duration| *duration <= Duration::from_hours(366 * 24))
+            .map(Self)
+            .ok_or_else(wrong)
     }
 }
 
@@ -70,7 +77,11 @@ impl FromStr for ByteSize {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("'{text}' is not a size; write a whole number and a unit (B, KiB, MiB, GiB), for example 64MiB");
+        let wrong = || {
+            format!(
+                "'{text}' is not a size; write a whole number and a unit (B, KiB, MiB, GiB), for example 64MiB"
+            )
+        };
         let (number, unit) = split(text.trim()).ok_or_else(wrong)?;
         let factor: u64 = match unit {
             "B" => 1,
@@ -82,8 +93,13 @@ impl FromStr for ByteSize {
             "GiB" => 1 << 30,
             _ => return Err(wrong()),
         };
-        let bytes = number.checked_mul(factor).and_then(|bytes| usize::try_from(bytes).ok());
-        bytes.filter(|bytes| isize::try_from(*bytes).is_ok()).map(Self).ok_or_else(wrong)
+        let bytes = number
+            .checked_mul(factor)
+            .and_then(|bytes| usize::try_from(bytes).ok());
+        bytes
+            .filter(|bytes| isize::try_from(*bytes).is_ok())
+            .map(Self)
+            .ok_or_else(wrong)
     }
 }
 
@@ -121,7 +137,16 @@ mod tests {
         assert_eq!(parse("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(parse("0ms"), Ok(Duration::ZERO));
         assert_eq!(parse("2m"), Ok(Duration::from_secs(120)));
-        for wrong in ["30", "", "ms", "-1s", "1.5s", "1 fortnight", "99999999999999999999s", "18446744073709551615h"] {
+        for wrong in [
+            "30",
+            "",
+            "ms",
+            "-1s",
+            "1.5s",
+            "1 fortnight",
+            "99999999999999999999s",
+            "18446744073709551615h",
+        ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }
@@ -131,7 +156,14 @@ mod tests {
         let parse = |text: &str| text.parse::<ByteSize>().map(ByteSize::bytes);
         assert_eq!(parse("64MiB"), Ok(64 << 20));
         assert_eq!(parse("1KB"), Ok(1_000));
-        for wrong in ["64", "MiB", "1.5GiB", "-1B", "18446744073709551615GiB", "9223372036854775808B"] {
+        for wrong in [
+            "64",
+            "MiB",
+            "1.5GiB",
+            "-1B",
+            "18446744073709551615GiB",
+            "9223372036854775808B",
+        ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }
@@ -139,10 +171,17 @@ mod tests {
     #[test]
     fn what_is_printed_can_be_read_again() {
         for text in ["0ms", "250ms", "30s", "17us", "90s"] {
-            assert_eq!(text.parse::<DurationText>().map(|duration| duration.to_string()), Ok(text.to_owned()));
+            assert_eq!(
+                text.parse::<DurationText>()
+                    .map(|duration| duration.to_string()),
+                Ok(text.to_owned())
+            );
         }
         for text in ["0B", "1000B", "32KiB", "64MiB", "1GiB"] {
-            assert_eq!(text.parse::<ByteSize>().map(|size| size.to_string()), Ok(text.to_owned()));
+            assert_eq!(
+                text.parse::<ByteSize>().map(|size| size.to_string()),
+                Ok(text.to_owned())
+            );
         }
     }
 }

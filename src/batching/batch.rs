@@ -28,7 +28,13 @@ impl InputBuffers {
     /// Empty buffers for the inputs of `metadata`.
     #[must_use]
     pub fn new(metadata: &ModelMetadata) -> Self {
-        Self { tensors: metadata.inputs.iter().map(|spec| TensorData::empty(spec.datatype)).collect() }
+        Self {
+            tensors: metadata
+                .inputs
+                .iter()
+                .map(|spec| TensorData::empty(spec.datatype))
+                .collect(),
+        }
     }
 }
 
@@ -61,7 +67,10 @@ impl Batch {
     /// The last moment at which anybody waits for this batch.
     #[must_use]
     pub fn latest_deadline(&self) -> Option<Instant> {
-        self.members.iter().map(|member| member.request.deadline()).max()
+        self.members
+            .iter()
+            .map(|member| member.request.deadline())
+            .max()
     }
 
     /// Two halves, for finding the member that makes an execution fail.
@@ -73,7 +82,9 @@ impl Batch {
 
     /// Drops the members that nobody waits for at `now`, and hands them back to be refused.
     pub fn remove_unwanted(&mut self, now: Instant) -> Vec<Pending> {
-        let (wanted, unwanted) = std::mem::take(&mut self.members).into_iter().partition(|member| member.is_wanted(now));
+        let (wanted, unwanted) = std::mem::take(&mut self.members)
+            .into_iter()
+            .partition(|member| member.is_wanted(now));
         *self = Self::new(wanted);
         unwanted
     }
@@ -82,9 +93,15 @@ impl Batch {
     ///
     /// # Errors
     /// When members do not fit together, which the queue rules out.
-    pub fn gather<'a>(&'a self, buffers: &'a mut InputBuffers) -> Result<BatchInput<'a>, RuntimeError> {
+    pub fn gather<'a>(
+        &'a self,
+        buffers: &'a mut InputBuffers,
+    ) -> Result<BatchInput<'a>, RuntimeError> {
         if let [only] = self.members.as_slice() {
-            let lend = |tensor: &'a crate::tensor::Tensor| InputView { shape: Shape::from_slice(tensor.shape()), elements: tensor.view() };
+            let lend = |tensor: &'a crate::tensor::Tensor| InputView {
+                shape: Shape::from_slice(tensor.shape()),
+                elements: tensor.view(),
+            };
             return Ok(only.request.inputs().iter().map(lend).collect());
         }
         let mut input = BatchInput::new();
@@ -96,14 +113,19 @@ impl Batch {
                     return Err(RuntimeError::Broken("a request lacks an input".to_owned()));
                 };
                 if !buffer.append(tensor.view()) {
-                    return Err(RuntimeError::Broken("requests of different datatypes were merged".to_owned()));
+                    return Err(RuntimeError::Broken(
+                        "requests of different datatypes were merged".to_owned(),
+                    ));
                 }
                 shape = Shape::from_slice(tensor.shape());
             }
             if let Some(first) = shape.first_mut() {
                 *first = self.rows;
             }
-            input.push(InputView { shape, elements: buffer.view() });
+            input.push(InputView {
+                shape,
+                elements: buffer.view(),
+            });
         }
         Ok(input)
     }
@@ -111,19 +133,28 @@ impl Batch {
     /// Whether `outputs` can be handed out by rows: every one has the batch's rows as its first dimension.
     #[must_use]
     pub fn can_scatter(&self, outputs: &[OutputTensor]) -> bool {
-        self.members.len() == 1 || outputs.iter().all(|output| output.shape().first() == Some(&self.rows))
+        self.members.len() == 1
+            || outputs
+                .iter()
+                .all(|output| output.shape().first() == Some(&self.rows))
     }
 
     /// Each member with its rows of `outputs`.
-    pub fn scatter(self, outputs: &[OutputTensor]) -> impl Iterator<Item = (Pending, Vec<OutputRows>)> {
+    pub fn scatter(
+        self,
+        outputs: &[OutputTensor],
+    ) -> impl Iterator<Item = (Pending, Vec<OutputRows>)> {
         let alone = self.members.len() == 1;
         let mut start = 0;
         self.members.into_iter().map(move |member| {
             let rows: Range<usize> = start..start + member.request.rows();
             start = rows.end;
-            let part = |output: &OutputTensor| match alone {
-                true => OutputRows::whole(output.clone()),
-                false => OutputRows::part(output.clone(), rows.clone()),
+            let part = |output: &OutputTensor| {
+                if alone {
+                    OutputRows::whole(output.clone())
+                } else {
+                    OutputRows::part(output.clone(), rows.clone())
+                }
             };
             (member, outputs.iter().map(part).collect())
         })
@@ -142,23 +173,36 @@ mod tests {
     fn batch(values: &[&[f32]]) -> Batch {
         let deadline = Instant::now() + Duration::from_secs(60);
         // One column, so that every value is a row.
-        Batch::new(values.iter().map(|rows| testing::pending_with(rows, 1, deadline).0).collect())
+        Batch::new(
+            values
+                .iter()
+                .map(|rows| testing::pending_with(rows, 1, deadline).0)
+                .collect(),
+        )
     }
 
     #[test]
     fn gathered_rows_stand_in_the_order_of_the_requests_and_come_back_to_them() {
         let metadata = testing::metadata(&[("x", &["N", "1"])], &[("y", &["N", "1"])]);
         let mut buffers = InputBuffers::new(&metadata);
-        for values in [&[&[1.0_f32, 2.0][..], &[3.0], &[4.0, 5.0, 6.0]][..], &[&[7.0][..]][..]] {
+        for values in [
+            &[&[1.0_f32, 2.0][..], &[3.0], &[4.0, 5.0, 6.0]][..],
+            &[&[7.0][..]][..],
+        ] {
             let batch = batch(values);
             let input = batch.gather(&mut buffers).unwrap();
             let all: Vec<f32> = values.concat();
             assert_eq!(input[0].shape.as_slice(), [all.len(), 1]);
             assert_eq!(input[0].elements, TensorView::Fp32(&all));
-            let output = OutputTensor::new(input[0].shape.clone(), Arc::new(TensorData::from(all.clone()))).unwrap();
+            let output = OutputTensor::new(
+                input[0].shape.clone(),
+                Arc::new(TensorData::from(all.clone())),
+            )
+            .unwrap();
             drop(input);
             assert!(batch.can_scatter(std::slice::from_ref(&output)));
-            let parts: Vec<Vec<OutputRows>> = batch.scatter(&[output]).map(|(_, rows)| rows).collect();
+            let parts: Vec<Vec<OutputRows>> =
+                batch.scatter(&[output]).map(|(_, rows)| rows).collect();
             for (part, expected) in parts.iter().zip(values) {
                 assert_eq!(part[0].view(), TensorView::Fp32(expected));
                 assert_eq!(part[0].shape().as_slice(), [expected.len(), 1]);
@@ -168,7 +212,11 @@ mod tests {
 
     #[test]
     fn outputs_without_the_batch_s_rows_cannot_be_handed_out() {
-        let output = OutputTensor::new(Shape::from_slice(&[4]), Arc::new(TensorData::from(vec![0.0_f32; 4]))).unwrap();
+        let output = OutputTensor::new(
+            Shape::from_slice(&[4]),
+            Arc::new(TensorData::from(vec![0.0_f32; 4])),
+        )
+        .unwrap();
         assert!(!batch(&[&[1.0], &[2.0]]).can_scatter(std::slice::from_ref(&output)));
         assert!(batch(&[&[1.0]]).can_scatter(&[output]));
     }

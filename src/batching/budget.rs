@@ -20,7 +20,10 @@ impl MemoryBudget {
     /// A budget of `limit` bytes.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { limit, used: Arc::default() }
+        Self {
+            limit,
+            used: Arc::default(),
+        }
     }
 
     /// Bytes that are reserved now.
@@ -32,7 +35,10 @@ impl MemoryBudget {
     /// An empty reservation, to be grown.
     #[must_use]
     pub fn reservation(&self) -> Reservation {
-        Reservation { budget: Some(self.clone()), bytes: 0 }
+        Reservation {
+            budget: Some(self.clone()),
+            bytes: 0,
+        }
     }
 }
 
@@ -47,7 +53,10 @@ impl Reservation {
     /// A reservation without a budget, for requests that do not come from outside.
     #[must_use]
     pub fn none() -> Self {
-        Self { budget: None, bytes: 0 }
+        Self {
+            budget: None,
+            bytes: 0,
+        }
     }
 
     /// Adds `bytes` to this reservation.
@@ -55,9 +64,14 @@ impl Reservation {
     /// # Errors
     /// When that exceeds the budget; the reservation stays as it was.
     pub fn grow(&mut self, bytes: usize) -> Result<(), Exhausted> {
-        let Some(budget) = &self.budget else { return Ok(()) };
+        let Some(budget) = &self.budget else {
+            return Ok(());
+        };
         let add = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= budget.limit);
-        budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).map_err(|_| Exhausted)?;
+        budget
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add)
+            .map_err(|_| Exhausted)?;
         self.bytes += bytes;
         Ok(())
     }

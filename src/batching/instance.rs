@@ -40,7 +40,11 @@ pub enum InstanceHealth {
 
 impl InstanceStatus {
     pub(super) fn new(interrupt: Arc<dyn Interrupt>) -> Self {
-        Self { interrupt, running: Mutex::new(None), dead: AtomicBool::new(false) }
+        Self {
+            interrupt,
+            running: Mutex::new(None),
+            dead: AtomicBool::new(false),
+        }
     }
 
     /// Interrupts a run that nobody waits for at `now`, and says how the instance is.
@@ -85,7 +89,10 @@ impl Instance {
     /// Executes batches until the queue is closed and empty.
     pub(super) fn run(mut self) {
         let status = Arc::clone(&self.status);
-        let mut mark = DeathMark { status: &status, finished: false };
+        let mut mark = DeathMark {
+            status: &status,
+            finished: false,
+        };
         let mut buffers = InputBuffers::new(self.model.metadata());
         while let Some(members) = self.queue.next_batch() {
             self.execute(Batch::new(members), &mut buffers);
@@ -96,25 +103,40 @@ impl Instance {
     /// Executes `batch` and answers its members. A merged batch that fails is split, so that only the culprit fails.
     fn execute(&mut self, batch: Batch, buffers: &mut InputBuffers) {
         let started = Instant::now();
-        let Some(deadline) = batch.latest_deadline() else { return };
+        let Some(deadline) = batch.latest_deadline() else {
+            return;
+        };
         *self.status.running.lock() = Some(deadline);
         let result = self.run_once(&batch, buffers);
         *self.status.running.lock() = None;
 
         match result {
             Ok((outputs, mut timings)) if batch.can_scatter(&outputs) => {
-                self.metrics.executed_batch_size.observe(to_f64(batch.rows()));
-                self.metrics.inference_duration.observe(timings.compute_infer.as_secs_f64());
+                self.metrics
+                    .executed_batch_size
+                    .observe(to_f64(batch.rows()));
+                self.metrics
+                    .inference_duration
+                    .observe(timings.compute_infer.as_secs_f64());
                 self.load.record(timings.compute_infer);
                 let batch_rows = batch.rows();
                 for (member, outputs) in batch.scatter(&outputs) {
                     timings.queue = started.saturating_duration_since(member.enqueued_at);
-                    self.metrics.queue_duration.observe(timings.queue.as_secs_f64());
-                    member.answer(Ok(InferenceResponse { outputs, timings, batch_rows }));
+                    self.metrics
+                        .queue_duration
+                        .observe(timings.queue.as_secs_f64());
+                    member.answer(Ok(InferenceResponse {
+                        outputs,
+                        timings,
+                        batch_rows,
+                    }));
                 }
             }
             Err(RuntimeError::Interrupted) => {
-                batch.into_members().into_iter().for_each(|member| member.answer(Err(ScheduleError::DeadlineExceeded)));
+                batch
+                    .into_members()
+                    .into_iter()
+                    .for_each(|member| member.answer(Err(ScheduleError::DeadlineExceeded)));
             }
             Err(error) if batch.members().len() == 1 => {
                 tracing::warn!(error = %error, rows = batch.rows(), "an execution failed");
@@ -123,7 +145,10 @@ impl Instance {
                     RuntimeError::Broken(reason) => ScheduleError::Internal(reason.into()),
                     RuntimeError::Interrupted => ScheduleError::DeadlineExceeded,
                 };
-                batch.into_members().into_iter().for_each(|member| member.answer(Err(error.clone())));
+                batch
+                    .into_members()
+                    .into_iter()
+                    .for_each(|member| member.answer(Err(error.clone())));
             }
             Ok(_) | Err(_) => {
                 let (first, second) = batch.split();
@@ -136,12 +161,18 @@ impl Instance {
     /// Executes what is still wanted of `batch`; time has passed since it left the queue.
     fn execute_wanted(&mut self, mut batch: Batch, buffers: &mut InputBuffers) {
         let unwanted = batch.remove_unwanted(Instant::now());
-        unwanted.into_iter().for_each(|member| member.answer(Err(ScheduleError::DeadlineExceeded)));
+        for member in unwanted {
+            member.answer(Err(ScheduleError::DeadlineExceeded));
+        }
         self.execute(batch, buffers);
     }
 
     /// Runs the model once. A panic in it is an error like others, so that the thread and its queue live on.
-    fn run_once(&mut self, batch: &Batch, buffers: &mut InputBuffers) -> Result<(BatchOutput, Timings), RuntimeError> {
+    fn run_once(
+        &mut self,
+        batch: &Batch,
+        buffers: &mut InputBuffers,
+    ) -> Result<(BatchOutput, Timings), RuntimeError> {
         let mut run = || {
             let started = Instant::now();
             let input = batch.gather(buffers)?;
@@ -154,7 +185,8 @@ impl Instance {
             };
             Ok((outputs, timings))
         };
-        catch_unwind(AssertUnwindSafe(&mut run)).unwrap_or_else(|_| Err(RuntimeError::Broken("the execution panicked".to_owned())))
+        catch_unwind(AssertUnwindSafe(&mut run))
+            .unwrap_or_else(|_| Err(RuntimeError::Broken("the execution panicked".to_owned())))
     }
 }
 

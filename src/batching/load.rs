@@ -20,14 +20,24 @@ impl LoadEstimate {
     pub(super) fn record(&self, duration: Duration) {
         let average = f64::from_bits(self.average.load(Ordering::Relaxed));
         let seconds = duration.as_secs_f64();
-        let next = if average == 0.0 { seconds } else { average + WEIGHT * (seconds - average) };
+        let next = if average == 0.0 {
+            seconds
+        } else {
+            average + WEIGHT * (seconds - average)
+        };
         self.average.store(next.to_bits(), Ordering::Relaxed);
     }
 
     /// The wait behind `rows` rows when `instances` execute up to `max_batch_size` rows at a time.
-    pub(super) fn wait_behind(&self, rows: usize, max_batch_size: usize, instances: usize) -> Duration {
+    pub(super) fn wait_behind(
+        &self,
+        rows: usize,
+        max_batch_size: usize,
+        instances: usize,
+    ) -> Duration {
         let executions = super::instance::to_f64(rows.div_ceil(max_batch_size.max(1)));
-        let seconds = f64::from_bits(self.average.load(Ordering::Relaxed)) * executions / super::instance::to_f64(instances.max(1));
+        let seconds = f64::from_bits(self.average.load(Ordering::Relaxed)) * executions
+            / super::instance::to_f64(instances.max(1));
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
     }
 }
@@ -54,6 +64,9 @@ mod tests {
             load.record(Duration::from_millis(100));
         }
         let wait = load.wait_behind(1, 1, 1);
-        assert!(wait > Duration::from_millis(99) && wait <= Duration::from_millis(100), "{wait:?}");
+        assert!(
+            wait > Duration::from_millis(99) && wait <= Duration::from_millis(100),
+            "{wait:?}"
+        );
     }
 }

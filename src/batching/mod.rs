@@ -14,7 +14,7 @@ pub mod policy;
 pub mod queue;
 mod request;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -25,7 +25,9 @@ use tokio::sync::oneshot;
 
 pub use budget::{Exhausted, MemoryBudget, Reservation};
 pub use instance::InstanceHealth;
-pub use request::{InferenceRequest, InferenceResponse, InvalidRequest, OutputRows, ScheduleError, Timings};
+pub use request::{
+    InferenceRequest, InferenceResponse, InvalidRequest, OutputRows, ScheduleError, Timings,
+};
 
 use crate::model::{Batchability, ModelMetadata};
 use crate::runtime::Model;
@@ -98,20 +100,30 @@ impl Scheduler {
         };
         let queue = Arc::new(RequestQueue::new(policy, config.max_queue_size));
         let load = Arc::new(LoadEstimate::default());
-        let running = Arc::new(RunningThreads { count: Mutex::new(0), ended: Condvar::new() });
+        let running = Arc::new(RunningThreads {
+            count: Mutex::new(0),
+            ended: Condvar::new(),
+        });
         let mut statuses = Vec::new();
         let mut threads = Vec::new();
         for (index, model) in models.into_iter().enumerate() {
             let status = Arc::new(InstanceStatus::new(model.interrupt()));
             statuses.push(Arc::clone(&status));
-            let instance =
-                Instance { model, queue: Arc::clone(&queue), status, load: Arc::clone(&load), metrics: metrics.clone() };
+            let instance = Instance {
+                model,
+                queue: Arc::clone(&queue),
+                status,
+                load: Arc::clone(&load),
+                metrics: metrics.clone(),
+            };
             *running.count.lock() += 1;
             let count_out = CountOut(Arc::clone(&running));
-            let thread = std::thread::Builder::new().name(format!("instance-{index}")).spawn(move || {
-                let _count_out = count_out;
-                instance.run();
-            });
+            let thread = std::thread::Builder::new()
+                .name(format!("instance-{index}"))
+                .spawn(move || {
+                    let _count_out = count_out;
+                    instance.run();
+                });
             match thread {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {
@@ -120,8 +132,18 @@ impl Scheduler {
                 }
             }
         }
-        let shared = Shared { config, queue, load, statuses, threads: Mutex::new(threads), running, metrics };
-        Ok(Self { shared: Arc::new(shared) })
+        let shared = Shared {
+            config,
+            queue,
+            load,
+            statuses,
+            threads: Mutex::new(threads),
+            running,
+            metrics,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
     }
 
     /// The rules that this scheduler follows.
@@ -140,7 +162,10 @@ impl Scheduler {
     ///
     /// # Errors
     /// See [`ScheduleError`].
-    pub async fn submit(&self, request: InferenceRequest) -> Result<InferenceResponse, ScheduleError> {
+    pub async fn submit(
+        &self,
+        request: InferenceRequest,
+    ) -> Result<InferenceResponse, ScheduleError> {
         let now = Instant::now();
         let deadline = request.deadline();
         if deadline <= now {
@@ -148,17 +173,32 @@ impl Scheduler {
         }
         let wait = self.predicted_wait();
         if wait > deadline - now {
-            return Err(ScheduleError::Overloaded { reason: "the deadline cannot be met", retry_after: wait });
+            return Err(ScheduleError::Overloaded {
+                reason: "the deadline cannot be met",
+                retry_after: wait,
+            });
         }
         let (respond, answer) = oneshot::channel();
-        let pending = Pending { request, respond, enqueued_at: now };
-        self.shared.queue.push(pending).map_err(|(error, _)| match error {
-            PushError::Full => ScheduleError::Overloaded { reason: "the queue is full", retry_after: wait },
-            PushError::Closed => ScheduleError::ShuttingDown,
-        })?;
+        let pending = Pending {
+            request,
+            respond,
+            enqueued_at: now,
+        };
+        self.shared
+            .queue
+            .push(pending)
+            .map_err(|error| match error {
+                PushError::Full => ScheduleError::Overloaded {
+                    reason: "the queue is full",
+                    retry_after: wait,
+                },
+                PushError::Closed => ScheduleError::ShuttingDown,
+            })?;
         match tokio::time::timeout_at(deadline.into(), answer).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(ScheduleError::Internal("an instance ended without an answer".into())),
+            Ok(Err(_)) => Err(ScheduleError::Internal(
+                "an instance ended without an answer".into(),
+            )),
             Err(_) => Err(ScheduleError::DeadlineExceeded),
         }
     }
@@ -167,21 +207,31 @@ impl Scheduler {
     #[must_use]
     pub fn predicted_wait(&self) -> Duration {
         let rows = self.shared.queue.rows();
-        self.shared.load.wait_behind(rows, self.shared.queue.policy().max_batch_size, self.instances())
+        self.shared.load.wait_behind(
+            rows,
+            self.shared.queue.policy().max_batch_size,
+            self.instances(),
+        )
     }
 
     /// Brings the gauges up to date, interrupts runs that nobody waits for, and says how the worst instance is.
     #[must_use]
     pub fn check(&self, now: Instant) -> InstanceHealth {
         let metrics = &self.shared.metrics;
-        metrics.queue_rows.set(i64::try_from(self.shared.queue.rows()).unwrap_or(i64::MAX));
+        metrics
+            .queue_rows
+            .set(i64::try_from(self.shared.queue.rows()).unwrap_or(i64::MAX));
         let timeout = self.shared.config.default_timeout.as_secs_f64();
-        metrics.saturation.set(self.predicted_wait().as_secs_f64() / timeout.max(f64::MIN_POSITIVE));
+        metrics
+            .saturation
+            .set(self.predicted_wait().as_secs_f64() / timeout.max(f64::MIN_POSITIVE));
         let mut worst = InstanceHealth::Well;
         for status in &self.shared.statuses {
             match status.check(now) {
                 InstanceHealth::Dead => worst = InstanceHealth::Dead,
-                InstanceHealth::Hung if worst == InstanceHealth::Well => worst = InstanceHealth::Hung,
+                InstanceHealth::Hung if worst == InstanceHealth::Well => {
+                    worst = InstanceHealth::Hung;
+                }
                 InstanceHealth::Hung | InstanceHealth::Well => {}
             }
         }
@@ -200,16 +250,25 @@ impl Scheduler {
     pub fn join(&self, deadline: Instant) -> bool {
         let mut count = self.shared.running.count.lock();
         while *count > 0 {
-            if self.shared.running.ended.wait_until(&mut count, deadline).timed_out() {
+            if self
+                .shared
+                .running
+                .ended
+                .wait_until(&mut count, deadline)
+                .timed_out()
+            {
                 drop(count);
                 self.shared.queue.abandon();
                 return false;
             }
         }
         drop(count);
-        self.shared.threads.lock().drain(..).all(|thread| thread.join().is_ok())
+        self.shared
+            .threads
+            .lock()
+            .drain(..)
+            .all(|thread| thread.join().is_ok())
     }
-
 }
 
 #[cfg(test)]
@@ -255,7 +314,9 @@ mod tests {
         let rest: Vec<_> = (2..6_u8)
             .map(|value| {
                 let scheduler = scheduler.clone();
-                tokio::spawn(async move { scheduler.submit(request(&[f32::from(value)], soon())).await })
+                tokio::spawn(
+                    async move { scheduler.submit(request(&[f32::from(value)], soon())).await },
+                )
             })
             .collect();
         while scheduler.shared.queue.rows() < 4 {
@@ -266,7 +327,10 @@ mod tests {
         assert_eq!((values(&first), first.batch_rows), (vec![2.0], 1));
         for (value, answer) in (2..6_u8).zip(rest) {
             let answer = answer.await.unwrap().unwrap();
-            assert_eq!((values(&answer), answer.batch_rows), (vec![f32::from(value) + 1.0], 4));
+            assert_eq!(
+                (values(&answer), answer.batch_rows),
+                (vec![f32::from(value) + 1.0], 4)
+            );
         }
         scheduler.close();
         assert!(scheduler.join(soon()));
@@ -278,9 +342,15 @@ mod tests {
         let scheduler = start(model, config());
         // Negative values make the fake model refuse the whole execution; the first request keeps it busy.
         let mut answers = Vec::new();
-        for (index, value) in [0.0, 1.0, -1.0, 2.0, 3.0, -2.0, 4.0].into_iter().enumerate() {
+        for (index, value) in [0.0, 1.0, -1.0, 2.0, 3.0, -2.0, 4.0]
+            .into_iter()
+            .enumerate()
+        {
             let handle = scheduler.clone();
-            answers.push((value, tokio::spawn(async move { handle.submit(request(&[value], soon())).await })));
+            answers.push((
+                value,
+                tokio::spawn(async move { handle.submit(request(&[value], soon())).await }),
+            ));
             if index == 0 {
                 gate.wait_for_run();
             }
@@ -301,9 +371,15 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_panic_in_the_model_is_an_answer_and_the_instance_lives_on() {
         let scheduler = start(FakeModel::open(), config());
-        let error = scheduler.submit(request(&[f32::INFINITY], soon())).await.unwrap_err();
+        let error = scheduler
+            .submit(request(&[f32::INFINITY], soon()))
+            .await
+            .unwrap_err();
         assert!(matches!(error, ScheduleError::Internal(_)), "{error}");
-        assert_eq!(values(&scheduler.submit(request(&[1.0], soon())).await.unwrap()), [2.0]);
+        assert_eq!(
+            values(&scheduler.submit(request(&[1.0], soon())).await.unwrap()),
+            [2.0]
+        );
         assert_eq!(scheduler.check(Instant::now()), InstanceHealth::Well);
     }
 
@@ -362,13 +438,22 @@ mod tests {
         let (model, gate) = FakeModel::gated();
         let scheduler = start(model, config());
         let deadline = Instant::now() + Duration::from_millis(20);
-        let error = scheduler.submit(request(&[1.0], deadline)).await.unwrap_err();
+        let error = scheduler
+            .submit(request(&[1.0], deadline))
+            .await
+            .unwrap_err();
         assert!(matches!(error, ScheduleError::DeadlineExceeded), "{error}");
         gate.wait_for_run();
         assert_eq!(scheduler.check(Instant::now()), InstanceHealth::Well);
         // The interrupt opens the fake model's gate, so the instance is free again.
-        assert_eq!(values(&scheduler.submit(request(&[1.0], soon())).await.unwrap()), [2.0]);
-        assert_eq!(scheduler.check(Instant::now() + Duration::from_secs(3600)), InstanceHealth::Well);
+        assert_eq!(
+            values(&scheduler.submit(request(&[1.0], soon())).await.unwrap()),
+            [2.0]
+        );
+        assert_eq!(
+            scheduler.check(Instant::now() + Duration::from_secs(3600)),
+            InstanceHealth::Well
+        );
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -383,7 +468,10 @@ mod tests {
         scheduler.close();
         let refused = scheduler.submit(request(&[1.0], soon())).await;
         assert!(matches!(refused, Err(ScheduleError::ShuttingDown)));
-        assert!(!scheduler.join(Instant::now()), "the instance is still busy");
+        assert!(
+            !scheduler.join(Instant::now()),
+            "the instance is still busy"
+        );
         gate.open();
         assert!(accepted.await.unwrap().is_ok());
         assert!(scheduler.join(soon()));

@@ -38,7 +38,7 @@ pub enum NextBatch {
     /// Look again when something is queued, and at this instant at the latest.
     WaitUntil(Instant),
     /// Execute the requests at these positions, which ascend and begin with the oldest.
-    Ready(SmallVec<[usize; 32]>),
+    Ready(SmallVec<[usize; 16]>),
 }
 
 impl BatchPolicy {
@@ -46,16 +46,23 @@ impl BatchPolicy {
     ///
     /// The delay counts from the oldest request, and it ends early when the batch is full, when the server drains, or
     /// when waiting would cost the oldest one its deadline.
-    pub fn next(&self, waiting: impl Iterator<Item = Waiting>, now: Instant, draining: bool) -> NextBatch {
+    pub fn next(
+        &self,
+        waiting: impl Iterator<Item = Waiting>,
+        now: Instant,
+        draining: bool,
+    ) -> NextBatch {
         let mut waiting = waiting.enumerate();
         let Some((_, oldest)) = waiting.next() else {
             return NextBatch::Empty;
         };
-        let mut members: SmallVec<[usize; 32]> = SmallVec::from_slice(&[0]);
+        let mut members: SmallVec<[usize; 16]> = SmallVec::from_slice(&[0]);
         let mut rows = oldest.rows;
         let mut full = !self.merge || rows >= self.max_batch_size;
         while !full {
-            let Some((position, request)) = waiting.next() else { break };
+            let Some((position, request)) = waiting.next() else {
+                break;
+            };
             if !request.merges_with_oldest {
                 continue;
             }
@@ -89,7 +96,14 @@ mod tests {
     impl Bench {
         fn new(max_batch_size: usize, delay_ms: u64) -> Self {
             let max_queue_delay = Duration::from_millis(delay_ms);
-            Self { start: Instant::now(), policy: BatchPolicy { max_batch_size, max_queue_delay, merge: true } }
+            Self {
+                start: Instant::now(),
+                policy: BatchPolicy {
+                    max_batch_size,
+                    max_queue_delay,
+                    merge: true,
+                },
+            }
         }
 
         fn at(&self, ms: u64) -> Instant {
@@ -121,41 +135,70 @@ mod tests {
     fn without_a_delay_whatever_waits_is_taken_at_once() {
         let bench = Bench::new(8, 0);
         assert_eq!(bench.next(&[(1, 0, true)], 0), ready(&[0]));
-        assert_eq!(bench.next(&[(1, 0, true), (3, 0, true), (2, 0, true)], 0), ready(&[0, 1, 2]));
+        assert_eq!(
+            bench.next(&[(1, 0, true), (3, 0, true), (2, 0, true)], 0),
+            ready(&[0, 1, 2])
+        );
     }
 
     #[test]
     fn the_delay_counts_from_the_oldest_request() {
         let bench = Bench::new(8, 10);
-        assert_eq!(bench.next(&[(1, 0, true), (1, 9, true)], 9), NextBatch::WaitUntil(bench.at(10)));
-        assert_eq!(bench.next(&[(1, 0, true), (1, 9, true)], 10), ready(&[0, 1]));
+        assert_eq!(
+            bench.next(&[(1, 0, true), (1, 9, true)], 9),
+            NextBatch::WaitUntil(bench.at(10))
+        );
+        assert_eq!(
+            bench.next(&[(1, 0, true), (1, 9, true)], 10),
+            ready(&[0, 1])
+        );
     }
 
     #[test]
     fn a_full_batch_does_not_wait() {
         let bench = Bench::new(4, 10);
-        assert_eq!(bench.next(&[(2, 0, true), (2, 0, true), (1, 0, true)], 0), ready(&[0, 1]));
-        assert_eq!(bench.next(&[(2, 0, true), (3, 0, true), (1, 0, true)], 0), ready(&[0]));
+        assert_eq!(
+            bench.next(&[(2, 0, true), (2, 0, true), (1, 0, true)], 0),
+            ready(&[0, 1])
+        );
+        assert_eq!(
+            bench.next(&[(2, 0, true), (3, 0, true), (1, 0, true)], 0),
+            ready(&[0])
+        );
     }
 
     #[test]
     fn other_shapes_are_left_in_their_place() {
         let bench = Bench::new(8, 0);
-        assert_eq!(bench.next(&[(1, 0, true), (1, 0, false), (1, 0, true)], 0), ready(&[0, 2]));
+        assert_eq!(
+            bench.next(&[(1, 0, true), (1, 0, false), (1, 0, true)], 0),
+            ready(&[0, 2])
+        );
     }
 
     #[test]
     fn a_delay_never_costs_the_oldest_request_its_deadline() {
         let bench = Bench::new(8, 5_000);
-        assert_eq!(bench.next(&[(1, 0, true)], 0), NextBatch::WaitUntil(bench.at(1000)));
+        assert_eq!(
+            bench.next(&[(1, 0, true)], 0),
+            NextBatch::WaitUntil(bench.at(1000))
+        );
         assert_eq!(bench.next(&[(1, 0, true)], 1000), ready(&[0]));
     }
 
     #[test]
     fn draining_ends_the_delay() {
         let bench = Bench::new(8, 1_000);
-        let waiting = Waiting { rows: 1, enqueued_at: bench.start, deadline: bench.at(2000), merges_with_oldest: true };
-        assert_eq!(bench.policy.next([waiting].into_iter(), bench.start, true), ready(&[0]));
+        let waiting = Waiting {
+            rows: 1,
+            enqueued_at: bench.start,
+            deadline: bench.at(2000),
+            merges_with_oldest: true,
+        };
+        assert_eq!(
+            bench.policy.next([waiting].into_iter(), bench.start, true),
+            ready(&[0])
+        );
     }
 
     #[test]

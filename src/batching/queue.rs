@@ -90,7 +90,8 @@ impl State {
             rows: entry.request.rows(),
             enqueued_at: entry.enqueued_at,
             deadline: entry.request.deadline(),
-            merges_with_oldest: oldest.is_some_and(|oldest| oldest.request.merges_with(&entry.request)),
+            merges_with_oldest: oldest
+                .is_some_and(|oldest| oldest.request.merges_with(&entry.request)),
         });
         policy.next(waiting, now, self.closed)
     }
@@ -109,7 +110,12 @@ impl RequestQueue {
     /// An empty queue for at most `max_rows` waiting rows.
     #[must_use]
     pub fn new(policy: BatchPolicy, max_rows: usize) -> Self {
-        Self { policy, max_rows, state: Mutex::default(), changed: Condvar::new() }
+        Self {
+            policy,
+            max_rows,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
     }
 
     /// The rules by which requests are merged.
@@ -124,16 +130,16 @@ impl RequestQueue {
         self.state.lock().rows
     }
 
-    /// Queues `pending`, or hands it back with the reason why not.
+    /// Queues `pending`, or drops it and says why.
     ///
     /// # Errors
     /// When the queue is full or closed. An empty queue takes any request, however many rows it has.
-    pub fn push(&self, pending: Pending) -> Result<(), (PushError, Pending)> {
+    pub fn push(&self, pending: Pending) -> Result<(), PushError> {
         let rows = pending.request.rows();
         let unwanted = {
             let mut state = self.state.lock();
             if state.closed {
-                return Err((PushError::Closed, pending));
+                return Err(PushError::Closed);
             }
             let mut unwanted = SmallVec::new();
             if state.rows > 0 && state.rows + rows > self.max_rows {
@@ -142,7 +148,7 @@ impl RequestQueue {
             if state.rows > 0 && state.rows + rows > self.max_rows {
                 drop(state);
                 refuse(unwanted);
-                return Err((PushError::Full, pending));
+                return Err(PushError::Full);
             }
             state.rows += rows;
             state.entries.push_back(pending);
@@ -199,13 +205,17 @@ impl RequestQueue {
             std::mem::take(&mut state.entries)
         };
         self.changed.notify_all();
-        entries.into_iter().for_each(|entry| entry.answer(Err(ScheduleError::ShuttingDown)));
+        for entry in entries {
+            entry.answer(Err(ScheduleError::ShuttingDown));
+        }
     }
 }
 
 /// Answers entries that are too late; for those whose client has left, nothing happens.
 fn refuse(entries: SmallVec<[Pending; 4]>) {
-    entries.into_iter().for_each(|entry| entry.answer(Err(ScheduleError::DeadlineExceeded)));
+    for entry in entries {
+        entry.answer(Err(ScheduleError::DeadlineExceeded));
+    }
 }
 
 #[cfg(test)]
@@ -216,7 +226,11 @@ mod tests {
     use crate::batching::testing::{self, Answer};
 
     fn queue(max_batch_size: usize, max_rows: usize) -> RequestQueue {
-        let policy = BatchPolicy { max_batch_size, max_queue_delay: Duration::ZERO, merge: true };
+        let policy = BatchPolicy {
+            max_batch_size,
+            max_queue_delay: Duration::ZERO,
+            merge: true,
+        };
         RequestQueue::new(policy, max_rows)
     }
 
@@ -235,7 +249,7 @@ mod tests {
         let (second, _second) = pending(3, 2, soon());
         let (third, _third) = pending(2, 2, soon());
         assert!(queue.push(first).is_ok());
-        assert_eq!(queue.push(second).unwrap_err().0, PushError::Full);
+        assert_eq!(queue.push(second).unwrap_err(), PushError::Full);
         assert!(queue.push(third).is_ok());
         assert_eq!(queue.rows(), 5);
     }
@@ -259,8 +273,17 @@ mod tests {
         queue.push(late).unwrap();
         queue.push(fine).unwrap();
         let batch = queue.next_batch().unwrap();
-        assert_eq!(batch.iter().map(|entry| entry.request.rows()).collect::<Vec<_>>(), [2]);
-        assert!(matches!(answer.try_recv(), Ok(Err(ScheduleError::DeadlineExceeded))));
+        assert_eq!(
+            batch
+                .iter()
+                .map(|entry| entry.request.rows())
+                .collect::<Vec<_>>(),
+            [2]
+        );
+        assert!(matches!(
+            answer.try_recv(),
+            Ok(Err(ScheduleError::DeadlineExceeded))
+        ));
     }
 
     #[test]
@@ -274,9 +297,21 @@ mod tests {
         }
         queue.close();
         let batches: Vec<Vec<(usize, usize)>> = std::iter::from_fn(|| queue.next_batch())
-            .map(|batch| batch.iter().map(|entry| (entry.request.rows(), entry.request.inputs()[0].shape()[1])).collect())
+            .map(|batch| {
+                batch
+                    .iter()
+                    .map(|entry| (entry.request.rows(), entry.request.inputs()[0].shape()[1]))
+                    .collect()
+            })
             .collect();
-        assert_eq!(batches, [vec![(1, 2), (2, 2), (1, 2)], vec![(1, 3), (2, 3)], vec![(1, 2)]]);
+        assert_eq!(
+            batches,
+            [
+                vec![(1, 2), (2, 2), (1, 2)],
+                vec![(1, 3), (2, 3)],
+                vec![(1, 2)]
+            ]
+        );
         assert_eq!(queue.rows(), 0);
     }
 
@@ -285,7 +320,7 @@ mod tests {
         let queue = queue(4, 100);
         queue.close();
         let (entry, _answer) = pending(1, 2, soon());
-        assert_eq!(queue.push(entry).unwrap_err().0, PushError::Closed);
+        assert_eq!(queue.push(entry).unwrap_err(), PushError::Closed);
         assert!(queue.next_batch().is_none());
     }
 

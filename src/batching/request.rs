@@ -43,21 +43,33 @@ impl InferenceRequest {
         reservation: Reservation,
     ) -> Result<Self, InvalidRequest> {
         if inputs.len() != metadata.inputs.len() {
-            let message = format!("expected {} inputs, got {}", metadata.inputs.len(), inputs.len());
+            let message = format!(
+                "expected {} inputs, got {}",
+                metadata.inputs.len(),
+                inputs.len()
+            );
             return Err(InvalidRequest(message));
         }
         let mut symbols: SmallVec<[(&str, usize, &str); 4]> = SmallVec::new();
         for (spec, tensor) in metadata.inputs.iter().zip(&inputs) {
             check(spec, tensor, &mut symbols)?;
         }
-        let rows = inputs.first().and_then(|tensor| tensor.shape().first().copied());
+        let rows = inputs
+            .first()
+            .and_then(|tensor| tensor.shape().first().copied());
         let rows = if metadata.has_batch_axis() {
             let rows = rows.unwrap_or_default();
             for (spec, tensor) in metadata.inputs.iter().zip(&inputs) {
                 let other = tensor.shape().first().copied().unwrap_or_default();
                 if other != rows {
-                    let first = metadata.inputs.first().map_or("", |spec| spec.name.as_str());
-                    let message = format!("input '{}' has {other} rows, but input '{first}' has {rows}", spec.name);
+                    let first = metadata
+                        .inputs
+                        .first()
+                        .map_or("", |spec| spec.name.as_str());
+                    let message = format!(
+                        "input '{}' has {other} rows, but input '{first}' has {rows}",
+                        spec.name
+                    );
                     return Err(InvalidRequest(message));
                 }
             }
@@ -66,7 +78,12 @@ impl InferenceRequest {
         } else {
             rows.unwrap_or(1)
         };
-        Ok(Self { inputs, rows, deadline, _reservation: reservation })
+        Ok(Self {
+            inputs,
+            rows,
+            deadline,
+            _reservation: reservation,
+        })
     }
 
     /// The tensors in the order of the signature.
@@ -90,17 +107,24 @@ impl InferenceRequest {
     /// Whether rows of `other` may stand beside the rows of this request in one execution.
     #[must_use]
     pub fn merges_with(&self, other: &Self) -> bool {
-        self.inputs.iter().zip(&other.inputs).all(|(left, right)| left.shape().get(1..) == right.shape().get(1..))
+        self.inputs
+            .iter()
+            .zip(&other.inputs)
+            .all(|(left, right)| left.shape().get(1..) == right.shape().get(1..))
     }
 }
 
 /// Refuses a request without rows, and one with more rows than an execution may have.
 fn check_rows(rows: usize, max_rows: usize) -> Result<(), InvalidRequest> {
     if rows == 0 {
-        return Err(InvalidRequest("the request has no rows; send at least one".to_owned()));
+        return Err(InvalidRequest(
+            "the request has no rows; send at least one".to_owned(),
+        ));
     }
     if rows > max_rows {
-        let message = format!("the request has {rows} rows, but the maximum batch size is {max_rows}; split it");
+        let message = format!(
+            "the request has {rows} rows, but the maximum batch size is {max_rows}; split it"
+        );
         return Err(InvalidRequest(message));
     }
     Ok(())
@@ -114,20 +138,34 @@ fn check<'a>(
 ) -> Result<(), InvalidRequest> {
     let datatype = tensor.view().datatype();
     if datatype != spec.datatype {
-        let message = format!("input '{}' expects {}, got {datatype}", spec.name, spec.datatype);
+        let message = format!(
+            "input '{}' expects {}, got {datatype}",
+            spec.name, spec.datatype
+        );
         return Err(InvalidRequest(message));
     }
     let fits = tensor.shape().len() == spec.dims().len()
-        && tensor.shape().iter().zip(spec.dims()).all(|(size, dim)| match dim {
-            Dim::Fixed(expected) => size == expected,
-            Dim::Dynamic(_) => true,
-        });
+        && tensor
+            .shape()
+            .iter()
+            .zip(spec.dims())
+            .all(|(size, dim)| match dim {
+                Dim::Fixed(expected) => size == expected,
+                Dim::Dynamic(_) => true,
+            });
     if !fits {
-        let message = format!("input '{}' expects shape {}, got {:?}", spec.name, spec.shape_text(), tensor.shape());
+        let message = format!(
+            "input '{}' expects shape {}, got {:?}",
+            spec.name,
+            spec.shape_text(),
+            tensor.shape()
+        );
         return Err(InvalidRequest(message));
     }
     for (size, dim) in tensor.shape().iter().zip(spec.dims()) {
-        let Dim::Dynamic(Some(symbol)) = dim else { continue };
+        let Dim::Dynamic(Some(symbol)) = dim else {
+            continue;
+        };
         match symbols.iter().find(|(seen, ..)| seen == symbol) {
             Some((_, expected, _)) if expected == size => {}
             Some((_, expected, first)) => {
@@ -166,13 +204,21 @@ impl OutputRows {
     /// All of `tensor`.
     #[must_use]
     pub fn whole(tensor: OutputTensor) -> Self {
-        Self { tensor, rows: 0..0, whole: true }
+        Self {
+            tensor,
+            rows: 0..0,
+            whole: true,
+        }
     }
 
     /// The `rows` of `tensor` along its first dimension.
     #[must_use]
     pub fn part(tensor: OutputTensor, rows: Range<usize>) -> Self {
-        Self { tensor, rows, whole: false }
+        Self {
+            tensor,
+            rows,
+            whole: false,
+        }
     }
 
     /// The shape of these rows.
@@ -192,7 +238,13 @@ impl OutputRows {
         if self.whole {
             return view;
         }
-        let row_len: usize = self.tensor.shape().get(1..).unwrap_or_default().iter().product();
+        let row_len: usize = self
+            .tensor
+            .shape()
+            .get(1..)
+            .unwrap_or_default()
+            .iter()
+            .product();
         let range = self.rows.start * row_len..self.rows.end * row_len;
         // The rows were handed out against this very shape, so they lie inside.
         view.slice(range).unwrap_or(view)
@@ -245,7 +297,11 @@ mod tests {
 
     fn tensor(shape: &[usize]) -> Tensor {
         let count = shape.iter().product();
-        Tensor::new(Shape::from_slice(shape), TensorData::from(vec![0.0_f32; count])).unwrap()
+        Tensor::new(
+            Shape::from_slice(shape),
+            TensorData::from(vec![0.0_f32; count]),
+        )
+        .unwrap()
     }
 
     fn build(inputs: &[(&str, &[&str])], tensors: &[&[usize]]) -> Result<usize, String> {
@@ -275,10 +331,21 @@ mod tests {
             let error = build(&[("x", &["N", "4"])], &[tensors]).unwrap_err();
             assert!(error.contains(part), "{error}");
         }
-        assert!(build(&[("x", &["N", "4"])], &[]).unwrap_err().contains("expected 1 inputs, got 0"));
+        assert!(
+            build(&[("x", &["N", "4"])], &[])
+                .unwrap_err()
+                .contains("expected 1 inputs, got 0")
+        );
         let integers = Tensor::new(smallvec![1, 4], TensorData::from(vec![0_i64; 4])).unwrap();
         let metadata = testing::metadata(&[("x", &["N", "4"])], &[("y", &["N"])]);
-        let error = InferenceRequest::new(&metadata, smallvec![integers], 8, Instant::now(), Reservation::none()).unwrap_err();
+        let error = InferenceRequest::new(
+            &metadata,
+            smallvec![integers],
+            8,
+            Instant::now(),
+            Reservation::none(),
+        )
+        .unwrap_err();
         assert_eq!(error.to_string(), "input 'x' expects FP32, got INT64");
     }
 
@@ -286,9 +353,21 @@ mod tests {
     fn inputs_must_agree_about_shared_dimensions() {
         let signature: &[(&str, &[&str])] = &[("a", &["N", "L"]), ("b", &["N", "L"])];
         assert_eq!(build(signature, &[&[2, 5], &[2, 5]]), Ok(2));
-        assert!(build(signature, &[&[2, 5], &[2, 6]]).unwrap_err().contains("dimension L"));
-        assert!(build(signature, &[&[2, 5], &[3, 5]]).unwrap_err().contains("dimension N"));
+        assert!(
+            build(signature, &[&[2, 5], &[2, 6]])
+                .unwrap_err()
+                .contains("dimension L")
+        );
+        assert!(
+            build(signature, &[&[2, 5], &[3, 5]])
+                .unwrap_err()
+                .contains("dimension N")
+        );
         let anonymous: &[(&str, &[&str])] = &[("a", &[""]), ("b", &[""])];
-        assert!(build(anonymous, &[&[2], &[3]]).unwrap_err().contains("input 'b' has 3 rows, but input 'a' has 2"));
+        assert!(
+            build(anonymous, &[&[2], &[3]])
+                .unwrap_err()
+                .contains("input 'b' has 3 rows, but input 'a' has 2")
+        );
     }
 }

@@ -68,11 +68,29 @@ pub(crate) fn pending(rows: usize, width: usize, deadline: Instant) -> (Pending,
 
 /// An entry with `values` in rows of `width`.
 pub(crate) fn pending_with(values: &[f32], width: usize, deadline: Instant) -> (Pending, Answer) {
-    let tensor = Tensor::new(Shape::from_slice(&[values.len() / width, width]), TensorData::from(values.to_vec())).unwrap();
+    let tensor = Tensor::new(
+        Shape::from_slice(&[values.len() / width, width]),
+        TensorData::from(values.to_vec()),
+    )
+    .unwrap();
     let metadata = metadata(&[("x", &["N", ""])], &[("y", &["N", ""])]);
-    let request = InferenceRequest::new(&metadata, smallvec![tensor], 1024, deadline, Reservation::none()).unwrap();
+    let request = InferenceRequest::new(
+        &metadata,
+        smallvec![tensor],
+        1024,
+        deadline,
+        Reservation::none(),
+    )
+    .unwrap();
     let (respond, answer) = oneshot::channel();
-    (Pending { request, respond, enqueued_at: Instant::now() }, answer)
+    (
+        Pending {
+            request,
+            respond,
+            enqueued_at: Instant::now(),
+        },
+        answer,
+    )
 }
 
 /// Holds runs back until it is opened, and says that one has arrived.
@@ -135,7 +153,14 @@ impl FakeModel {
     pub(crate) fn gated() -> (Self, Arc<Gate>) {
         let gate = Arc::new(Gate::default());
         let metadata = Arc::new(metadata(&[("x", &["N", "1"])], &[("y", &["N", "1"])]));
-        (Self { metadata, gate: Arc::clone(&gate), executed_rows: Arc::default() }, gate)
+        (
+            Self {
+                metadata,
+                gate: Arc::clone(&gate),
+                executed_rows: Arc::default(),
+            },
+            gate,
+        )
     }
 
     /// A model that never waits.
@@ -162,13 +187,19 @@ impl Model for FakeModel {
         let TensorView::Fp32(values) = input[0].elements else {
             return Err(RuntimeError::Broken("expected FP32".to_owned()));
         };
-        assert!(values.iter().all(|value| value.is_finite()), "the fake model panics on infinity");
+        assert!(
+            values.iter().all(|value| value.is_finite()),
+            "the fake model panics on infinity"
+        );
         if values.iter().any(|value| *value < 0.0) {
             return Err(RuntimeError::Refused("negative".to_owned()));
         }
-        self.executed_rows.fetch_add(values.len(), Ordering::Relaxed);
+        self.executed_rows
+            .fetch_add(values.len(), Ordering::Relaxed);
         let outputs: Vec<f32> = values.iter().map(|value| value + 1.0).collect();
-        Ok(vec![OutputTensor::new(input[0].shape.clone(), Arc::new(TensorData::from(outputs))).unwrap()])
+        Ok(vec![
+            OutputTensor::new(input[0].shape.clone(), Arc::new(TensorData::from(outputs))).unwrap(),
+        ])
     }
 
     fn interrupt(&self) -> Arc<dyn Interrupt> {

@@ -67,7 +67,9 @@ pub async fn serve(listener: TcpListener, router: Router, config: ListenerConfig
     // Clients in the backlog have connected as far as they can tell, and may have sent their request already.
     if let Ok(listener) = listener.into_std() {
         while let Ok((stream, _)) = listener.accept() {
-            let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+            let stream = stream
+                .set_nonblocking(true)
+                .and_then(|()| TcpStream::from_std(stream));
             if let Ok(stream) = stream {
                 spawn(stream, None);
             }
@@ -80,5 +82,8 @@ pub async fn serve(listener: TcpListener, router: Router, config: ListenerConfig
 /// Failures that concern a peer which has gone again, and not the server.
 fn is_about_one_connection(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
+    )
 }

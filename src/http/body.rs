@@ -37,9 +37,18 @@ impl Coding {
     /// The coding that `headers` state.
     pub(super) fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
         let mut codings = headers.get_all(CONTENT_ENCODING).iter();
-        let Some(coding) = codings.next() else { return Ok(Self::Identity) };
-        let coding = if codings.next().is_some() { None } else { coding.to_str().ok() };
-        match coding.map(|text| text.trim().to_ascii_lowercase()).as_deref() {
+        let Some(coding) = codings.next() else {
+            return Ok(Self::Identity);
+        };
+        let coding = if codings.next().is_some() {
+            None
+        } else {
+            coding.to_str().ok()
+        };
+        match coding
+            .map(|text| text.trim().to_ascii_lowercase())
+            .as_deref()
+        {
             Some("identity" | "") => Ok(Self::Identity),
             Some("gzip" | "x-gzip") => Ok(Self::Gzip),
             Some("deflate") => Ok(Self::Deflate),
@@ -52,7 +61,10 @@ impl Coding {
 }
 
 fn out_of_memory(_: Exhausted) -> ApiError {
-    ApiError::Overloaded { reason: "request memory is full", retry_after: std::time::Duration::from_secs(1) }
+    ApiError::Overloaded {
+        reason: "request memory is full",
+        retry_after: std::time::Duration::from_secs(1),
+    }
 }
 
 /// Receives `body` until `deadline`, and at most `max_bytes` of it.
@@ -66,22 +78,36 @@ pub(super) async fn receive(
     deadline: Instant,
     reservation: &mut Reservation,
 ) -> Result<Bytes, ApiError> {
-    let declared = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<u64>().ok());
+    let declared = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| text.parse::<u64>().ok());
     if declared.is_some_and(|length| length > max_bytes as u64) {
         // Answered before the first byte is asked for, so `Expect: 100-continue` never invites it.
         return Err(ApiError::BodyTooLarge(max_bytes));
     }
     let declared = declared.and_then(|length| usize::try_from(length).ok());
-    tokio::time::timeout_at(deadline.into(), collect(body, declared, max_bytes, reservation))
-        .await
-        .unwrap_or(Err(ApiError::BodyTimeout))
+    tokio::time::timeout_at(
+        deadline.into(),
+        collect(body, declared, max_bytes, reservation),
+    )
+    .await
+    .unwrap_or(Err(ApiError::BodyTimeout))
 }
 
-async fn collect(mut body: Body, declared: Option<usize>, max_bytes: usize, reservation: &mut Reservation) -> Result<Bytes, ApiError> {
+async fn collect(
+    mut body: Body,
+    declared: Option<usize>,
+    max_bytes: usize,
+    reservation: &mut Reservation,
+) -> Result<Bytes, ApiError> {
     let mut buffer = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| ApiError::Invalid("the request's body broke off".to_owned()))?;
-        let Ok(data) = frame.into_data() else { continue };
+        let frame =
+            frame.map_err(|_| ApiError::Invalid("the request's body broke off".to_owned()))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
         if buffer.len() + data.len() > max_bytes {
             return Err(ApiError::BodyTooLarge(max_bytes));
         }
@@ -92,7 +118,12 @@ async fn collect(mut body: Body, declared: Option<usize>, max_bytes: usize, rese
         }
         if buffer.capacity() == 0 {
             // One allocation for the whole body, and one that suits every element type of a raw tensor.
-            buffer.reserve(declared.unwrap_or(data.len()).min(TRUSTED_CAPACITY).max(data.len()));
+            buffer.reserve(
+                declared
+                    .unwrap_or(data.len())
+                    .min(TRUSTED_CAPACITY)
+                    .max(data.len()),
+            );
         }
         buffer.extend_from_slice(&data);
     }
@@ -103,7 +134,12 @@ async fn collect(mut body: Body, declared: Option<usize>, max_bytes: usize, rese
 ///
 /// # Errors
 /// When it is not in the coding, inflates to more, or does not fit into the budget of `reservation`.
-pub(super) fn inflate(body: Bytes, coding: Coding, max_bytes: usize, reservation: &mut Reservation) -> Result<Bytes, ApiError> {
+pub(super) fn inflate(
+    body: Bytes,
+    coding: Coding,
+    max_bytes: usize,
+    reservation: &mut Reservation,
+) -> Result<Bytes, ApiError> {
     let mut decoder: Box<dyn Read> = match coding {
         Coding::Identity => return Ok(body),
         Coding::Gzip => Box::new(MultiGzDecoder::new(body.as_ref())),
@@ -112,15 +148,22 @@ pub(super) fn inflate(body: Bytes, coding: Coding, max_bytes: usize, reservation
     let mut inflated = Vec::new();
     loop {
         let before = inflated.len();
-        let step = decoder.by_ref().take(INFLATE_STEP as u64).read_to_end(&mut inflated);
-        step.map_err(|_| ApiError::Invalid("the body is not what its Content-Encoding says".to_owned()))?;
+        let step = decoder
+            .by_ref()
+            .take(INFLATE_STEP as u64)
+            .read_to_end(&mut inflated);
+        step.map_err(|_| {
+            ApiError::Invalid("the body is not what its Content-Encoding says".to_owned())
+        })?;
         if inflated.len() > max_bytes {
             return Err(ApiError::BodyTooLarge(max_bytes));
         }
         if inflated.len() == before {
             return Ok(inflated.into());
         }
-        reservation.grow(inflated.len() - before).map_err(out_of_memory)?;
+        reservation
+            .grow(inflated.len() - before)
+            .map_err(out_of_memory)?;
     }
 }
 
@@ -141,7 +184,13 @@ mod tests {
     fn a_bomb_stops_at_the_limit() {
         let bomb = gzip(&vec![0; 10 << 20]);
         let budget = MemoryBudget::new(64 << 20);
-        let error = inflate(bomb.clone(), Coding::Gzip, 1 << 20, &mut budget.reservation()).unwrap_err();
+        let error = inflate(
+            bomb.clone(),
+            Coding::Gzip,
+            1 << 20,
+            &mut budget.reservation(),
+        )
+        .unwrap_err();
         assert_eq!(error, ApiError::BodyTooLarge(1 << 20));
         let budget = MemoryBudget::new(1 << 20);
         let error = inflate(bomb, Coding::Gzip, 64 << 20, &mut budget.reservation()).unwrap_err();
@@ -152,7 +201,8 @@ mod tests {
     #[test]
     fn bodies_are_inflated_or_refused() {
         let mut reservation = Reservation::none();
-        let mut inflate = |body: &Bytes, coding| inflate(body.clone(), coding, 100, &mut reservation);
+        let mut inflate =
+            |body: &Bytes, coding| inflate(body.clone(), coding, 100, &mut reservation);
         let packed = gzip(b"hello");
         assert_eq!(inflate(&packed, Coding::Gzip).unwrap(), "hello");
         assert!(inflate(&packed, Coding::Deflate).is_err());

@@ -56,7 +56,10 @@ pub struct ConnectionConfig {
 impl ConnectionConfig {
     /// The shortest deadline: looking that often means to be late for none.
     fn shortest(&self) -> Duration {
-        self.first_byte_timeout.min(self.header_timeout).min(self.write_timeout).min(self.keep_alive_timeout)
+        self.first_byte_timeout
+            .min(self.header_timeout)
+            .min(self.write_timeout)
+            .min(self.keep_alive_timeout)
     }
 }
 
@@ -123,7 +126,8 @@ impl Phase {
 
     /// Whether a deadline has passed; if not, when to look again.
     fn next_deadline(&self, config: &ConnectionConfig) -> Result<Instant, ()> {
-        let at = |micros: u64, timeout: Duration| self.start + Duration::from_micros(micros) + timeout;
+        let at =
+            |micros: u64, timeout: Duration| self.start + Duration::from_micros(micros) + timeout;
         let now = Instant::now();
         let since = self.since.load(Ordering::Relaxed);
         let phase_deadline = match self.get() {
@@ -135,21 +139,42 @@ impl Phase {
         };
         let stalled = self.write_stalled.load(Ordering::Relaxed);
         let write_deadline = (stalled != 0).then(|| at(stalled - 1, config.write_timeout));
-        if phase_deadline.into_iter().chain(write_deadline).any(|deadline| deadline <= now) {
+        if phase_deadline
+            .into_iter()
+            .chain(write_deadline)
+            .any(|deadline| deadline <= now)
+        {
             return Err(());
         }
         // A phase that begins later has its deadline later than this, so it will not be missed.
-        Ok(phase_deadline.into_iter().chain(write_deadline).fold(now + config.shortest(), Instant::min))
+        Ok(phase_deadline
+            .into_iter()
+            .chain(write_deadline)
+            .fold(now + config.shortest(), Instant::min))
     }
 }
 
 /// Serves one connection until it ends, breaks a deadline, or is stopped.
-pub(super) async fn serve(stream: TcpStream, router: Router, config: ConnectionConfig, drain: Drain) {
+pub(super) async fn serve(
+    stream: TcpStream,
+    router: Router,
+    config: ConnectionConfig,
+    drain: Drain,
+) {
     // Answers are written whole, so waiting to fill packets only delays them.
     let _ = stream.set_nodelay(true);
     let phase = Arc::new(Phase::new());
-    let stream = PhasedStream { stream, phase: Arc::clone(&phase), discarded: 0, write_closed: false };
-    let service = PhasedService { router, phase: Arc::clone(&phase), drain: drain.clone() };
+    let stream = PhasedStream {
+        stream,
+        phase: Arc::clone(&phase),
+        discarded: 0,
+        write_closed: false,
+    };
+    let service = PhasedService {
+        router,
+        phase: Arc::clone(&phase),
+        drain: drain.clone(),
+    };
     let connection = http1::Builder::new()
         .keep_alive(true)
         .max_buf_size(config.max_head_bytes.max(8192))
@@ -157,7 +182,9 @@ pub(super) async fn serve(stream: TcpStream, router: Router, config: ConnectionC
         .pipeline_flush(false)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
-    let mut timer = pin!(tokio::time::sleep_until((Instant::now() + config.shortest()).into()));
+    let mut timer = pin!(tokio::time::sleep_until(
+        (Instant::now() + config.shortest()).into()
+    ));
     let mut stopped: Option<Instant> = None;
     loop {
         tokio::select! {
@@ -206,7 +233,11 @@ struct PhasedStream {
 }
 
 impl AsyncRead for PhasedStream {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         let before = buffer.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(context, buffer);
         if buffer.filled().len() > before {
@@ -217,7 +248,11 @@ impl AsyncRead for PhasedStream {
 }
 
 impl AsyncWrite for PhasedStream {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.phase.write_progressed(result.is_ready());
         result
@@ -237,12 +272,18 @@ impl AsyncWrite for PhasedStream {
         self.stream.is_write_vectored()
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_flush(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
     /// Ends the answer, and reads what is left of an unread body so that the answer is not lost with it.
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_shutdown(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
         if !self.write_closed {
             ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
             self.write_closed = true;
@@ -278,8 +319,15 @@ impl hyper::service::Service<Request<Incoming>> for PhasedService {
 
     fn call(&self, request: Request<Incoming>) -> AnswerFuture {
         self.phase.enter(IN_REQUEST);
-        let request = request.map(|body| RequestBody { body, phase: Arc::clone(&self.phase) });
-        AnswerFuture { inner: self.router.clone().call(request), phase: Arc::clone(&self.phase), drain: self.drain.clone() }
+        let request = request.map(|body| RequestBody {
+            body,
+            phase: Arc::clone(&self.phase),
+        });
+        AnswerFuture {
+            inner: self.router.clone().call(request),
+            phase: Arc::clone(&self.phase),
+            drain: self.drain.clone(),
+        }
     }
 }
 
@@ -300,9 +348,14 @@ impl Future for AnswerFuture {
         let this = self.project();
         let Ok(mut response) = ready!(this.inner.poll(context));
         if this.drain.is_closing() {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        Poll::Ready(Ok(response.map(|body| AnswerBody { body, phase: Arc::clone(this.phase) })))
+        Poll::Ready(Ok(response.map(|body| AnswerBody {
+            body,
+            phase: Arc::clone(this.phase),
+        })))
     }
 }
 
@@ -316,7 +369,10 @@ impl Body for RequestBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         Pin::new(&mut self.body).poll_frame(context)
     }
 
@@ -347,7 +403,10 @@ impl Body for AnswerBody {
     type Data = Bytes;
     type Error = axum::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         Pin::new(&mut self.body).poll_frame(context)
     }
 

@@ -22,6 +22,8 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Api
         ApiError::Internal
     })?;
     let mut response = text.into_response();
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(TEXT_FORMAT));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(TEXT_FORMAT));
     Ok(response)
 }

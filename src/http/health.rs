@@ -48,8 +48,19 @@ struct ReadyModel<'a> {
 /// `GET /health`: 200 from the first moment; 503 only when a restart is the cure.
 pub(super) async fn live(State(app): State<Arc<App>>) -> Response {
     let fault = app.registry.fault();
-    let body = Live { live: fault.is_none(), error: fault.map(crate::registry::Fault::reason), code: fault.map(|_| "not_ready") };
-    json(if fault.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
+    let body = Live {
+        live: fault.is_none(),
+        error: fault.map(crate::registry::Fault::reason),
+        code: fault.map(|_| "not_ready"),
+    };
+    json(
+        if fault.is_none() {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        },
+        &body,
+    )
 }
 
 /// `GET /ready`: 200 with what is served, 503 with the reason why nothing is.
@@ -73,15 +84,30 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
             crate::model::Batchability::Never(reason) => Some(reason),
         },
     });
-    let body = Ready { ready: error.is_none(), error, code, models: models.collect() };
-    json(if error.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
+    let body = Ready {
+        ready: error.is_none(),
+        error,
+        code,
+        models: models.collect(),
+    };
+    json(
+        if error.is_none() {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        },
+        &body,
+    )
 }
 
 fn json(status: StatusCode, body: &impl Serialize) -> Response {
     let body = serde_json::to_vec(body).unwrap_or_default();
     let mut response = (status, body).into_response();
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }

@@ -11,7 +11,9 @@ use super::wire::json::quote;
 
 /// The type of the body. None is JSON, because the field's own clients send none.
 pub(super) fn body_format(headers: &HeaderMap) -> Result<BodyFormat, ApiError> {
-    let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(BodyFormat::Json) };
+    let Some(value) = headers.get(CONTENT_TYPE) else {
+        return Ok(BodyFormat::Json);
+    };
     let text = value.to_str().unwrap_or("(not text)");
     let mut parts = text.split(';');
     let essence = parts.next().unwrap_or_default().trim();
@@ -24,7 +26,9 @@ pub(super) fn body_format(headers: &HeaderMap) -> Result<BodyFormat, ApiError> {
     for parameter in parts {
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         let value = value.trim().trim_matches('"');
-        let utf8 = value.eq_ignore_ascii_case("utf-8") || value.eq_ignore_ascii_case("utf8") || value.eq_ignore_ascii_case("us-ascii");
+        let utf8 = value.eq_ignore_ascii_case("utf-8")
+            || value.eq_ignore_ascii_case("utf8")
+            || value.eq_ignore_ascii_case("us-ascii");
         if name.trim().eq_ignore_ascii_case("charset") && !utf8 {
             return Err(unsupported(&format!("charset '{}'", quote(value))));
         }
@@ -41,12 +45,19 @@ fn unsupported(what: &str) -> ApiError {
 /// Whether the client prefers a raw tensor to JSON.
 pub(super) fn wants_raw(headers: &HeaderMap) -> bool {
     let quality = |wanted: &str| -> Option<f32> {
-        let ranges = headers.get_all(ACCEPT).iter().filter_map(|value| HeaderValue::to_str(value).ok()).flat_map(|text| text.split(','));
+        let ranges = headers
+            .get_all(ACCEPT)
+            .iter()
+            .filter_map(|value| HeaderValue::to_str(value).ok())
+            .flat_map(|text| text.split(','));
         let qualities = ranges.filter_map(|range| {
             let mut parts = range.split(';');
             let essence = parts.next()?.trim();
-            let quality = parts.find_map(|part| part.trim().strip_prefix("q=")?.parse::<f32>().ok());
-            essence.eq_ignore_ascii_case(wanted).then(|| quality.unwrap_or(1.0))
+            let quality =
+                parts.find_map(|part| part.trim().strip_prefix("q=")?.parse::<f32>().ok());
+            essence
+                .eq_ignore_ascii_case(wanted)
+                .then(|| quality.unwrap_or(1.0))
         });
         qualities.reduce(f32::max)
     };
@@ -68,9 +79,18 @@ mod tests {
         let format = |value: &str| body_format(&headers(CONTENT_TYPE, value)).ok();
         assert_eq!(body_format(&HeaderMap::new()), Ok(BodyFormat::Json));
         assert_eq!(format("application/json"), Some(BodyFormat::Json));
-        assert_eq!(format("Application/JSON; charset=\"UTF-8\""), Some(BodyFormat::Json));
+        assert_eq!(
+            format("Application/JSON; charset=\"UTF-8\""),
+            Some(BodyFormat::Json)
+        );
         assert_eq!(format("application/octet-stream"), Some(BodyFormat::Raw));
-        for refused in ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/json; charset=utf-16"] {
+        for refused in [
+            "",
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "multipart/form-data; boundary=x",
+            "application/json; charset=utf-16",
+        ] {
             assert_eq!(format(refused), None, "{refused}");
         }
     }

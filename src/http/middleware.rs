@@ -38,7 +38,11 @@ pub(super) struct PredictionRecord {
 }
 
 /// Wraps every route: see the module's own text.
-pub(super) async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+pub(super) async fn around(
+    State(app): State<Arc<App>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let at = Instant::now();
     let id = request_id(request.headers());
     request.extensions_mut().insert(Arrival { at });
@@ -49,22 +53,41 @@ pub(super) async fn around(State(app): State<Arc<App>>, mut request: Request, ne
         Err(error) => error.into_response(),
     };
     response.headers_mut().insert(REQUEST_ID, id.clone());
-    log(&app, &response, &id, method, route.as_ref().map_or("unmatched", MatchedPath::as_str), at.elapsed());
+    log(
+        &app,
+        &response,
+        &id,
+        method,
+        route.as_ref().map_or("unmatched", MatchedPath::as_str),
+        at.elapsed(),
+    );
     response
 }
 
 /// The client's own id if it is fit to be repeated, else a new one.
 fn request_id(headers: &HeaderMap) -> HeaderValue {
-    let fit = |value: &&HeaderValue| (1..=MAX_ID).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic);
-    headers.get(&REQUEST_ID).filter(fit).cloned().unwrap_or_else(new_id)
+    let fit = |value: &&HeaderValue| {
+        (1..=MAX_ID).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
+    };
+    headers
+        .get(&REQUEST_ID)
+        .filter(fit)
+        .cloned()
+        .unwrap_or_else(new_id)
 }
 
 /// An id that no other process and no other request has: a random prefix and a count.
 fn new_id() -> HeaderValue {
-    static PREFIX: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(std::process::id()));
+    static PREFIX: LazyLock<u64> =
+        LazyLock::new(|| RandomState::new().hash_one(std::process::id()));
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let mut text = String::with_capacity(32);
-    let _ = write!(text, "{:016x}{:016x}", *PREFIX, COUNT.fetch_add(1, Ordering::Relaxed));
+    let _ = write!(
+        text,
+        "{:016x}{:016x}",
+        *PREFIX,
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    );
     HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("-"))
 }
 
@@ -86,32 +109,58 @@ fn method_name(method: &http::Method) -> &'static str {
 fn check_head(app: &App, request: &Request) -> Result<(), ApiError> {
     let config = &app.config;
     let uri = request.uri();
-    let uri_length = uri.path_and_query().map_or(0, |path| path.as_str().len()) + uri.authority().map_or(0, |authority| authority.as_str().len());
+    let uri_length = uri.path_and_query().map_or(0, |path| path.as_str().len())
+        + uri
+            .authority()
+            .map_or(0, |authority| authority.as_str().len());
     if uri_length > config.max_uri_size {
         return Err(ApiError::UriTooLong(config.max_uri_size));
     }
     let headers = request.headers();
     if headers.len() > config.max_headers {
-        return Err(ApiError::HeadersTooLarge(format!("the request has more than {} headers", config.max_headers)));
+        return Err(ApiError::HeadersTooLarge(format!(
+            "the request has more than {} headers",
+            config.max_headers
+        )));
     }
-    let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    let size: usize = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + 4)
+        .sum();
     if size > config.max_header_size {
-        return Err(ApiError::HeadersTooLarge(format!("the request's headers are larger than {} bytes", config.max_header_size)));
+        return Err(ApiError::HeadersTooLarge(format!(
+            "the request's headers are larger than {} bytes",
+            config.max_header_size
+        )));
     }
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() || (host.is_none() && request.version() == Version::HTTP_11) {
-        return Err(ApiError::Invalid("expected exactly one Host header".to_owned()));
+        return Err(ApiError::Invalid(
+            "expected exactly one Host header".to_owned(),
+        ));
     }
-    if headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH) {
-        return Err(ApiError::Invalid("Content-Length and Transfer-Encoding exclude each other".to_owned()));
+    if headers.contains_key(header::TRANSFER_ENCODING)
+        && headers.contains_key(header::CONTENT_LENGTH)
+    {
+        return Err(ApiError::Invalid(
+            "Content-Length and Transfer-Encoding exclude each other".to_owned(),
+        ));
     }
     Ok(())
 }
 
-fn log(app: &App, response: &Response, id: &HeaderValue, method: &'static str, route: &str, duration: Duration) {
+fn log(
+    app: &App,
+    response: &Response,
+    id: &HeaderValue,
+    method: &'static str,
+    route: &str,
+    duration: Duration,
+) {
     // Probes and scrapes come every few seconds from everywhere and say nothing when all is well.
-    let quiet = response.status().is_success() && app.quiet_routes.iter().any(|quiet| quiet == route);
+    let quiet =
+        response.status().is_success() && app.quiet_routes.iter().any(|quiet| quiet == route);
     let milliseconds = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
     let id = id.to_str().unwrap_or("-");
     let status = response.status().as_u16();

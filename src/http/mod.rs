@@ -71,10 +71,23 @@ pub struct App {
 impl App {
     /// The shared state of a server.
     #[must_use]
-    pub fn new(registry: Arc<Registry>, metrics: Arc<Metrics>, budget: MemoryBudget, config: HttpConfig) -> Self {
-        let mut quiet_routes: Vec<String> = ["/health", "/ready", "/ping", "/metrics"].map(str::to_owned).to_vec();
+    pub fn new(
+        registry: Arc<Registry>,
+        metrics: Arc<Metrics>,
+        budget: MemoryBudget,
+        config: HttpConfig,
+    ) -> Self {
+        let mut quiet_routes: Vec<String> = ["/health", "/ready", "/ping", "/metrics"]
+            .map(str::to_owned)
+            .to_vec();
         quiet_routes.extend(config.health_routes.iter().cloned());
-        Self { registry, metrics, budget, config, quiet_routes }
+        Self {
+            registry,
+            metrics,
+            budget,
+            config,
+            quiet_routes,
+        }
     }
 }
 
@@ -92,13 +105,22 @@ fn routes() -> [(&'static str, MethodRouter<Arc<App>>); 7] {
 }
 
 /// Every route and layer of the server.
-#[must_use]
 pub fn router(app: Arc<App>) -> Router {
     let mut router = Router::new();
     let mut taken: Vec<String> = Vec::new();
-    let fixed = routes().into_iter().map(|(path, route)| (path.to_owned(), route));
-    let health = app.config.health_routes.iter().map(|path| (path.clone(), get(health::ready)));
-    let predict = app.config.predict_routes.iter().map(|path| (path.clone(), post(predict::predict)));
+    let fixed = routes()
+        .into_iter()
+        .map(|(path, route)| (path.to_owned(), route));
+    let health = app
+        .config
+        .health_routes
+        .iter()
+        .map(|path| (path.clone(), get(health::ready)));
+    let predict = app
+        .config
+        .predict_routes
+        .iter()
+        .map(|path| (path.clone(), post(predict::predict)));
     for (path, route) in fixed.chain(health).chain(predict) {
         // A platform may ask for a route by the name that it has anyway.
         if !taken.contains(&path) {
@@ -107,10 +129,17 @@ pub fn router(app: Arc<App>) -> Router {
         }
     }
     router
-        .fallback(async || ApiError::NotFound("no such route; predictions are POST /predict".to_owned()))
+        .fallback(async || {
+            ApiError::NotFound("no such route; predictions are POST /predict".to_owned())
+        })
         .method_not_allowed_fallback(async |_: Method| ApiError::MethodNotAllowed)
-        .layer(CatchPanicLayer::custom(|_| -> Response { ApiError::Internal.into_response() }))
-        .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), middleware::around))
+        .layer(CatchPanicLayer::custom(|_| -> Response {
+            ApiError::Internal.into_response()
+        }))
+        .layer(axum::middleware::from_fn_with_state(
+            Arc::clone(&app),
+            middleware::around,
+        ))
         .with_state(app)
 }
 

@@ -34,9 +34,16 @@ pub(super) async fn predict(State(app): State<Arc<App>>, request: Request) -> Re
 }
 
 /// `POST /v1/models/{model}:predict`.
-pub(super) async fn predict_named(State(app): State<Arc<App>>, Path(call): Path<String>, request: Request) -> Response {
+pub(super) async fn predict_named(
+    State(app): State<Arc<App>>,
+    Path(call): Path<String>,
+    request: Request,
+) -> Response {
     let Some(name) = call.strip_suffix(":predict") else {
-        return ApiError::NotFound("no such route; a model is called as /v1/models/{model}:predict".to_owned()).into_response();
+        return ApiError::NotFound(
+            "no such route; a model is called as /v1/models/{model}:predict".to_owned(),
+        )
+        .into_response();
     };
     let model = match model_or_reason(&app, Some(name)) {
         Ok(model) => model,
@@ -77,17 +84,29 @@ impl Drop for Tally<'_> {
         let metrics = &self.model.metrics;
         metrics.in_flight.dec();
         metrics.counter(self.outcome).inc();
-        if matches!(self.outcome, Outcome::Success | Outcome::Timeout | Outcome::Error) {
-            metrics.duration.observe(self.arrived_at.elapsed().as_secs_f64());
+        if matches!(
+            self.outcome,
+            Outcome::Success | Outcome::Timeout | Outcome::Error
+        ) {
+            metrics
+                .duration
+                .observe(self.arrived_at.elapsed().as_secs_f64());
         }
     }
 }
 
 /// Answers a prediction with `model`, and counts it.
 async fn answer(app: &App, model: &Arc<ServedModel>, request: Request) -> Response {
-    let arrived_at = request.extensions().get::<Arrival>().map_or_else(Instant::now, |arrival| arrival.at);
+    let arrived_at = request
+        .extensions()
+        .get::<Arrival>()
+        .map_or_else(Instant::now, |arrival| arrival.at);
     model.metrics.in_flight.inc();
-    let mut tally = Tally { model, arrived_at, outcome: Outcome::Cancelled };
+    let mut tally = Tally {
+        model,
+        arrived_at,
+        outcome: Outcome::Cancelled,
+    };
     match run(app, model, request, arrived_at).await {
         Ok(response) => {
             tally.outcome = Outcome::Success;
@@ -100,36 +119,71 @@ async fn answer(app: &App, model: &Arc<ServedModel>, request: Request) -> Respon
     }
 }
 
-async fn run(app: &App, model: &Arc<ServedModel>, request: Request, arrived_at: Instant) -> Result<Response, ApiError> {
+async fn run(
+    app: &App,
+    model: &Arc<ServedModel>,
+    request: Request,
+    arrived_at: Instant,
+) -> Result<Response, ApiError> {
     let (head, body) = request.into_parts();
-    let deadline = arrived_at + requested_timeout(&head.headers)?.map_or(app.config.request_timeout, |asked| asked.min(app.config.request_timeout));
+    let deadline = arrived_at
+        + requested_timeout(&head.headers)?.map_or(app.config.request_timeout, |asked| {
+            asked.min(app.config.request_timeout)
+        });
     let ask = Ask::read(&head, model)?;
     let mut reservation = app.budget.reservation();
     let body_deadline = deadline.min(arrived_at + app.config.body_timeout);
-    let body = body::receive(body, &head.headers, app.config.max_body_size, body_deadline, &mut reservation).await?;
+    let body = body::receive(
+        body,
+        &head.headers,
+        app.config.max_body_size,
+        body_deadline,
+        &mut reservation,
+    )
+    .await?;
     let mut decoded = decode(app, model, &ask, body, deadline, reservation).await?;
     if let Some(selection) = ask.selection {
         if decoded.selection.is_some() {
-            return Err(ApiError::Invalid("outputs are selected both in the body and in the URI; use one".to_owned()));
+            return Err(ApiError::Invalid(
+                "outputs are selected both in the body and in the URI; use one".to_owned(),
+            ));
         }
         decoded.selection = Some(selection);
     }
     let rows = decoded.request.rows();
     model.metrics.batch_size.observe(super::rows_as_f64(rows));
     let (selection, form) = (decoded.selection, decoded.form);
-    let response = model.scheduler.submit(decoded.request).await.map_err(|error| {
-        if let crate::batching::ScheduleError::Internal(reason) = &error {
-            tracing::error!(%reason, "a prediction failed by our fault");
-        }
-        ApiError::from(error)
-    })?;
+    let response = model
+        .scheduler
+        .submit(decoded.request)
+        .await
+        .map_err(|error| {
+            if let crate::batching::ScheduleError::Internal(reason) = &error {
+                tracing::error!(%reason, "a prediction failed by our fault");
+            }
+            ApiError::from(error)
+        })?;
     let mut answer = if ask.raw_answer {
-        let (body, shape, datatype) = wire::encode_raw(&response, &model.metadata, selection.as_ref(), app.config.max_output_size)?;
+        let (body, shape, datatype) = wire::encode_raw(
+            &response,
+            &model.metadata,
+            selection.as_ref(),
+            app.config.max_output_size,
+        )?;
         raw_response(body, &shape, datatype)
     } else {
-        let text = wire::encode_json(&response, &model.metadata, selection.as_ref(), form, app.config.max_output_size)?;
+        let text = wire::encode_json(
+            &response,
+            &model.metadata,
+            selection.as_ref(),
+            form,
+            app.config.max_output_size,
+        )?;
         let mut answer = Response::new(text.into());
-        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        answer.headers_mut().insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
         answer
     };
     record(&mut answer, &response, rows);
@@ -147,8 +201,13 @@ struct Ask {
 
 impl Ask {
     fn read(head: &Parts, model: &ServedModel) -> Result<Self, ApiError> {
-        let shape = head.headers.get("x-tensor-shape").map(|value| value.to_str().map(str::to_owned));
-        let shape = shape.transpose().map_err(|_| ApiError::Invalid("X-Tensor-Shape is not text".to_owned()))?;
+        let shape = head
+            .headers
+            .get("x-tensor-shape")
+            .map(|value| value.to_str().map(str::to_owned));
+        let shape = shape
+            .transpose()
+            .map_err(|_| ApiError::Invalid("X-Tensor-Shape is not text".to_owned()))?;
         Ok(Self {
             format: media::body_format(&head.headers)?,
             coding: Coding::of(&head.headers)?,
@@ -165,7 +224,10 @@ fn selection_in(query: &str, model: &ServedModel) -> Result<Option<Selection>, A
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         if key != "outputs" {
-            return Err(ApiError::Invalid(format!("unknown query parameter '{}'; the only one is outputs", wire::json::quote(key))));
+            return Err(ApiError::Invalid(format!(
+                "unknown query parameter '{}'; the only one is outputs",
+                wire::json::quote(key)
+            )));
         }
         let selection = selection.get_or_insert_default();
         for name in value.split(',') {
@@ -178,11 +240,19 @@ fn selection_in(query: &str, model: &ServedModel) -> Result<Option<Selection>, A
 
 /// The deadline that the client brings, in milliseconds.
 fn requested_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
-    let Some(value) = headers.get("x-request-timeout-ms") else { return Ok(None) };
-    let milliseconds = value.to_str().ok().and_then(|text| text.trim().parse::<u32>().ok()).filter(|milliseconds| *milliseconds > 0);
+    let Some(value) = headers.get("x-request-timeout-ms") else {
+        return Ok(None);
+    };
+    let milliseconds = value
+        .to_str()
+        .ok()
+        .and_then(|text| text.trim().parse::<u32>().ok())
+        .filter(|milliseconds| *milliseconds > 0);
     match milliseconds {
         Some(milliseconds) => Ok(Some(Duration::from_millis(milliseconds.into()))),
-        None => Err(ApiError::Invalid("X-Request-Timeout-Ms is not a positive whole number of milliseconds".to_owned())),
+        None => Err(ApiError::Invalid(
+            "X-Request-Timeout-Ms is not a positive whole number of milliseconds".to_owned(),
+        )),
     }
 }
 
@@ -195,25 +265,59 @@ async fn decode(
     deadline: Instant,
     mut reservation: Reservation,
 ) -> Result<Decoded, ApiError> {
-    let limits = DecodeLimits { max_rows: model.scheduler.config().max_batch_size, max_json_depth: app.config.max_json_depth };
-    let (format, coding, shape, max_bytes) = (ask.format, ask.coding, ask.shape.clone(), app.config.max_body_size);
-    let long = coding != Coding::Identity || (format == wire::BodyFormat::Json && body.len() >= LARGE_BODY);
+    let limits = DecodeLimits {
+        max_rows: model.scheduler.config().max_batch_size,
+        max_json_depth: app.config.max_json_depth,
+    };
+    let (format, coding, shape, max_bytes) = (
+        ask.format,
+        ask.coding,
+        ask.shape.clone(),
+        app.config.max_body_size,
+    );
+    let long = coding != Coding::Identity
+        || (format == wire::BodyFormat::Json && body.len() >= LARGE_BODY);
     if !long {
-        return Ok(wire::decode(body, format, shape.as_deref(), &model.metadata, limits, deadline, reservation)?);
+        return Ok(wire::decode(
+            body,
+            format,
+            shape.as_deref(),
+            &model.metadata,
+            limits,
+            deadline,
+            reservation,
+        )?);
     }
     let metadata = Arc::clone(&model.metadata);
     let work = move || {
         let body = body::inflate(body, coding, max_bytes, &mut reservation)?;
-        Ok(wire::decode(body, format, shape.as_deref(), &metadata, limits, deadline, reservation)?)
+        Ok(wire::decode(
+            body,
+            format,
+            shape.as_deref(),
+            &metadata,
+            limits,
+            deadline,
+            reservation,
+        )?)
     };
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(ApiError::Internal))
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or(Err(ApiError::Internal))
 }
 
 fn raw_response(body: bytes::Bytes, shape: &[usize], datatype: &'static str) -> Response {
     let mut answer = Response::new(body.into());
     let headers = answer.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-    let shape = shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
+    let shape = shape
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(",");
     if let Ok(shape) = HeaderValue::try_from(shape) {
         headers.insert("x-tensor-shape", shape);
     }
@@ -225,9 +329,17 @@ fn raw_response(body: bytes::Bytes, shape: &[usize], datatype: &'static str) -> 
 fn record(answer: &mut Response, response: &InferenceResponse, rows: usize) {
     let timings = response.timings;
     let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
-    let text = format!("queue;dur={:.3}, infer;dur={:.3}", milliseconds(timings.queue), milliseconds(timings.compute_infer));
+    let text = format!(
+        "queue;dur={:.3}, infer;dur={:.3}",
+        milliseconds(timings.queue),
+        milliseconds(timings.compute_infer)
+    );
     if let Ok(value) = HeaderValue::try_from(text) {
         answer.headers_mut().insert("server-timing", value);
     }
-    answer.extensions_mut().insert(PredictionRecord { rows, batch_rows: response.batch_rows, timings });
+    answer.extensions_mut().insert(PredictionRecord {
+        rows,
+        batch_rows: response.batch_rows,
+        timings,
+    });
 }

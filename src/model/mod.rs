@@ -62,18 +62,23 @@ impl TensorSpec {
         }
     }
 
-    /// Whether the first dimension is dynamic, as a batch dimension must be.
-    fn leading_symbol(&self) -> Option<Option<&str>> {
-        match self.dims().first() {
-            Some(Dim::Dynamic(symbol)) => Some(symbol.as_deref()),
-            _ => None,
-        }
+    /// The first dimension, if it is dynamic, as a batch dimension must be.
+    fn dynamic_first(&self) -> Option<&Dim> {
+        self.dims()
+            .first()
+            .filter(|dim| matches!(dim, Dim::Dynamic(_)))
     }
 }
 
 impl fmt::Display for TensorSpec {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} {}{}", self.name, self.datatype, self.shape_text())
+        write!(
+            formatter,
+            "{} {}{}",
+            self.name,
+            self.datatype,
+            self.shape_text()
+        )
     }
 }
 
@@ -91,19 +96,24 @@ impl Batchability {
     #[must_use]
     pub fn of(inputs: &[TensorSpec], outputs: &[TensorSpec]) -> Self {
         let mut symbol: Option<&str> = None;
-        for (kind, spec) in inputs.iter().map(|spec| ("input", spec)).chain(outputs.iter().map(|spec| ("output", spec))) {
-            match spec.leading_symbol() {
-                None => {
-                    return Self::Never(format!("{kind} {spec} has no dynamic first dimension"));
+        for (kind, spec) in inputs
+            .iter()
+            .map(|spec| ("input", spec))
+            .chain(outputs.iter().map(|spec| ("output", spec)))
+        {
+            let Some(first) = spec.dynamic_first() else {
+                return Self::Never(format!("{kind} {spec} has no dynamic first dimension"));
+            };
+            let Dim::Dynamic(Some(name)) = first else {
+                continue;
+            };
+            match symbol {
+                Some(shared) if shared != name => {
+                    let reason =
+                        format!("{kind} {spec} does not share the first dimension {shared}");
+                    return Self::Never(reason);
                 }
-                Some(None) => {}
-                Some(Some(name)) => match symbol {
-                    None => symbol = Some(name),
-                    Some(first) if first == name => {}
-                    Some(first) => {
-                        return Self::Never(format!("{kind} {spec} does not share the first dimension {first}"));
-                    }
-                },
+                _ => symbol = Some(name),
             }
         }
         if inputs.is_empty() {
@@ -144,13 +154,23 @@ impl ModelMetadata {
     /// Whether the first axis of every input is the batch, so that a request has a number of rows.
     #[must_use]
     pub fn has_batch_axis(&self) -> bool {
-        !self.inputs.is_empty() && self.inputs.iter().all(|spec| spec.leading_symbol().is_some())
+        !self.inputs.is_empty()
+            && self
+                .inputs
+                .iter()
+                .all(|spec| spec.dynamic_first().is_some())
     }
 
     /// The signature as people write it, for example `image FP32[N,1,8,8] -> label INT64[N]`.
     #[must_use]
     pub fn signature_text(&self) -> String {
-        let list = |specs: &[TensorSpec]| specs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let list = |specs: &[TensorSpec]| {
+            specs
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
         format!("{} -> {}", list(&self.inputs), list(&self.outputs))
     }
 }
@@ -168,25 +188,41 @@ mod tests {
                 Err(_) => Dim::Dynamic(Some((*dim).to_owned())),
             })
             .collect();
-        TensorSpec { name: name.to_owned(), datatype: DataType::Fp32, dims: Some(dims), labels: Vec::new() }
+        TensorSpec {
+            name: name.to_owned(),
+            datatype: DataType::Fp32,
+            dims: Some(dims),
+            labels: Vec::new(),
+        }
     }
 
     #[test]
     fn a_model_is_batchable_when_every_first_dimension_is_the_same_dynamic_one() {
-        let rows = |inputs: &[TensorSpec], outputs: &[TensorSpec]| Batchability::of(inputs, outputs) == Batchability::Rows;
+        let rows = |inputs: &[TensorSpec], outputs: &[TensorSpec]| {
+            Batchability::of(inputs, outputs) == Batchability::Rows
+        };
         assert!(rows(&[spec("x", &["N", "4"])], &[spec("y", &["N"])]));
         assert!(rows(&[spec("x", &["", "4"])], &[spec("y", &["N"])]));
         assert!(!rows(&[spec("x", &["2", "4"])], &[spec("y", &["2"])]));
         assert!(!rows(&[spec("x", &["N", "4"])], &[spec("y", &[])]));
         assert!(!rows(&[spec("x", &["N", "4"])], &[spec("y", &["M", "4"])]));
-        assert!(!rows(&[spec("x", &["N"]), spec("scale", &[])], &[spec("y", &["N"])]));
+        assert!(!rows(
+            &[spec("x", &["N"]), spec("scale", &[])],
+            &[spec("y", &["N"])]
+        ));
         assert!(!rows(&[], &[spec("y", &["N"])]));
-        let unranked = TensorSpec { dims: None, ..spec("y", &[]) };
+        let unranked = TensorSpec {
+            dims: None,
+            ..spec("y", &[])
+        };
         assert!(!rows(&[spec("x", &["N"])], &[unranked]));
     }
 
     #[test]
     fn signatures_read_as_people_write_them() {
-        assert_eq!(spec("image", &["N", "1", "8", ""]).to_string(), "image FP32[N,1,8,?]");
+        assert_eq!(
+            spec("image", &["N", "1", "8", ""]).to_string(),
+            "image FP32[N,1,8,?]"
+        );
     }
 }

@@ -4,6 +4,7 @@
 //! code and may name other files to be read into memory; a model that could name `/etc/passwd` would publish it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
@@ -71,16 +72,26 @@ impl OnnxFile {
     /// # Errors
     /// When the file cannot be read, is not ONNX, or refers to data outside its folder.
     pub fn read(path: &Path) -> Result<Self, OnnxFileError> {
-        let read_error = |source| OnnxFileError::Read { path: path.to_owned(), source };
+        let read_error = |source| OnnxFileError::Read {
+            path: path.to_owned(),
+            source,
+        };
         let bytes = fs::read(path).map_err(read_error)?;
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         let folder = parent.canonicalize().map_err(read_error)?;
 
-        let not_onnx = |reason: &str| OnnxFileError::NotOnnx { path: path.to_owned(), reason: reason.to_owned() };
+        let not_onnx = |reason: &str| OnnxFileError::NotOnnx {
+            path: path.to_owned(),
+            reason: reason.to_owned(),
+        };
         if bytes.is_empty() {
             return Err(not_onnx("it is empty"));
         }
-        let model = ModelProto::decode(bytes.as_slice()).map_err(|_| not_onnx("it does not parse"))?;
+        let model =
+            ModelProto::decode(bytes.as_slice()).map_err(|_| not_onnx("it does not parse"))?;
         let Some(graph) = &model.graph else {
             return Err(not_onnx("it holds no graph"));
         };
@@ -90,24 +101,49 @@ impl OnnxFile {
 
         let mut locations = BTreeSet::new();
         graph.collect_external(&mut locations);
-        model.functions.iter().flat_map(|function| &function.node).for_each(|node| node.collect_external(&mut locations));
+        model
+            .functions
+            .iter()
+            .flat_map(|function| &function.node)
+            .for_each(|node| node.collect_external(&mut locations));
         for location in locations {
-            check_location(&folder, &location)
-                .map_err(|reason| OnnxFileError::ExternalData { path: path.to_owned(), location, reason })?;
+            check_location(&folder, &location).map_err(|reason| OnnxFileError::ExternalData {
+                path: path.to_owned(),
+                location,
+                reason,
+            })?;
         }
 
-        let unranked = graph.input.iter().chain(&graph.output).filter(|value| !value.has_shape());
+        let unranked = graph
+            .input
+            .iter()
+            .chain(&graph.output)
+            .filter(|value| !value.has_shape());
         let unranked = unranked.map(|value| value.name.clone()).collect();
-        let producer = [model.producer_name.as_str(), model.producer_version.as_str()].join(" ").trim().to_owned();
+        let producer = [
+            model.producer_name.as_str(),
+            model.producer_version.as_str(),
+        ]
+        .join(" ")
+        .trim()
+        .to_owned();
         Ok(Self {
             path: path.to_owned(),
             sha256: hexadecimal(&Sha256::digest(&bytes)),
             bytes,
             folder,
-            opsets: model.opset_import.into_iter().map(|opset| (default_domain(opset.domain), opset.version)).collect(),
+            opsets: model
+                .opset_import
+                .into_iter()
+                .map(|opset| (default_domain(opset.domain), opset.version))
+                .collect(),
             producer,
             description: model.doc_string,
-            properties: model.metadata_props.into_iter().map(|entry| (entry.key, entry.value)).collect(),
+            properties: model
+                .metadata_props
+                .into_iter()
+                .map(|entry| (entry.key, entry.value))
+                .collect(),
             unranked,
         })
     }
@@ -115,26 +151,42 @@ impl OnnxFile {
 
 /// The empty domain is the standard's own.
 fn default_domain(domain: String) -> String {
-    if domain.is_empty() { "ai.onnx".to_owned() } else { domain }
+    if domain.is_empty() {
+        "ai.onnx".to_owned()
+    } else {
+        domain
+    }
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        // Writing into a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 /// Checks that `location` is a plain file inside `folder`, whatever links lie on the way.
 fn check_location(folder: &Path, location: &str) -> Result<(), String> {
     let relative = Path::new(location);
     // `a/../b` may stay inside and still differ for whoever resolves it next, so no parent component is accepted.
-    let plain = relative.components().all(|component| matches!(component, Component::Normal(_) | Component::CurDir));
+    let plain = relative
+        .components()
+        .all(|component| matches!(component, Component::Normal(_) | Component::CurDir));
     if location.is_empty() || !plain {
         return Err("leaves the model's folder".to_owned());
     }
-    let resolved = folder.join(relative).canonicalize().map_err(|error| format!("cannot be read ({})", error.kind()))?;
+    let resolved = folder
+        .join(relative)
+        .canonicalize()
+        .map_err(|error| format!("cannot be read ({})", error.kind()))?;
     if !resolved.starts_with(folder) {
         return Err("leaves the model's folder through a link".to_owned());
     }
-    let metadata = resolved.metadata().map_err(|error| format!("cannot be read ({})", error.kind()))?;
+    let metadata = resolved
+        .metadata()
+        .map_err(|error| format!("cannot be read ({})", error.kind()))?;
     if !metadata.is_file() {
         return Err("is not a plain file".to_owned());
     }
@@ -264,25 +316,45 @@ struct TensorShapeProto {}
 
 impl ValueInfoProto {
     fn has_shape(&self) -> bool {
-        self.r#type.as_ref().and_then(|ty| ty.tensor_type.as_ref()).is_some_and(|tensor| tensor.shape.is_some())
+        self.r#type
+            .as_ref()
+            .and_then(|ty| ty.tensor_type.as_ref())
+            .is_some_and(|tensor| tensor.shape.is_some())
     }
 }
 
 impl GraphProto {
     /// Adds every external location named by this graph or one nested in it.
     fn collect_external(&self, locations: &mut BTreeSet<String>) {
-        self.initializer.iter().for_each(|tensor| tensor.collect_external(locations));
-        self.sparse_initializer.iter().for_each(|sparse| sparse.collect_external(locations));
-        self.node.iter().for_each(|node| node.collect_external(locations));
+        self.initializer
+            .iter()
+            .for_each(|tensor| tensor.collect_external(locations));
+        self.sparse_initializer
+            .iter()
+            .for_each(|sparse| sparse.collect_external(locations));
+        self.node
+            .iter()
+            .for_each(|node| node.collect_external(locations));
     }
 }
 
 impl NodeProto {
     fn collect_external(&self, locations: &mut BTreeSet<String>) {
         for attribute in &self.attribute {
-            attribute.t.iter().chain(&attribute.tensors).for_each(|tensor| tensor.collect_external(locations));
-            attribute.g.iter().chain(&attribute.graphs).for_each(|graph| graph.collect_external(locations));
-            let sparse = attribute.sparse_tensor.iter().chain(&attribute.sparse_tensors);
+            attribute
+                .t
+                .iter()
+                .chain(&attribute.tensors)
+                .for_each(|tensor| tensor.collect_external(locations));
+            attribute
+                .g
+                .iter()
+                .chain(&attribute.graphs)
+                .for_each(|graph| graph.collect_external(locations));
+            let sparse = attribute
+                .sparse_tensor
+                .iter()
+                .chain(&attribute.sparse_tensors);
             sparse.for_each(|tensor| tensor.collect_external(locations));
         }
     }
@@ -290,14 +362,20 @@ impl NodeProto {
 
 impl SparseTensorProto {
     fn collect_external(&self, locations: &mut BTreeSet<String>) {
-        self.values.iter().chain(&self.indices).for_each(|tensor| tensor.collect_external(locations));
+        self.values
+            .iter()
+            .chain(&self.indices)
+            .for_each(|tensor| tensor.collect_external(locations));
     }
 }
 
 impl TensorProto {
     /// A tensor that names a location is checked whether or not it is also marked as external: one field may lie.
     fn collect_external(&self, locations: &mut BTreeSet<String>) {
-        let entries = self.external_data.iter().filter(|entry| entry.key == "location");
+        let entries = self
+            .external_data
+            .iter()
+            .filter(|entry| entry.key == "location");
         locations.extend(entries.map(|entry| entry.value.clone()));
     }
 }

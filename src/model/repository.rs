@@ -30,7 +30,9 @@ pub enum RepositoryError {
     #[error(transparent)]
     Sidecar(#[from] SidecarError),
     /// A name that cannot stand in a URL path or a metric label.
-    #[error("'{name}' cannot be a model's name; use 1 to 128 letters, digits, '.', '_' or '-', not beginning with '.'")]
+    #[error(
+        "'{name}' cannot be a model's name; use 1 to 128 letters, digits, '.', '_' or '-', not beginning with '.'"
+    )]
     Name {
         /// The name that was asked for.
         name: String,
@@ -57,28 +59,54 @@ pub struct ModelSource {
 /// # Errors
 /// When there is no model, or what lies beside it is not valid.
 pub fn find(path: &Path, name: Option<&str>) -> Result<Vec<ModelSource>, RepositoryError> {
-    let missing = |source| RepositoryError::Missing { path: path.to_owned(), source };
+    let missing = |source| RepositoryError::Missing {
+        path: path.to_owned(),
+        source,
+    };
     let metadata = fs::metadata(path).map_err(missing)?;
     if !metadata.is_dir() {
         let sidecar = Sidecar::read(&path.with_extension("toml"))?;
-        let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("model");
+        let stem = path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .unwrap_or("model");
         let name = name.or(sidecar.name.as_deref()).unwrap_or(stem).to_owned();
         let version = sidecar.version.clone().unwrap_or_else(|| "1".to_owned());
         check_name(&name)?;
-        return Ok(vec![ModelSource { path: path.to_owned(), name, version, sidecar }]);
+        return Ok(vec![ModelSource {
+            path: path.to_owned(),
+            name,
+            version,
+            sidecar,
+        }]);
     }
 
     let mut sources = Vec::new();
     for folder in subfolders(path).map_err(missing)? {
-        let Some((version, model)) = latest_version(&folder).map_err(missing)? else { continue };
+        let Some((version, model)) = latest_version(&folder).map_err(missing)? else {
+            continue;
+        };
         let sidecar = Sidecar::read(&model.with_extension("toml"))?;
-        let folder_name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let name = sidecar.name.clone().unwrap_or_else(|| folder_name.to_owned());
+        let folder_name = folder
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        let name = sidecar
+            .name
+            .clone()
+            .unwrap_or_else(|| folder_name.to_owned());
         check_name(&name)?;
-        sources.push(ModelSource { path: model, name, version: version.to_string(), sidecar });
+        sources.push(ModelSource {
+            path: model,
+            name,
+            version: version.to_string(),
+            sidecar,
+        });
     }
     if sources.is_empty() {
-        return Err(RepositoryError::Empty { path: path.to_owned() });
+        return Err(RepositoryError::Empty {
+            path: path.to_owned(),
+        });
     }
     sources.sort_by(|left, right| left.name.cmp(&right.name));
     Ok(sources)
@@ -86,9 +114,12 @@ pub fn find(path: &Path, name: Option<&str>) -> Result<Vec<ModelSource>, Reposit
 
 /// A name must be fit for a URL path segment and a metric label.
 fn check_name(name: &str) -> Result<(), RepositoryError> {
-    let plain = |character: char| character.is_ascii_alphanumeric() || matches!(character, '.' | '_' | '-');
+    let plain =
+        |character: char| character.is_ascii_alphanumeric() || matches!(character, '.' | '_' | '-');
     if name.is_empty() || name.len() > 128 || name.starts_with('.') || !name.chars().all(plain) {
-        return Err(RepositoryError::Name { name: name.to_owned() });
+        return Err(RepositoryError::Name {
+            name: name.to_owned(),
+        });
     }
     Ok(())
 }
@@ -98,7 +129,10 @@ fn subfolders(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     for entry in fs::read_dir(path)? {
         let path = entry?.path();
         // Kubernetes mounts volumes through hidden folders such as `..data`; they hold no models of their own.
-        let hidden = path.file_name().and_then(|name| name.to_str()).is_none_or(|name| name.starts_with('.'));
+        let hidden = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .is_none_or(|name| name.starts_with('.'));
         if !hidden && path.is_dir() {
             folders.push(path);
         }
@@ -126,23 +160,46 @@ mod tests {
         for name in ["digits", "resnet-50.v2", "A_b"] {
             assert!(check_name(name).is_ok(), "{name}");
         }
-        for name in ["", "..", ".hidden", "a/b", "a b", "a\nb", "ä", &"x".repeat(129)] {
+        for name in [
+            "",
+            "..",
+            ".hidden",
+            "a/b",
+            "a b",
+            "a\nb",
+            "ä",
+            &"x".repeat(129),
+        ] {
             assert!(check_name(name).is_err(), "{name}");
         }
     }
 
     #[test]
     fn a_repository_serves_the_highest_version_of_each_model() {
-        let root = std::env::temp_dir().join(format!("model-serving-repository-{}", std::process::id()));
-        for file in ["b/1/model.onnx", "a/9/model.onnx", "a/10/model.onnx", "a/11/readme.txt", ".git/1/model.onnx", "c/x/model.onnx"] {
+        let root =
+            std::env::temp_dir().join(format!("model-serving-repository-{}", std::process::id()));
+        for file in [
+            "b/1/model.onnx",
+            "a/9/model.onnx",
+            "a/10/model.onnx",
+            "a/11/readme.txt",
+            ".git/1/model.onnx",
+            "c/x/model.onnx",
+        ] {
             let file = root.join(file);
             fs::create_dir_all(file.parent().unwrap()).unwrap();
             fs::write(file, b"x").unwrap();
         }
         let found = find(&root, None).unwrap();
-        let found: Vec<_> = found.iter().map(|source| (source.name.as_str(), source.version.as_str())).collect();
+        let found: Vec<_> = found
+            .iter()
+            .map(|source| (source.name.as_str(), source.version.as_str()))
+            .collect();
         assert_eq!(found, [("a", "10"), ("b", "1")]);
         fs::remove_dir_all(&root).unwrap();
-        assert!(matches!(find(&root, None), Err(RepositoryError::Missing { .. })));
+        assert!(matches!(
+            find(&root, None),
+            Err(RepositoryError::Missing { .. })
+        ));
     }
 }

@@ -72,9 +72,13 @@ pub struct BatchingSettings {
     pub max_queue_delay: Option<Duration>,
 }
 
-fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+fn duration<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(deserializer)?;
-    text.parse::<DurationText>().map(|duration| Some(duration.into())).map_err(serde::de::Error::custom)
+    text.parse::<DurationText>()
+        .map(|duration| Some(duration.into()))
+        .map_err(serde::de::Error::custom)
 }
 
 impl Sidecar {
@@ -86,14 +90,24 @@ impl Sidecar {
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::default()),
-            Err(source) => return Err(SidecarError::Read { path: path.to_owned(), source }),
+            Err(source) => {
+                return Err(SidecarError::Read {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
         };
         let parsed: Result<Self, _> = toml::from_str(&text);
         parsed.map_err(|error| {
             // The parser's own display spans several lines; a failed start prints one.
-            let line = error.span().map_or(1, |span| text.get(..span.start).unwrap_or("").matches('\n').count() + 1);
+            let line = error.span().map_or(1, |span| {
+                text.get(..span.start).unwrap_or("").matches('\n').count() + 1
+            });
             let reason = format!("line {line}: {}", error.message().replace('\n', " "));
-            SidecarError::Invalid { path: path.to_owned(), reason }
+            SidecarError::Invalid {
+                path: path.to_owned(),
+                reason,
+            }
         })
     }
 }

@@ -65,12 +65,17 @@ impl Library {
             Some(path) => path.to_owned(),
             None => search()?,
         };
-        let unusable = |reason: String| LibraryError::Unusable { path: path.clone(), reason: one_line(&reason) };
+        let unusable = |reason: String| LibraryError::Unusable {
+            path: path.clone(),
+            reason: one_line(&reason),
+        };
         if !path.is_file() {
             return Err(unusable("there is no such file".to_owned()));
         }
         // A relative path would be looked up beside the executable first, which is not what the user wrote.
-        let absolute = path.canonicalize().map_err(|error| unusable(error.to_string()))?;
+        let absolute = path
+            .canonicalize()
+            .map_err(|error| unusable(error.to_string()))?;
         let environment = ort::init_from(&absolute)
             .map_err(|error| unusable(error.to_string()))?
             .with_name("model-serving")
@@ -79,7 +84,10 @@ impl Library {
             .map_err(|error| unusable(error.to_string()))?;
         // The environment starts at the most verbose level, at which every run formats messages that nobody reads.
         environment.set_log_level(LogLevel::Warning);
-        let library = Self { environment, version: version_of(&absolute) };
+        let library = Self {
+            environment,
+            version: version_of(&absolute),
+        };
         *loaded = Some(library.clone());
         Ok(library)
     }
@@ -93,10 +101,14 @@ impl Library {
 
 /// The version in the resolved file name (`libonnxruntime.so.1.31.1`), else the part of it that the interface states.
 fn version_of(path: &Path) -> String {
-    let from_name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.split_once(".so."));
+    let from_name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .and_then(|name| name.split_once(".so."));
     match from_name {
         Some((_, version)) => version.to_owned(),
-        None => ort::util::probe(path).map_or_else(|| "unknown".to_owned(), |minor| format!("1.{minor}")),
+        None => ort::util::probe(path)
+            .map_or_else(|| "unknown".to_owned(), |minor| format!("1.{minor}")),
     }
 }
 
@@ -111,10 +123,18 @@ fn search() -> Result<PathBuf, LibraryError> {
     folders.push(PathBuf::from(FETCHED_FOLDER));
     folders.push(PathBuf::from("/usr/local/lib"));
     folders.push(PathBuf::from("/usr/lib"));
-    let found = folders.iter().map(|folder| folder.join(FILE_NAME)).find(|path| path.is_file());
+    let found = folders
+        .iter()
+        .map(|folder| folder.join(FILE_NAME))
+        .find(|path| path.is_file());
     found.ok_or_else(|| {
-        let searched: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
-        LibraryError::NotFound { searched: searched.join(", ") }
+        let searched: Vec<String> = folders
+            .iter()
+            .map(|folder| folder.display().to_string())
+            .collect();
+        LibraryError::NotFound {
+            searched: searched.join(", "),
+        }
     })
 }
 

@@ -79,7 +79,9 @@ pub enum LoadError {
     #[error(transparent)]
     File(#[from] crate::model::onnx::OnnxFileError),
     /// The requested device cannot be had.
-    #[error("device {device} cannot be used: {reason}; set --device (DEVICE) to cpu, or use an image and a host with CUDA")]
+    #[error(
+        "device {device} cannot be used: {reason}; set --device (DEVICE) to cpu, or use an image and a host with CUDA"
+    )]
     Device {
         /// The device that was asked for.
         device: provider::Device,

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use ort::value::{DynValue, TensorElementType, ValueType};
 
 use super::RuntimeError;
-use crate::tensor::{DataType, OutputTensor, Shape, TensorBuffer, TensorData, TensorView, for_each_plain_datatype};
+use crate::tensor::{
+    DataType, OutputTensor, Shape, TensorBuffer, TensorData, TensorView, for_each_plain_datatype,
+};
 
 /// Our datatype for one of ONNX Runtime's; `None` for those that no request could carry.
 pub(super) fn datatype_of(element: TensorElementType) -> Option<DataType> {
@@ -62,12 +64,15 @@ pub(super) fn wrap(name: &str, value: DynValue) -> Result<OutputTensor, RuntimeE
     let ValueType::Tensor { ty, shape, .. } = value.dtype() else {
         return Err(broken("is not a tensor"));
     };
-    let datatype = datatype_of(*ty).ok_or_else(|| broken("has a datatype that cannot be served"))?;
+    let datatype =
+        datatype_of(*ty).ok_or_else(|| broken("has a datatype that cannot be served"))?;
     let shape: Option<Shape> = shape.iter().map(|dim| usize::try_from(*dim).ok()).collect();
     let shape = shape.ok_or_else(|| broken("has a negative dimension"))?;
     let buffer: Arc<dyn TensorBuffer> = if datatype == DataType::Bytes {
         // Strings lie scattered in ONNX Runtime's memory and have to be copied; they may be any bytes at all.
-        let strings = value.try_extract_strings().map_err(|error| RuntimeError::Refused(error.to_string()))?;
+        let strings = value
+            .try_extract_strings()
+            .map_err(|error| RuntimeError::Refused(error.to_string()))?;
         Arc::new(TensorData::from(strings.1))
     } else {
         Arc::new(OrtBuffer { value, datatype })

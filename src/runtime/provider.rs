@@ -30,7 +30,9 @@ impl FromStr for Device {
             "cuda" => Ok(Self::Cuda(0)),
             _ => match text.strip_prefix("cuda:").map(str::parse) {
                 Some(Ok(index)) => Ok(Self::Cuda(index)),
-                _ => Err(format!("'{text}' is not a device; write auto, cpu, cuda or cuda:N")),
+                _ => Err(format!(
+                    "'{text}' is not a device; write auto, cpu, cuda or cuda:N"
+                )),
             },
         }
     }
@@ -60,10 +62,11 @@ impl ExecutionProvider {
     #[must_use]
     pub fn candidates(device: Device) -> Vec<Self> {
         match device {
-            Device::Cpu => vec![Self::Cpu],
             Device::Cuda(index) => vec![Self::Cuda(index)],
-            Device::Auto if ep::CUDA::is_available().unwrap_or(false) => vec![Self::Cuda(0), Self::Cpu],
-            Device::Auto => vec![Self::Cpu],
+            Device::Auto if ep::CUDA::is_available().unwrap_or(false) => {
+                vec![Self::Cuda(0), Self::Cpu]
+            }
+            Device::Cpu | Device::Auto => vec![Self::Cpu],
         }
     }
 
@@ -108,7 +111,10 @@ mod tests {
     #[test]
     fn devices_are_named_as_in_the_flag() {
         for text in ["auto", "cpu", "cuda:0", "cuda:3"] {
-            assert_eq!(text.parse::<Device>().map(|device| device.to_string()), Ok(text.to_owned()));
+            assert_eq!(
+                text.parse::<Device>().map(|device| device.to_string()),
+                Ok(text.to_owned())
+            );
         }
         assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
         for wrong in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"] {
@@ -118,7 +124,13 @@ mod tests {
 
     #[test]
     fn a_device_asked_for_by_name_has_no_fallback() {
-        assert_eq!(ExecutionProvider::candidates(Device::Cuda(1)), [ExecutionProvider::Cuda(1)]);
-        assert_eq!(ExecutionProvider::candidates(Device::Cpu), [ExecutionProvider::Cpu]);
+        assert_eq!(
+            ExecutionProvider::candidates(Device::Cuda(1)),
+            [ExecutionProvider::Cuda(1)]
+        );
+        assert_eq!(
+            ExecutionProvider::candidates(Device::Cpu),
+            [ExecutionProvider::Cpu]
+        );
     }
 }

@@ -13,7 +13,9 @@ use smallvec::SmallVec;
 
 use super::library::{Library, one_line};
 use super::provider::{Device, ExecutionProvider};
-use super::{BatchInput, BatchOutput, InputView, Interrupt, LoadError, Model, RuntimeError, output};
+use super::{
+    BatchInput, BatchOutput, InputView, Interrupt, LoadError, Model, RuntimeError, output,
+};
 use crate::model::onnx::OnnxFile;
 use crate::model::repository::ModelSource;
 use crate::model::sidecar::Sidecar;
@@ -52,7 +54,12 @@ pub struct LoadedModel {
 ///
 /// # Errors
 /// See [`LoadError`].
-pub fn load(library: &Library, source: &ModelSource, config: SessionConfig, instances: usize) -> Result<LoadedModel, LoadError> {
+pub fn load(
+    library: &Library,
+    source: &ModelSource,
+    config: SessionConfig,
+    instances: usize,
+) -> Result<LoadedModel, LoadError> {
     let file = OnnxFile::read(&source.path)?;
     let mut fallback = None;
     for provider in ExecutionProvider::candidates(config.device) {
@@ -66,7 +73,12 @@ pub fn load(library: &Library, source: &ModelSource, config: SessionConfig, inst
                         .map_err(|error| refused(&file, provider, config.device, &error))?;
                     models.push(OrtModel::new(session, Arc::clone(&metadata))?);
                 }
-                return Ok(LoadedModel { models, metadata, provider, fallback });
+                return Ok(LoadedModel {
+                    models,
+                    metadata,
+                    provider,
+                    fallback,
+                });
             }
             Err(error) if config.device == Device::Auto && provider != ExecutionProvider::Cpu => {
                 fallback = Some(one_line(&error.to_string()));
@@ -74,13 +86,24 @@ pub fn load(library: &Library, source: &ModelSource, config: SessionConfig, inst
             Err(error) => return Err(refused(&file, provider, config.device, &error)),
         }
     }
-    Err(LoadError::Device { device: config.device, reason: "no execution provider offers it".to_owned() })
+    Err(LoadError::Device {
+        device: config.device,
+        reason: "no execution provider offers it".to_owned(),
+    })
 }
 
-fn refused(file: &OnnxFile, provider: ExecutionProvider, device: Device, error: &ort::Error) -> LoadError {
+fn refused(
+    file: &OnnxFile,
+    provider: ExecutionProvider,
+    device: Device,
+    error: &ort::Error,
+) -> LoadError {
     let reason = one_line(&error.to_string());
     match provider {
-        ExecutionProvider::Cpu => LoadError::Refused { path: file.path.clone(), reason },
+        ExecutionProvider::Cpu => LoadError::Refused {
+            path: file.path.clone(),
+            reason,
+        },
         ExecutionProvider::Cuda(_) => LoadError::Device { device, reason },
     }
 }
@@ -99,31 +122,52 @@ fn create_session(
         .with_intra_op_spinning(false)?
         .with_inter_op_spinning(false)?
         .with_execution_providers(provider.registration())?
-        .with_config_entry("session.model_external_initializers_file_folder_path", file.folder.to_string_lossy())?;
+        .with_config_entry(
+            "session.model_external_initializers_file_folder_path",
+            file.folder.to_string_lossy(),
+        )?;
     builder.commit_from_memory(&file.bytes)
 }
 
 /// Reads the signature out of the session, and adds what the file and its sidecar say.
-fn read_metadata(session: &Session, file: &OnnxFile, source: &ModelSource) -> Result<ModelMetadata, LoadError> {
+fn read_metadata(
+    session: &Session,
+    file: &OnnxFile,
+    source: &ModelSource,
+) -> Result<ModelMetadata, LoadError> {
     let signature = |kind: &str, outlets: &[Outlet]| -> Result<Vec<TensorSpec>, LoadError> {
         let spec = |outlet| {
-            read_spec(outlet, file)
-                .map_err(|reason| LoadError::Signature { path: file.path.clone(), reason: format!("{kind} '{}' {reason}", outlet.name()) })
+            read_spec(outlet, file).map_err(|reason| LoadError::Signature {
+                path: file.path.clone(),
+                reason: format!("{kind} '{}' {reason}", outlet.name()),
+            })
         };
         outlets.iter().map(spec).collect()
     };
     let inputs = signature("input", session.inputs())?;
     let mut outputs = signature("output", session.outputs())?;
     if let Some(unranked) = inputs.iter().find(|spec| spec.dims.is_none()) {
-        let reason = format!("input '{}' states no shape; export the model with the shapes of its inputs", unranked.name);
-        return Err(LoadError::Signature { path: file.path.clone(), reason });
+        let reason = format!(
+            "input '{}' states no shape; export the model with the shapes of its inputs",
+            unranked.name
+        );
+        return Err(LoadError::Signature {
+            path: file.path.clone(),
+            reason,
+        });
     }
-    apply_labels(&mut outputs, &source.sidecar)
-        .map_err(|reason| LoadError::Sidecar { path: file.path.clone(), reason })?;
+    apply_labels(&mut outputs, &source.sidecar).map_err(|reason| LoadError::Sidecar {
+        path: file.path.clone(),
+        reason,
+    })?;
     Ok(ModelMetadata {
         name: source.name.clone(),
         version: source.version.clone(),
-        description: source.sidecar.description.clone().unwrap_or_else(|| file.description.clone()),
+        description: source
+            .sidecar
+            .description
+            .clone()
+            .unwrap_or_else(|| file.description.clone()),
         batchability: Batchability::of(&inputs, &outputs),
         inputs,
         outputs,
@@ -136,15 +180,33 @@ fn read_metadata(session: &Session, file: &OnnxFile, source: &ModelSource) -> Re
 }
 
 fn read_spec(outlet: &Outlet, file: &OnnxFile) -> Result<TensorSpec, String> {
-    let ValueType::Tensor { ty, shape, dimension_symbols } = outlet.dtype() else {
+    let ValueType::Tensor {
+        ty,
+        shape,
+        dimension_symbols,
+    } = outlet.dtype()
+    else {
         return Err("is not a tensor; sequences and maps cannot be served (for scikit-learn models, export with zipmap off)".to_owned());
     };
-    let datatype = output::datatype_of(*ty).ok_or_else(|| format!("has the datatype {ty}, which cannot be served"))?;
-    let symbols = dimension_symbols.iter().map(String::as_str).chain(std::iter::repeat(""));
-    let dims: Vec<Dim> = shape.iter().zip(symbols).map(|(size, symbol)| read_dim(*size, symbol)).collect();
+    let datatype = output::datatype_of(*ty)
+        .ok_or_else(|| format!("has the datatype {ty}, which cannot be served"))?;
+    let symbols = dimension_symbols
+        .iter()
+        .map(String::as_str)
+        .chain(std::iter::repeat(""));
+    let dims: Vec<Dim> = shape
+        .iter()
+        .zip(symbols)
+        .map(|(size, symbol)| read_dim(*size, symbol))
+        .collect();
     // ONNX Runtime reports a missing shape like a scalar's; only the file can tell them apart.
     let unranked = dims.is_empty() && file.unranked.contains(outlet.name());
-    Ok(TensorSpec { name: outlet.name().to_owned(), datatype, dims: (!unranked).then_some(dims), labels: Vec::new() })
+    Ok(TensorSpec {
+        name: outlet.name().to_owned(),
+        datatype,
+        dims: (!unranked).then_some(dims),
+        labels: Vec::new(),
+    })
 }
 
 fn read_dim(size: i64, symbol: &str) -> Dim {
@@ -159,13 +221,22 @@ fn read_dim(size: i64, symbol: &str) -> Dim {
 fn apply_labels(outputs: &mut [TensorSpec], sidecar: &Sidecar) -> Result<(), String> {
     for (name, settings) in &sidecar.outputs {
         let known: Vec<&str> = outputs.iter().map(|spec| spec.name.as_str()).collect();
-        let unknown = format!("[outputs.{name}] is not an output; the model has {}", known.join(", "));
-        let spec = outputs.iter_mut().find(|spec| spec.name == *name).ok_or(unknown)?;
+        let unknown = format!(
+            "[outputs.{name}] is not an output; the model has {}",
+            known.join(", ")
+        );
+        let spec = outputs
+            .iter_mut()
+            .find(|spec| spec.name == *name)
+            .ok_or(unknown)?;
         if let Some(Dim::Fixed(size)) = spec.dims().last()
             && !settings.labels.is_empty()
             && settings.labels.len() != *size
         {
-            return Err(format!("[outputs.{name}] has {} labels for a last dimension of {size}", settings.labels.len()));
+            return Err(format!(
+                "[outputs.{name}] has {} labels for a last dimension of {size}",
+                settings.labels.len()
+            ));
         }
         spec.labels.clone_from(&settings.labels);
     }
@@ -189,9 +260,18 @@ impl Interrupt for RunInterrupt {
 
 impl OrtModel {
     fn new(session: Session, metadata: Arc<ModelMetadata>) -> Result<Self, LoadError> {
-        let options = RunOptions::new()
-            .map_err(|error| LoadError::Device { device: Device::Auto, reason: one_line(&error.to_string()) })?;
-        Ok(Self { session, metadata, interrupt: Arc::new(RunInterrupt { options, asked: AtomicBool::new(false) }) })
+        let options = RunOptions::new().map_err(|error| LoadError::Device {
+            device: Device::Auto,
+            reason: one_line(&error.to_string()),
+        })?;
+        Ok(Self {
+            session,
+            metadata,
+            interrupt: Arc::new(RunInterrupt {
+                options,
+                asked: AtomicBool::new(false),
+            }),
+        })
     }
 }
 
@@ -203,15 +283,22 @@ impl Model for OrtModel {
     fn run(&mut self, input: BatchInput<'_>) -> Result<BatchOutput, RuntimeError> {
         // A late interrupt of the previous run must not end this one.
         if self.interrupt.asked.swap(false, Ordering::Relaxed) {
-            self.interrupt.options.unterminate().map_err(|error| RuntimeError::Broken(error.to_string()))?;
+            self.interrupt
+                .options
+                .unterminate()
+                .map_err(|error| RuntimeError::Broken(error.to_string()))?;
         }
-        let values: Result<SmallVec<[SessionInputValue<'_>; 4]>, ort::Error> = input.iter().map(to_value).collect();
+        let values: Result<SmallVec<[SessionInputValue<'_>; 4]>, ort::Error> =
+            input.iter().map(to_value).collect();
         let values = values.map_err(|error| RuntimeError::Refused(error.to_string()))?;
         let outputs = self
             .session
             .run_with_options(values.as_slice(), &self.interrupt.options)
             .map_err(|error| classify(&error, self.interrupt.asked.load(Ordering::Relaxed)))?;
-        outputs.into_iter().map(|(name, value)| output::wrap(name, value)).collect()
+        outputs
+            .into_iter()
+            .map(|(name, value)| output::wrap(name, value))
+            .collect()
     }
 
     fn interrupt(&self) -> Arc<dyn Interrupt> {
@@ -229,9 +316,10 @@ fn classify(error: &ort::Error, interrupted: bool) -> RuntimeError {
         return RuntimeError::Interrupted;
     }
     match error.code() {
-        ErrorCode::GenericFailure | ErrorCode::InvalidArgument | ErrorCode::NotImplemented | ErrorCode::RuntimeException => {
-            RuntimeError::Refused(text)
-        }
+        ErrorCode::GenericFailure
+        | ErrorCode::InvalidArgument
+        | ErrorCode::NotImplemented
+        | ErrorCode::RuntimeException => RuntimeError::Refused(text),
         _ => RuntimeError::Broken(text),
     }
 }

@@ -14,7 +14,9 @@ const LARGEST_INPUT: usize = 256 << 20;
 /// The batch sizes to run: powers of two up to `max_rows`, and `max_rows` itself.
 #[must_use]
 pub fn batch_sizes(max_rows: usize) -> Vec<usize> {
-    let mut sizes: Vec<usize> = std::iter::successors(Some(1_usize), |size| size.checked_mul(2)).take_while(|size| *size < max_rows).collect();
+    let mut sizes: Vec<usize> = std::iter::successors(Some(1_usize), |size| size.checked_mul(2))
+        .take_while(|size| *size < max_rows)
+        .collect();
     sizes.push(max_rows.max(1));
     sizes
 }
@@ -34,14 +36,21 @@ pub fn run_once(model: &mut dyn Model, rows: usize) -> Result<(), RuntimeError> 
             Dim::Dynamic(_) => 1,
         };
         let shape: Shape = spec.dims().iter().enumerate().map(dim_size).collect();
-        let elements = element_count(&shape).filter(|count| *count <= LARGEST_INPUT / spec.datatype.size().unwrap_or(size_of::<String>()));
+        let elements = element_count(&shape).filter(|count| {
+            *count <= LARGEST_INPUT / spec.datatype.size().unwrap_or(size_of::<String>())
+        });
         let Some(elements) = elements else {
             return Ok(());
         };
         buffers.push((shape, TensorData::zeros(spec.datatype, elements)));
     }
-    let input: BatchInput<'_> =
-        buffers.iter().map(|(shape, data)| InputView { shape: shape.clone(), elements: data.view() }).collect();
+    let input: BatchInput<'_> = buffers
+        .iter()
+        .map(|(shape, data)| InputView {
+            shape: shape.clone(),
+            elements: data.view(),
+        })
+        .collect();
     model.run(input).map(drop)
 }
 

@@ -35,7 +35,10 @@ impl FromStr for LogLevel {
         let text = text.to_ascii_lowercase();
         match text.parse() {
             Ok(level) if known.contains(&text.as_str()) => Ok(Self(level)),
-            _ => Err(format!("'{text}' is not a level; write one of {}", known.join(", "))),
+            _ => Err(format!(
+                "'{text}' is not a level; write one of {}",
+                known.join(", ")
+            )),
         }
     }
 }
@@ -62,14 +65,30 @@ impl FromStr for LogFormat {
 }
 
 /// Starts logging. What was logged is written when the guard is dropped.
-#[must_use]
+#[must_use = "what is logged is written when the guard is dropped"]
 pub fn start(config: LogConfig) -> WorkerGuard {
-    let (writer, guard) =
-        NonBlockingBuilder::default().buffered_lines_limit(BUFFERED_LINES).lossy(true).thread_name("log").finish(std::io::stdout());
+    start_to(config, std::io::stdout())
+}
+
+/// The same, with `output` in the place of standard output.
+#[must_use = "what is logged is written when the guard is dropped"]
+pub fn start_to(config: LogConfig, output: impl std::io::Write + Send + 'static) -> WorkerGuard {
+    let (writer, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(BUFFERED_LINES)
+        .lossy(true)
+        .thread_name("log")
+        .finish(output);
     let LogLevel(level) = config.level;
     // Libraries talk about themselves at the level at which we talk about requests.
-    let libraries = if level > Level::INFO { level } else { level.min(LevelFilter::WARN) };
-    let filter = Targets::new().with_default(libraries).with_target("model_serving", level).with_target("access", level);
+    let libraries = if level > Level::INFO {
+        level
+    } else {
+        level.min(LevelFilter::WARN)
+    };
+    let filter = Targets::new()
+        .with_default(libraries)
+        .with_target("model_serving", level)
+        .with_target("access", level);
     let layer = match config.format {
         LogFormat::Json => fmt::layer()
             .json()
@@ -80,7 +99,9 @@ pub fn start(config: LogConfig) -> WorkerGuard {
             .boxed(),
         LogFormat::Text => fmt::layer().with_writer(writer).with_ansi(false).boxed(),
     };
-    tracing_subscriber::registry().with(layer.with_filter(filter)).init();
+    tracing_subscriber::registry()
+        .with(layer.with_filter(filter))
+        .init();
     guard
 }
 

@@ -5,12 +5,16 @@
 
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
-use prometheus::{Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
 
 /// Bucket edges of durations, in seconds. From 10 ms up they are the prescribed ones; the finer ones below are for
 /// models that answer in less than that.
 const SECONDS: &[f64] = &[
-    0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+    0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0,
 ];
 
 /// Bucket edges of batch sizes, in rows.
@@ -30,10 +34,18 @@ pub struct FamilyDescription {
 }
 
 macro_rules! kind_of {
-    (IntCounterVec) => { "counter" };
-    (IntGaugeVec) => { "gauge" };
-    (GaugeVec) => { "gauge" };
-    (HistogramVec) => { "histogram" };
+    (IntCounterVec) => {
+        "counter"
+    };
+    (IntGaugeVec) => {
+        "gauge"
+    };
+    (GaugeVec) => {
+        "gauge"
+    };
+    (HistogramVec) => {
+        "histogram"
+    };
 }
 
 macro_rules! options_of {
@@ -196,7 +208,12 @@ impl Metrics {
         let no_labels: &[&str] = &[];
         let ready = families.ready.with_label_values(no_labels);
         let panics = families.panics.with_label_values(no_labels);
-        Ok(Self { registry, families, ready, panics })
+        Ok(Self {
+            registry,
+            families,
+            ready,
+            panics,
+        })
     }
 
     /// The edge's metrics of the model `name`. Every status exists from the start, so that rates begin at zero.
@@ -230,7 +247,14 @@ impl Metrics {
 
     /// States what is loaded.
     pub fn set_model_info(&self, info: ModelInfo<'_>) {
-        let values = [info.model_name, info.version, info.sha256, info.device, info.execution_provider, info.onnxruntime];
+        let values = [
+            info.model_name,
+            info.version,
+            info.sha256,
+            info.device,
+            info.execution_provider,
+            info.onnxruntime,
+        ];
         self.families.model_info.with_label_values(&values).set(1);
     }
 

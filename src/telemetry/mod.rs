@@ -14,7 +14,10 @@ pub fn count_panics(metrics: &Arc<Metrics>) {
     let panics = metrics.panics.clone();
     std::panic::set_hook(Box::new(move |panic| {
         panics.inc();
-        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let place = panic
+            .location()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         let message = panic.payload_as_str().unwrap_or("(no message)");
         tracing::error!(place, message, "panic");
     }));

@@ -12,7 +12,11 @@ const QUOTE_LIMIT: usize = 40;
 
 /// Repeats `text` in an error message: shortened, and without control characters.
 pub(crate) fn quote(text: &str) -> String {
-    let mut quoted: String = text.chars().take(QUOTE_LIMIT).flat_map(char::escape_debug).collect();
+    let mut quoted: String = text
+        .chars()
+        .take(QUOTE_LIMIT)
+        .flat_map(char::escape_debug)
+        .collect();
     if text.chars().nth(QUOTE_LIMIT).is_some() {
         quoted.push_str("...");
     }
@@ -31,10 +35,18 @@ impl<'a> Reader<'a> {
     /// A reader at the start of `bytes`, which must be UTF-8.
     pub(super) fn new(bytes: &'a [u8], max_depth: usize) -> Result<Self, InvalidRequest> {
         if let Err(error) = std::str::from_utf8(bytes) {
-            let message = format!("the body is not valid UTF-8 at byte {}; send JSON as UTF-8", error.valid_up_to());
+            let message = format!(
+                "the body is not valid UTF-8 at byte {}; send JSON as UTF-8",
+                error.valid_up_to()
+            );
             return Err(InvalidRequest(message));
         }
-        Ok(Self { bytes, position: 0, depth: 0, max_depth })
+        Ok(Self {
+            bytes,
+            position: 0,
+            depth: 0,
+            max_depth,
+        })
     }
 
     /// An error at the current position.
@@ -52,8 +64,16 @@ impl<'a> Reader<'a> {
             Some(b'-' | b'0'..=b'9') => "a number".to_owned(),
             Some(_) => {
                 let rest = std::str::from_utf8(self.rest()).unwrap_or_default();
-                let word: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric()).take(QUOTE_LIMIT).collect();
-                let word = if word.is_empty() { rest.chars().take(1).collect() } else { word };
+                let word: String = rest
+                    .chars()
+                    .take_while(char::is_ascii_alphanumeric)
+                    .take(QUOTE_LIMIT)
+                    .collect();
+                let word = if word.is_empty() {
+                    rest.chars().take(1).collect()
+                } else {
+                    word
+                };
                 format!("'{}'", quote(&word))
             }
         }
@@ -92,7 +112,11 @@ impl<'a> Reader<'a> {
     /// Opens an array or object.
     pub(super) fn open(&mut self, byte: u8) -> Result<(), InvalidRequest> {
         if !self.take(byte) {
-            let expected = if byte == b'[' { "an array" } else { "an object" };
+            let expected = if byte == b'[' {
+                "an array"
+            } else {
+                "an object"
+            };
             let found = self.found();
             return Err(self.error(format_args!("expected {expected}, got {found}")));
         }
@@ -121,7 +145,10 @@ impl<'a> Reader<'a> {
             return Ok(false);
         }
         let found = self.found();
-        Err(self.error(format_args!("expected ',' or '{}', got {found}", char::from(closing))))
+        Err(self.error(format_args!(
+            "expected ',' or '{}', got {found}",
+            char::from(closing)
+        )))
     }
 
     /// The key of an object's next member, and its colon.
@@ -180,7 +207,9 @@ impl<'a> Reader<'a> {
     /// The part of a string up to its end or the next escape.
     fn plain_run(&mut self) -> Result<&'a str, InvalidRequest> {
         let rest = self.rest();
-        let end = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..=0x1f));
+        let end = rest
+            .iter()
+            .position(|byte| matches!(byte, b'"' | b'\\' | 0..=0x1f));
         match end.and_then(|end| rest.split_at_checked(end)) {
             Some((plain, [b'"' | b'\\', ..])) => {
                 self.position += plain.len();
@@ -217,7 +246,9 @@ impl<'a> Reader<'a> {
         let first = self.code_unit()?;
         let code = match first {
             0xd800..0xdc00 => match self.code_unit() {
-                Ok(second @ 0xdc00..0xe000) => 0x1_0000 + ((first - 0xd800) << 10) + (second - 0xdc00),
+                Ok(second @ 0xdc00..0xe000) => {
+                    0x1_0000 + ((first - 0xd800) << 10) + (second - 0xdc00)
+                }
                 _ => return Err(self.error("a lone surrogate in a string")),
             },
             other => other,
@@ -233,7 +264,8 @@ impl<'a> Reader<'a> {
         let mut code = 0;
         for digit in digits {
             let value = char::from(digit).to_digit(16);
-            code = code * 16 + value.ok_or_else(|| self.error("expected \\u and four hexadecimal digits"))?;
+            code = code * 16
+                + value.ok_or_else(|| self.error("expected \\u and four hexadecimal digits"))?;
         }
         self.position += 6;
         Ok(code)
@@ -254,16 +286,39 @@ mod tests {
     #[test]
     fn strings_are_read_as_the_standard_says() {
         assert_eq!(string(r#""plain ä""#).unwrap(), "plain ä");
-        assert_eq!(string(r#""\"\\\/\b\f\n\r\t\u00e4\ud83d\ude00x""#).unwrap(), "\"\\/\u{8}\u{c}\n\r\tä😀x");
-        for wrong in [r#"""#, r#""a"#, "\"a\nb\"", r#""\x""#, r#""\ud83d""#, r#""\ude00""#, r#""\ud83dx""#, r#""\u12"#, r#""\"#, "x"] {
+        assert_eq!(
+            string(r#""\"\\\/\b\f\n\r\t\u00e4\ud83d\ude00x""#).unwrap(),
+            "\"\\/\u{8}\u{c}\n\r\tä😀x"
+        );
+        for wrong in [
+            r#"""#,
+            r#""a"#,
+            "\"a\nb\"",
+            r#""\x""#,
+            r#""\ud83d""#,
+            r#""\ude00""#,
+            r#""\ud83dx""#,
+            r#""\u12"#,
+            r#""\"#,
+            "x",
+        ] {
             assert!(string(wrong).is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn strings_agree_with_serde_json() {
-        for text in [r#""""#, r#""\u0000""#, r#""\uFFFF\u007f""#, r#""é\n""#, r#""\uD800\uDC00""#] {
-            assert_eq!(string(text).unwrap(), serde_json::from_str::<String>(text).unwrap());
+        for text in [
+            r#""""#,
+            r#""\u0000""#,
+            r#""\uFFFF\u007f""#,
+            r#""é\n""#,
+            r#""\uD800\uDC00""#,
+        ] {
+            assert_eq!(
+                string(text).unwrap(),
+                serde_json::from_str::<String>(text).unwrap()
+            );
         }
     }
 

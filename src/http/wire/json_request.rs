@@ -29,7 +29,12 @@ pub(super) fn max_elements(body: &[u8]) -> usize {
 }
 
 /// Parses `body` for the model that `metadata` describes.
-pub(super) fn parse(body: &[u8], metadata: &ModelMetadata, max_rows: usize, max_depth: usize) -> Result<JsonRequest, InvalidRequest> {
+pub(super) fn parse(
+    body: &[u8],
+    metadata: &ModelMetadata,
+    max_rows: usize,
+    max_depth: usize,
+) -> Result<JsonRequest, InvalidRequest> {
     let mut reader = Reader::new(body, max_depth)?;
     let capacity = max_elements(body);
     let mut columns: Option<(Form, SmallVec<[Tensor; 2]>)> = None;
@@ -39,15 +44,34 @@ pub(super) fn parse(body: &[u8], metadata: &ModelMetadata, max_rows: usize, max_
     while more {
         let key = reader.key()?;
         match (key.as_ref(), &columns) {
-            ("inputs", None) => columns = Some((Form::Columns, read_columns(&mut reader, metadata, max_rows, capacity)?)),
-            ("instances", None) => columns = Some((Form::Rows, read_rows(&mut reader, metadata, max_rows, capacity)?)),
-            ("inputs" | "instances", Some(_)) => {
-                return Err(InvalidRequest("expected one of 'inputs' and 'instances', once; got a second".to_owned()));
+            ("inputs", None) => {
+                columns = Some((
+                    Form::Columns,
+                    read_columns(&mut reader, metadata, max_rows, capacity)?,
+                ));
             }
-            ("outputs", _) if selection.is_none() => selection = Some(read_selection(&mut reader, metadata)?),
-            ("outputs", _) => return Err(InvalidRequest("the key 'outputs' stands twice".to_owned())),
+            ("instances", None) => {
+                columns = Some((
+                    Form::Rows,
+                    read_rows(&mut reader, metadata, max_rows, capacity)?,
+                ));
+            }
+            ("inputs" | "instances", Some(_)) => {
+                return Err(InvalidRequest(
+                    "expected one of 'inputs' and 'instances', once; got a second".to_owned(),
+                ));
+            }
+            ("outputs", _) if selection.is_none() => {
+                selection = Some(read_selection(&mut reader, metadata)?);
+            }
+            ("outputs", _) => {
+                return Err(InvalidRequest("the key 'outputs' stands twice".to_owned()));
+            }
             (other, _) => {
-                let message = format!("unknown key '{}'; expected 'inputs' or 'instances', and optionally 'outputs'", quote(other));
+                let message = format!(
+                    "unknown key '{}'; expected 'inputs' or 'instances', and optionally 'outputs'",
+                    quote(other)
+                );
                 return Err(InvalidRequest(message));
             }
         }
@@ -58,17 +82,30 @@ pub(super) fn parse(body: &[u8], metadata: &ModelMetadata, max_rows: usize, max_
         let message = format!("missing 'inputs'; expected {}", example(metadata));
         return Err(InvalidRequest(message));
     };
-    Ok(JsonRequest { inputs, selection, form })
+    Ok(JsonRequest {
+        inputs,
+        selection,
+        form,
+    })
 }
 
 /// The shortest body that would be right, for error messages.
 fn example(metadata: &ModelMetadata) -> String {
-    let inputs: Vec<String> = metadata.inputs.iter().map(|spec| format!("\"{}\": {}", spec.name, spec.shape_text())).collect();
+    let inputs: Vec<String> = metadata
+        .inputs
+        .iter()
+        .map(|spec| format!("\"{}\": {}", spec.name, spec.shape_text()))
+        .collect();
     format!("{{\"inputs\": {{{}}}}}", inputs.join(", "))
 }
 
 /// The value of `inputs`: an object of arrays, or the one array of a model with one input.
-fn read_columns(reader: &mut Reader<'_>, metadata: &ModelMetadata, max_rows: usize, capacity: usize) -> Result<SmallVec<[Tensor; 2]>, InvalidRequest> {
+fn read_columns(
+    reader: &mut Reader<'_>,
+    metadata: &ModelMetadata,
+    max_rows: usize,
+    capacity: usize,
+) -> Result<SmallVec<[Tensor; 2]>, InvalidRequest> {
     let mut columns = Columns::new(metadata, max_rows, capacity);
     if let ([_], false) = (metadata.inputs.as_slice(), reader.peek() == Some(b'{')) {
         columns.read_value(reader, 0, 0)?;
@@ -87,9 +124,17 @@ fn read_columns(reader: &mut Reader<'_>, metadata: &ModelMetadata, max_rows: usi
 }
 
 /// The value of `instances`: an array with one value per row (one input), or one object per row.
-fn read_rows(reader: &mut Reader<'_>, metadata: &ModelMetadata, max_rows: usize, capacity: usize) -> Result<SmallVec<[Tensor; 2]>, InvalidRequest> {
+fn read_rows(
+    reader: &mut Reader<'_>,
+    metadata: &ModelMetadata,
+    max_rows: usize,
+    capacity: usize,
+) -> Result<SmallVec<[Tensor; 2]>, InvalidRequest> {
     if let Some(scalar) = metadata.inputs.iter().find(|spec| spec.dims().is_empty()) {
-        let message = format!("'instances' needs inputs with a first dimension to stack rows along, and '{}' is a scalar; send 'inputs'", scalar.name);
+        let message = format!(
+            "'instances' needs inputs with a first dimension to stack rows along, and '{}' is a scalar; send 'inputs'",
+            scalar.name
+        );
         return Err(InvalidRequest(message));
     }
     let mut columns = Columns::new(metadata, max_rows, capacity);
@@ -98,7 +143,9 @@ fn read_rows(reader: &mut Reader<'_>, metadata: &ModelMetadata, max_rows: usize,
     let mut more = !reader.close(b']');
     while more {
         if rows == max_rows && metadata.has_batch_axis() {
-            return Err(InvalidRequest(format!("more than {max_rows} rows in 'instances', the maximum batch size; split the request")));
+            return Err(InvalidRequest(format!(
+                "more than {max_rows} rows in 'instances', the maximum batch size; split the request"
+            )));
         }
         if reader.peek() == Some(b'{') {
             columns.unmark();
@@ -114,7 +161,9 @@ fn read_rows(reader: &mut Reader<'_>, metadata: &ModelMetadata, max_rows: usize,
             columns.read_value(reader, 0, 1)?;
         } else {
             let found = reader.found();
-            return Err(reader.error(format_args!("expected an object with a value for each input in instance {rows}, got {found}")));
+            return Err(reader.error(format_args!(
+                "expected an object with a value for each input in instance {rows}, got {found}"
+            )));
         }
         rows += 1;
         more = reader.another(b']')?;
@@ -123,7 +172,10 @@ fn read_rows(reader: &mut Reader<'_>, metadata: &ModelMetadata, max_rows: usize,
 }
 
 /// The value of `outputs`: names of the model's outputs, each at most once.
-fn read_selection(reader: &mut Reader<'_>, metadata: &ModelMetadata) -> Result<Selection, InvalidRequest> {
+fn read_selection(
+    reader: &mut Reader<'_>,
+    metadata: &ModelMetadata,
+) -> Result<Selection, InvalidRequest> {
     let mut selection = Selection::new();
     reader.open(b'[')?;
     let mut more = !reader.close(b']');
@@ -132,7 +184,9 @@ fn read_selection(reader: &mut Reader<'_>, metadata: &ModelMetadata) -> Result<S
         more = reader.another(b']')?;
     }
     if selection.is_empty() {
-        return Err(InvalidRequest("'outputs' is empty; name at least one output, or leave the key out".to_owned()));
+        return Err(InvalidRequest(
+            "'outputs' is empty; name at least one output, or leave the key out".to_owned(),
+        ));
     }
     Ok(selection)
 }
@@ -162,51 +216,105 @@ impl<'a> Columns<'a> {
             let dims: SmallVec<[Option<usize>; 6]> = spec.dims().iter().map(size).collect();
             // Rows known to be small need not be given the room of all the numbers in the body.
             let row: Option<usize> = dims.iter().skip(1).copied().product();
-            let bound = row.filter(|_| metadata.has_batch_axis()).and_then(|row| row.checked_mul(max_rows));
+            let bound = row
+                .filter(|_| metadata.has_batch_axis())
+                .and_then(|row| row.checked_mul(max_rows));
             let data = with_capacity(spec, bound.map_or(capacity, |bound| bound.min(capacity)));
-            Column { data, dims, seen: false }
+            Column {
+                data,
+                dims,
+                seen: false,
+            }
         };
-        Self { metadata, max_rows, columns: metadata.inputs.iter().map(column).collect() }
+        Self {
+            metadata,
+            max_rows,
+            columns: metadata.inputs.iter().map(column).collect(),
+        }
     }
 
     /// A key that names an input not seen before; returns the input's position.
     fn read_key(&mut self, reader: &mut Reader<'_>) -> Result<usize, InvalidRequest> {
         let key: Cow<'_, str> = reader.key()?;
-        let Some(index) = self.metadata.inputs.iter().position(|spec| spec.name == *key) else {
-            let names: Vec<&str> = self.metadata.inputs.iter().map(|spec| spec.name.as_str()).collect();
-            return Err(InvalidRequest(format!("unknown input '{}'; the model has {}", quote(&key), names.join(", "))));
+        let Some(index) = self
+            .metadata
+            .inputs
+            .iter()
+            .position(|spec| spec.name == *key)
+        else {
+            let names: Vec<&str> = self
+                .metadata
+                .inputs
+                .iter()
+                .map(|spec| spec.name.as_str())
+                .collect();
+            return Err(InvalidRequest(format!(
+                "unknown input '{}'; the model has {}",
+                quote(&key),
+                names.join(", ")
+            )));
         };
         if self.mark(index) {
-            return Err(InvalidRequest(format!("input '{}' stands twice", quote(&key))));
+            return Err(InvalidRequest(format!(
+                "input '{}' stands twice",
+                quote(&key)
+            )));
         }
         Ok(index)
     }
 
     /// Notes that the input was seen; returns whether it had been before.
     fn mark(&mut self, index: usize) -> bool {
-        self.columns.get_mut(index).is_some_and(|column| std::mem::replace(&mut column.seen, true))
+        self.columns
+            .get_mut(index)
+            .is_some_and(|column| std::mem::replace(&mut column.seen, true))
     }
 
     /// Begins a new row, in which every input is to be seen again.
     fn unmark(&mut self) {
-        self.columns.iter_mut().for_each(|column| column.seen = false);
+        self.columns
+            .iter_mut()
+            .for_each(|column| column.seen = false);
     }
 
     fn check_complete(&self, place: &str) -> Result<(), InvalidRequest> {
-        let missing = self.metadata.inputs.iter().zip(&self.columns).find(|(_, column)| !column.seen);
+        let missing = self
+            .metadata
+            .inputs
+            .iter()
+            .zip(&self.columns)
+            .find(|(_, column)| !column.seen);
         match missing {
-            Some((spec, _)) => Err(InvalidRequest(format!("missing input '{}'{place}; expected {spec}", spec.name))),
+            Some((spec, _)) => Err(InvalidRequest(format!(
+                "missing input '{}'{place}; expected {spec}",
+                spec.name
+            ))),
             None => Ok(()),
         }
     }
 
     /// Reads a value for input `index`, whose outermost array stands at dimension `level`.
-    fn read_value(&mut self, reader: &mut Reader<'_>, index: usize, level: usize) -> Result<(), InvalidRequest> {
-        let (Some(spec), Some(column)) = (self.metadata.inputs.get(index), self.columns.get_mut(index)) else {
+    fn read_value(
+        &mut self,
+        reader: &mut Reader<'_>,
+        index: usize,
+        level: usize,
+    ) -> Result<(), InvalidRequest> {
+        let (Some(spec), Some(column)) =
+            (self.metadata.inputs.get(index), self.columns.get_mut(index))
+        else {
             return Err(InvalidRequest("unknown input".to_owned()));
         };
-        let max_rows = if self.metadata.has_batch_axis() { self.max_rows } else { usize::MAX };
-        let mut nested = Nested { reader, spec, max_rows };
+        let max_rows = if self.metadata.has_batch_axis() {
+            self.max_rows
+        } else {
+            usize::MAX
+        };
+        let mut nested = Nested {
+            reader,
+            spec,
+            max_rows,
+        };
         read_into(&mut nested, &mut column.data, &mut column.dims, level)
     }
 
@@ -217,12 +325,26 @@ impl<'a> Columns<'a> {
                 *first = Some(rows);
             }
             // A dimension that no array has told stands below an empty one, so its size does not matter.
-            let shape: Shape = column.dims.iter().map(|size| size.unwrap_or_default()).collect();
+            let shape: Shape = column
+                .dims
+                .iter()
+                .map(|size| size.unwrap_or_default())
+                .collect();
             let text = format!("{:?}", shape.as_slice());
-            Tensor::new(shape, column.data)
-                .ok_or_else(|| InvalidRequest(format!("input '{}' expects shape {}, got {text}", spec.name, spec.shape_text())))
+            Tensor::new(shape, column.data).ok_or_else(|| {
+                InvalidRequest(format!(
+                    "input '{}' expects shape {}, got {text}",
+                    spec.name,
+                    spec.shape_text()
+                ))
+            })
         };
-        self.metadata.inputs.iter().zip(self.columns).map(finish).collect()
+        self.metadata
+            .inputs
+            .iter()
+            .zip(self.columns)
+            .map(finish)
+            .collect()
     }
 }
 
@@ -249,11 +371,19 @@ impl Nested<'_, '_> {
         };
         if self.reader.peek() != Some(b'[') {
             let found = self.reader.found();
-            let what = format!("input '{}' expects shape {}, so an array at depth {level}; got {found}", self.spec.name, self.spec.shape_text());
+            let what = format!(
+                "input '{}' expects shape {}, so an array at depth {level}; got {found}",
+                self.spec.name,
+                self.spec.shape_text()
+            );
             return Err(self.reader.error(what));
         }
         self.reader.open(b'[')?;
-        let most = expected.unwrap_or(if level == 0 { self.max_rows } else { usize::MAX });
+        let most = expected.unwrap_or(if level == 0 {
+            self.max_rows
+        } else {
+            usize::MAX
+        });
         let innermost = level + 1 == dims.len();
         let mut count = 0;
         let mut more = !self.reader.close(b']');
@@ -271,7 +401,9 @@ impl Nested<'_, '_> {
             more = self.reader.another(b']')?;
         }
         match expected {
-            Some(expected) if expected != count => return Err(self.wrong_length(level, expected, &count.to_string())),
+            Some(expected) if expected != count => {
+                return Err(self.wrong_length(level, expected, &count.to_string()));
+            }
             Some(_) => {}
             None => {
                 if let Some(size) = dims.get_mut(level) {
@@ -285,11 +417,18 @@ impl Nested<'_, '_> {
     /// An array that is longer or shorter than the signature, or its sibling, says.
     fn wrong_length(&self, level: usize, expected: usize, got: &str) -> InvalidRequest {
         if level == 0 && expected == self.max_rows {
-            let message = format!("input '{}' has more than {expected} rows, the maximum batch size; split the request", self.spec.name);
+            let message = format!(
+                "input '{}' has more than {expected} rows, the maximum batch size; split the request",
+                self.spec.name
+            );
             return InvalidRequest(message);
         }
         let fixed = matches!(self.spec.dims().get(level), Some(Dim::Fixed(_)));
-        let why = if fixed { "" } else { " like the arrays before it" };
+        let why = if fixed {
+            ""
+        } else {
+            " like the arrays before it"
+        };
         let what = format!(
             "input '{}' expects shape {}, so {expected} elements in dimension {level}{why}; got {got}",
             self.spec.name,
@@ -300,14 +439,23 @@ impl Nested<'_, '_> {
 
     fn wrong_element(&self, expected: &str) -> InvalidRequest {
         let found = self.reader.found();
-        let deeper = if found == "an array" { format!(" for shape {}", self.spec.shape_text()) } else { String::new() };
-        self.reader.error(format_args!("input '{}' expects {expected}{deeper}, got {found}", self.spec.name))
+        let deeper = if found == "an array" {
+            format!(" for shape {}", self.spec.shape_text())
+        } else {
+            String::new()
+        };
+        self.reader.error(format_args!(
+            "input '{}' expects {expected}{deeper}, got {found}",
+            self.spec.name
+        ))
     }
 
     #[inline]
     fn number<T: FromNumber>(&mut self) -> Result<T, InvalidRequest> {
         self.reader.peek();
-        match Number::read(self.reader.rest()).and_then(|(number, length)| Ok((T::from_number(number)?, length))) {
+        match Number::read(self.reader.rest())
+            .and_then(|(number, length)| Ok((T::from_number(number)?, length)))
+        {
             Ok((value, length)) => {
                 self.reader.advance(length);
                 Ok(value)
@@ -342,7 +490,10 @@ impl Nested<'_, '_> {
         }
         let string = self.reader.string()?;
         if string.contains('\0') {
-            return Err(self.reader.error(format_args!("input '{}' has a string with U+0000, which the model cannot be given", self.spec.name)));
+            return Err(self.reader.error(format_args!(
+                "input '{}' has a string with U+0000, which the model cannot be given",
+                self.spec.name
+            )));
         }
         Ok(string.into_owned())
     }

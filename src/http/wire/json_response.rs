@@ -17,11 +17,23 @@ struct Writer {
 }
 
 /// Writes the answer in `form`.
-pub(super) fn write(model_name: &str, model_version: &str, outputs: &[Selected<'_>], form: Form, max_bytes: usize) -> Result<Vec<u8>, EncodeError> {
+pub(super) fn write(
+    model_name: &str,
+    model_version: &str,
+    outputs: &[Selected<'_>],
+    form: Form,
+    max_bytes: usize,
+) -> Result<Vec<u8>, EncodeError> {
     // Eleven characters are what a number takes on average; one reallocation too many does not matter.
     let elements: usize = outputs.iter().map(|output| output.rows.view().len()).sum();
-    let capacity = elements.saturating_mul(11).saturating_add(128).min(max_bytes);
-    let mut writer = Writer { text: Vec::with_capacity(capacity), max_bytes };
+    let capacity = elements
+        .saturating_mul(11)
+        .saturating_add(128)
+        .min(max_bytes);
+    let mut writer = Writer {
+        text: Vec::with_capacity(capacity),
+        max_bytes,
+    };
     match form {
         Form::Columns => {
             writer.raw("{\"model_name\":");
@@ -45,10 +57,15 @@ pub(super) fn write(model_name: &str, model_version: &str, outputs: &[Selected<'
 /// One value per row for a single output, one object per row for several.
 fn write_rows(writer: &mut Writer, outputs: &[Selected<'_>]) -> Result<(), EncodeError> {
     let shapes: Vec<_> = outputs.iter().map(|output| output.rows.shape()).collect();
-    let rows = shapes.first().and_then(|shape| shape.first().copied()).unwrap_or_default();
+    let rows = shapes
+        .first()
+        .and_then(|shape| shape.first().copied())
+        .unwrap_or_default();
     for (output, shape) in outputs.iter().zip(&shapes) {
         if shape.first() != Some(&rows) {
-            return Err(EncodeError::NotRows { output: output.name.to_owned() });
+            return Err(EncodeError::NotRows {
+                output: output.name.to_owned(),
+            });
         }
     }
     writer.raw("{\"predictions\":[");
@@ -66,7 +83,9 @@ fn write_rows(writer: &mut Writer, outputs: &[Selected<'_>]) -> Result<(), Encod
             let row_shape = shape.get(1..).unwrap_or_default();
             let row_len: usize = row_shape.iter().product();
             let view = output.rows.view().slice(row * row_len..(row + 1) * row_len);
-            let view = view.ok_or_else(|| EncodeError::NotRows { output: output.name.to_owned() })?;
+            let view = view.ok_or_else(|| EncodeError::NotRows {
+                output: output.name.to_owned(),
+            })?;
             writer.array(output, row_shape, view)?;
         }
         if outputs.len() != 1 {
@@ -96,17 +115,28 @@ impl Writer {
     }
 
     /// Writes `view` as arrays nested by `shape`; a scalar is written bare.
-    fn array(&mut self, output: &Selected<'_>, shape: &[usize], view: TensorView<'_>) -> Result<(), EncodeError> {
-        let not_finite = || EncodeError::NotFinite { output: output.name.to_owned() };
+    fn array(
+        &mut self,
+        output: &Selected<'_>,
+        shape: &[usize],
+        view: TensorView<'_>,
+    ) -> Result<(), EncodeError> {
+        let not_finite = || EncodeError::NotFinite {
+            output: output.name.to_owned(),
+        };
         write_by_datatype(self, shape, view).map_err(|failure| match failure {
             Failure::NotFinite => not_finite(),
-            Failure::TooLarge => EncodeError::TooLarge { max_bytes: self.max_bytes },
+            Failure::TooLarge => EncodeError::TooLarge {
+                max_bytes: self.max_bytes,
+            },
         })
     }
 
     fn nested<T: Element>(&mut self, shape: &[usize], elements: &[T]) -> Result<(), Failure> {
         match shape {
-            [] => elements.iter().try_for_each(|element| element.write(&mut self.text)),
+            [] => elements
+                .iter()
+                .try_for_each(|element| element.write(&mut self.text)),
             [_] => {
                 self.text.push(b'[');
                 for (index, chunk) in elements.chunks(CHUNK).enumerate() {
@@ -125,7 +155,9 @@ impl Writer {
                 let length: usize = rest.iter().product();
                 for index in 0..*count {
                     self.separator(index);
-                    let part = elements.get(index * length..(index + 1) * length).unwrap_or_default();
+                    let part = elements
+                        .get(index * length..(index + 1) * length)
+                        .unwrap_or_default();
                     self.nested(rest, part)?;
                 }
                 self.text.push(b']');
@@ -136,7 +168,11 @@ impl Writer {
     }
 
     fn check_size(&self) -> Result<(), Failure> {
-        if self.text.len() > self.max_bytes { Err(Failure::TooLarge) } else { Ok(()) }
+        if self.text.len() > self.max_bytes {
+            Err(Failure::TooLarge)
+        } else {
+            Ok(())
+        }
     }
 }
 

@@ -74,27 +74,45 @@ impl<'a> Number<'a> {
             length += 1 + taken;
             integer = false;
         }
-        let exponent = i32::try_from(fraction).map_or(i32::MIN, |fraction| exponent.saturating_sub(fraction));
+        let exponent =
+            i32::try_from(fraction).map_or(i32::MIN, |fraction| exponent.saturating_sub(fraction));
         let exact = whole + fraction <= 19;
         let text = text.get(..length).ok_or(NumberError::Syntax)?;
-        Ok((Self { text, negative, digits, exponent, exact, integer }, length))
+        Ok((
+            Self {
+                text,
+                negative,
+                digits,
+                exponent,
+                exact,
+                integer,
+            },
+            length,
+        ))
     }
 
     /// The number as the nearest `f64`, if a single multiplication or division gives it exactly rounded.
     #[inline]
-    #[expect(clippy::cast_precision_loss, reason = "digits up to 2^53 are exact in an f64")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "digits up to 2^53 are exact in an f64"
+    )]
     fn quick(&self) -> Option<f64> {
         // Powers of ten up to 10^22 are exact in an f64, so the one operation on exact operands rounds once.
         const POWERS: [f64; 23] = [
-            1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19,
-            1e20, 1e21, 1e22,
+            1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15,
+            1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22,
         ];
         if !self.exact || self.digits > 1 << 53 {
             return None;
         }
         let power = POWERS.get(usize::try_from(self.exponent.unsigned_abs()).ok()?)?;
         let digits = self.digits as f64;
-        let value = if self.exponent < 0 { digits / power } else { digits * power };
+        let value = if self.exponent < 0 {
+            digits / power
+        } else {
+            digits * power
+        };
         Some(if self.negative { -value } else { value })
     }
 
@@ -104,21 +122,36 @@ impl<'a> Number<'a> {
             Some(value) => value,
             None => fast_float2::parse(self.text).map_err(|_| NumberError::Syntax)?,
         };
-        if value.is_finite() { Ok(value) } else { Err(NumberError::Range) }
+        if value.is_finite() {
+            Ok(value)
+        } else {
+            Err(NumberError::Range)
+        }
     }
 
     #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "rounding to the nearest f32 is what is asked for")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "rounding to the nearest f32 is what is asked for"
+    )]
     fn to_f32(self) -> Result<f32, NumberError> {
         let value = match self.quick() {
             // Rounding twice differs from rounding once only where the f64 lies exactly between two f32 values, or
             // among the subnormal ones, whose midpoints lie elsewhere.
-            Some(value) if value == 0.0 || (value.to_bits() & 0x1fff_ffff != 0x1000_0000 && value.abs() >= f64::from(f32::MIN_POSITIVE)) => {
+            Some(value)
+                if value == 0.0
+                    || (value.to_bits() & 0x1fff_ffff != 0x1000_0000
+                        && value.abs() >= f64::from(f32::MIN_POSITIVE)) =>
+            {
                 value as f32
             }
             _ => fast_float2::parse(self.text).map_err(|_| NumberError::Syntax)?,
         };
-        if value.is_finite() { Ok(value) } else { Err(NumberError::Range) }
+        if value.is_finite() {
+            Ok(value)
+        } else {
+            Err(NumberError::Range)
+        }
     }
 
     #[inline]
@@ -131,7 +164,10 @@ impl<'a> Number<'a> {
         } else {
             // Twenty digits may still fit into 64 bits; the standard library decides.
             let digits = self.text.strip_prefix(b"-").unwrap_or(self.text);
-            std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()).ok_or(NumberError::Range)?
+            std::str::from_utf8(digits)
+                .ok()
+                .and_then(|digits| digits.parse().ok())
+                .ok_or(NumberError::Range)?
         };
         Ok(value)
     }
@@ -140,7 +176,9 @@ impl<'a> Number<'a> {
     fn to_signed(self) -> Result<i64, NumberError> {
         let magnitude = self.to_unsigned()?;
         if self.negative {
-            0_i64.checked_sub_unsigned(magnitude).ok_or(NumberError::Range)
+            0_i64
+                .checked_sub_unsigned(magnitude)
+                .ok_or(NumberError::Range)
         } else {
             i64::try_from(magnitude).map_err(|_| NumberError::Range)
         }
@@ -154,14 +192,25 @@ fn read_exponent(text: &[u8]) -> Result<(i32, usize), NumberError> {
         _ => 1,
     };
     let signed = usize::from(matches!(text.first(), Some(b'-' | b'+')));
-    let digits = text.get(signed..).unwrap_or_default().iter().take_while(|byte| byte.is_ascii_digit());
+    let digits = text
+        .get(signed..)
+        .unwrap_or_default()
+        .iter()
+        .take_while(|byte| byte.is_ascii_digit());
     let mut value: i32 = 0;
     let mut count = 0;
     for digit in digits {
-        value = value.saturating_mul(10).saturating_add(i32::from(digit - b'0')).min(1_000_000);
+        value = value
+            .saturating_mul(10)
+            .saturating_add(i32::from(digit - b'0'))
+            .min(1_000_000);
         count += 1;
     }
-    if count == 0 { Err(NumberError::Syntax) } else { Ok((sign * value, signed + count)) }
+    if count == 0 {
+        Err(NumberError::Syntax)
+    } else {
+        Ok((sign * value, signed + count))
+    }
 }
 
 /// An element type that JSON numbers can express.
@@ -187,7 +236,11 @@ impl Number<'_> {
     #[inline]
     fn to_positive(self) -> Result<u64, NumberError> {
         let value = self.to_unsigned()?;
-        if self.negative && value > 0 { Err(NumberError::Range) } else { Ok(value) }
+        if self.negative && value > 0 {
+            Err(NumberError::Range)
+        } else {
+            Ok(value)
+        }
     }
 }
 
@@ -208,14 +261,22 @@ impl FromNumber for f64 {
 impl FromNumber for f16 {
     fn from_number(number: Number<'_>) -> Result<Self, NumberError> {
         let value = Self::from_f64(number.to_f64()?);
-        if value.is_finite() { Ok(value) } else { Err(NumberError::Range) }
+        if value.is_finite() {
+            Ok(value)
+        } else {
+            Err(NumberError::Range)
+        }
     }
 }
 
 impl FromNumber for bf16 {
     fn from_number(number: Number<'_>) -> Result<Self, NumberError> {
         let value = Self::from_f64(number.to_f64()?);
-        if value.is_finite() { Ok(value) } else { Err(NumberError::Range) }
+        if value.is_finite() {
+            Ok(value)
+        } else {
+            Err(NumberError::Range)
+        }
     }
 }
 
@@ -225,15 +286,31 @@ mod tests {
 
     fn parse<T: FromNumber>(text: &str) -> Result<T, NumberError> {
         let (number, length) = Number::read(text.as_bytes())?;
-        if length == text.len() { T::from_number(number) } else { Err(NumberError::Syntax) }
+        if length == text.len() {
+            T::from_number(number)
+        } else {
+            Err(NumberError::Syntax)
+        }
     }
 
     #[test]
     fn only_json_numbers_are_numbers() {
-        for text in ["0", "-0", "10", "0.5", "-1e3", "1E+2", "1e-2", "123456789012345678901234567890"] {
+        for text in [
+            "0",
+            "-0",
+            "10",
+            "0.5",
+            "-1e3",
+            "1E+2",
+            "1e-2",
+            "123456789012345678901234567890",
+        ] {
             assert!(parse::<f64>(text).is_ok(), "{text}");
         }
-        for text in ["", "-", "+1", "01", "-01", ".5", "1.", "1e", "1e+", "0x1", "NaN", "Infinity", "inf", "1_000", "--1"] {
+        for text in [
+            "", "-", "+1", "01", "-01", ".5", "1.", "1e", "1e+", "0x1", "NaN", "Infinity", "inf",
+            "1_000", "--1",
+        ] {
             assert_eq!(parse::<f64>(text), Err(NumberError::Syntax), "{text}");
         }
     }
@@ -244,7 +321,10 @@ mod tests {
         assert_eq!(parse::<i64>("-9223372036854775808"), Ok(i64::MIN));
         assert_eq!(parse::<i64>("9223372036854775808"), Err(NumberError::Range));
         assert_eq!(parse::<u64>("18446744073709551615"), Ok(u64::MAX));
-        assert_eq!(parse::<u64>("18446744073709551616"), Err(NumberError::Range));
+        assert_eq!(
+            parse::<u64>("18446744073709551616"),
+            Err(NumberError::Range)
+        );
         assert_eq!(parse::<i8>("-128"), Ok(-128));
         assert_eq!(parse::<i8>("128"), Err(NumberError::Range));
         assert_eq!(parse::<u8>("-1"), Err(NumberError::Range));
@@ -267,7 +347,10 @@ mod tests {
 
     impl Lcg {
         fn next(&mut self) -> u64 {
-            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             self.0 >> 11
         }
     }
@@ -276,19 +359,39 @@ mod tests {
     fn floats_are_rounded_as_the_standard_library_rounds_them() {
         let mut random = Lcg(7);
         for _ in 0..200_000 {
-            let (digits, places, exponent) = (random.next(), random.next() % 20, random.next() % 80);
+            let (digits, places, exponent) =
+                (random.next(), random.next() % 20, random.next() % 80);
             for text in [
-                format!("{}.{:0width$}", digits % 1000, digits % 10_u64.pow(9), width = places as usize + 9),
+                format!(
+                    "{}.{:0width$}",
+                    digits % 1000,
+                    digits % 10_u64.pow(9),
+                    width = places as usize + 9
+                ),
                 format!("{digits}e-{exponent}"),
                 format!("-0.{digits}"),
-                format!("{}", f32::from_bits(u32::try_from(digits & 0x7f7f_ffff).unwrap())),
-                format!("{:e}", f64::from(f32::from_bits(u32::try_from(digits & 0x7f7f_ffff).unwrap())) * (1.0 + f64::EPSILON)),
+                format!(
+                    "{}",
+                    f32::from_bits(u32::try_from(digits & 0x7f7f_ffff).unwrap())
+                ),
+                format!(
+                    "{:e}",
+                    f64::from(f32::from_bits(u32::try_from(digits & 0x7f7f_ffff).unwrap()))
+                        * (1.0 + f64::EPSILON)
+                ),
             ] {
-                assert_eq!(parse::<f64>(&text).unwrap().to_bits(), text.parse::<f64>().unwrap().to_bits(), "{text}");
+                assert_eq!(
+                    parse::<f64>(&text).unwrap().to_bits(),
+                    text.parse::<f64>().unwrap().to_bits(),
+                    "{text}"
+                );
                 let single = text.parse::<f32>().unwrap();
                 match parse::<f32>(&text) {
                     Ok(value) => assert_eq!(value.to_bits(), single.to_bits(), "{text}"),
-                    Err(error) => assert!(error == NumberError::Range && single.is_infinite(), "{text}"),
+                    Err(error) => assert!(
+                        error == NumberError::Range && single.is_infinite(),
+                        "{text}"
+                    ),
                 }
             }
         }
@@ -298,6 +401,9 @@ mod tests {
     fn a_midpoint_between_two_singles_is_rounded_once() {
         // Just above the midpoint of 1 and the next f32: as an f64 it is the midpoint itself, which would go down.
         let text = "1.00000005960464477540";
-        assert_eq!(parse::<f32>(text).unwrap().to_bits(), text.parse::<f32>().unwrap().to_bits());
+        assert_eq!(
+            parse::<f32>(text).unwrap().to_bits(),
+            text.parse::<f32>().unwrap().to_bits()
+        );
     }
 }

@@ -8,17 +8,31 @@ use smallvec::{SmallVec, smallvec};
 use super::EncodeError;
 use crate::batching::{InvalidRequest, OutputRows};
 use crate::model::{Dim, ModelMetadata, TensorSpec};
-use crate::tensor::{DataType, Elements, Shape, Tensor, TensorData, TensorView, element_count, for_each_plain_datatype};
+use crate::tensor::{
+    DataType, Elements, Shape, Tensor, TensorData, TensorView, element_count,
+    for_each_plain_datatype,
+};
 
 /// Outputs up to this size are copied; a copy is cheaper than sharing the memory of the whole batch.
 const COPY_LIMIT: usize = 4096;
 
 /// Takes `body` as the one input of the model. `shape` is the client's own statement of it (`X-Tensor-Shape`), needed
 /// only where the signature leaves more than the number of rows open.
-pub(super) fn parse(body: Bytes, metadata: &ModelMetadata, shape: Option<&str>) -> Result<SmallVec<[Tensor; 2]>, InvalidRequest> {
+pub(super) fn parse(
+    body: Bytes,
+    metadata: &ModelMetadata,
+    shape: Option<&str>,
+) -> Result<SmallVec<[Tensor; 2]>, InvalidRequest> {
     let [spec] = metadata.inputs.as_slice() else {
-        let names: Vec<&str> = metadata.inputs.iter().map(|spec| spec.name.as_str()).collect();
-        let message = format!("a raw body is one tensor, but the model has the inputs {}; send JSON", names.join(", "));
+        let names: Vec<&str> = metadata
+            .inputs
+            .iter()
+            .map(|spec| spec.name.as_str())
+            .collect();
+        let message = format!(
+            "a raw body is one tensor, but the model has the inputs {}; send JSON",
+            names.join(", ")
+        );
         return Err(InvalidRequest(message));
     };
     let data = read_elements(body, spec)?;
@@ -31,7 +45,10 @@ pub(super) fn parse(body: Bytes, metadata: &ModelMetadata, shape: Option<&str>) 
     let tensor = Tensor::new(shape, data);
     let tensor = tensor.ok_or_else(|| {
         let expected = expected.map_or_else(|| "too many".to_owned(), |count| count.to_string());
-        InvalidRequest(format!("the body holds {count} elements of {}, but its shape asks for {expected}", spec.datatype))
+        InvalidRequest(format!(
+            "the body holds {count} elements of {}, but its shape asks for {expected}",
+            spec.datatype
+        ))
     })?;
     Ok(smallvec![tensor])
 }
@@ -41,22 +58,45 @@ fn read_shape(text: &str) -> Result<Shape, InvalidRequest> {
     if text.trim().is_empty() {
         return Ok(Shape::new());
     }
-    let dims: Result<Shape, _> = text.split(',').map(|dim| dim.trim().parse::<usize>()).collect();
-    dims.map_err(|_| InvalidRequest("X-Tensor-Shape is not a list of dimensions; write for example 2,3".to_owned()))
+    let dims: Result<Shape, _> = text
+        .split(',')
+        .map(|dim| dim.trim().parse::<usize>())
+        .collect();
+    dims.map_err(|_| {
+        InvalidRequest(
+            "X-Tensor-Shape is not a list of dimensions; write for example 2,3".to_owned(),
+        )
+    })
 }
 
 /// The shape of `count` elements, if the signature leaves one dimension open at most.
 fn derive_shape(spec: &TensorSpec, count: usize) -> Result<Shape, InvalidRequest> {
     let known: Option<usize> = element_count(
-        &spec.dims().iter().map(|dim| if let Dim::Fixed(size) = dim { *size } else { 1 }).collect::<Shape>(),
+        &spec
+            .dims()
+            .iter()
+            .map(|dim| if let Dim::Fixed(size) = dim { *size } else { 1 })
+            .collect::<Shape>(),
     );
-    let open = spec.dims().iter().filter(|dim| matches!(dim, Dim::Dynamic(_))).count();
+    let open = spec
+        .dims()
+        .iter()
+        .filter(|dim| matches!(dim, Dim::Dynamic(_)))
+        .count();
     if open > 1 {
-        let message = format!("input '{}' has the shape {}, of which a raw body tells too little; add the header X-Tensor-Shape", spec.name, spec.shape_text());
+        let message = format!(
+            "input '{}' has the shape {}, of which a raw body tells too little; add the header X-Tensor-Shape",
+            spec.name,
+            spec.shape_text()
+        );
         return Err(InvalidRequest(message));
     }
     let known = known.unwrap_or(usize::MAX);
-    let fits = if open == 1 { known > 0 && count.is_multiple_of(known) } else { count == known };
+    let fits = if open == 1 {
+        known > 0 && count.is_multiple_of(known)
+    } else {
+        count == known
+    };
     if !fits {
         let row = match spec.datatype.size() {
             Some(size) => format!(" ({} bytes)", known.saturating_mul(size)),
@@ -71,7 +111,13 @@ fn derive_shape(spec: &TensorSpec, count: usize) -> Result<Shape, InvalidRequest
         );
         return Err(InvalidRequest(message));
     }
-    let size = |dim: &Dim| if let Dim::Fixed(size) = dim { *size } else { count / known };
+    let size = |dim: &Dim| {
+        if let Dim::Fixed(size) = dim {
+            *size
+        } else {
+            count / known
+        }
+    };
     Ok(spec.dims().iter().map(size).collect())
 }
 
@@ -95,18 +141,33 @@ macro_rules! by_datatype {
 for_each_plain_datatype!(by_datatype);
 
 fn read_truths(body: &[u8], spec: &TensorSpec) -> Result<TensorData, InvalidRequest> {
-    let truths: Option<Vec<bool>> = body.iter().map(|byte| (*byte <= 1).then_some(*byte == 1)).collect();
-    truths.map(TensorData::Bool).ok_or_else(|| InvalidRequest(format!("input '{}' is BOOL, so each byte is 0 or 1", spec.name)))
+    let truths: Option<Vec<bool>> = body
+        .iter()
+        .map(|byte| (*byte <= 1).then_some(*byte == 1))
+        .collect();
+    truths.map(TensorData::Bool).ok_or_else(|| {
+        InvalidRequest(format!(
+            "input '{}' is BOOL, so each byte is 0 or 1",
+            spec.name
+        ))
+    })
 }
 
 /// Strings in the form of the Open Inference Protocol: a 32-bit little-endian length before each.
 fn read_strings(body: &[u8], spec: &TensorSpec) -> Result<TensorData, InvalidRequest> {
-    let wrong = |what: &str| InvalidRequest(format!("input '{}' is BYTES, so each element is a 32-bit little-endian length and that many bytes of UTF-8; {what}", spec.name));
+    let wrong = |what: &str| {
+        InvalidRequest(format!(
+            "input '{}' is BYTES, so each element is a 32-bit little-endian length and that many bytes of UTF-8; {what}",
+            spec.name
+        ))
+    };
     let mut strings = Vec::new();
     let mut rest = body;
     while let Some((length, after)) = rest.split_first_chunk::<4>() {
         let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
-        let (bytes, after) = after.split_at_checked(length).ok_or_else(|| wrong("a length exceeds the body"))?;
+        let (bytes, after) = after
+            .split_at_checked(length)
+            .ok_or_else(|| wrong("a length exceeds the body"))?;
         let string = std::str::from_utf8(bytes).map_err(|_| wrong("one is not valid UTF-8"))?;
         if string.contains('\0') {
             return Err(wrong("one has U+0000, which the model cannot be given"));
@@ -114,7 +175,11 @@ fn read_strings(body: &[u8], spec: &TensorSpec) -> Result<TensorData, InvalidReq
         strings.push(string.to_owned());
         rest = after;
     }
-    if rest.is_empty() { Ok(TensorData::Bytes(strings)) } else { Err(wrong("bytes are left over")) }
+    if rest.is_empty() {
+        Ok(TensorData::Bytes(strings))
+    } else {
+        Err(wrong("bytes are left over"))
+    }
 }
 
 /// The elements of `rows` as the body of an answer.
@@ -127,14 +192,17 @@ pub(super) fn write(rows: &OutputRows, max_bytes: usize) -> Result<Bytes, Encode
         TensorView::Bytes(strings) => {
             let mut body = Vec::with_capacity(strings.iter().map(|string| string.len() + 4).sum());
             for string in strings {
-                let length = u32::try_from(string.len()).map_err(|_| EncodeError::TooLarge { max_bytes })?;
+                let length =
+                    u32::try_from(string.len()).map_err(|_| EncodeError::TooLarge { max_bytes })?;
                 body.extend_from_slice(&length.to_le_bytes());
                 body.extend_from_slice(string.as_bytes());
             }
             Ok(body.into())
         }
         plain => match plain.as_bytes() {
-            Some(bytes) if bytes.len() > COPY_LIMIT => Ok(Bytes::from_owner(SharedRows(rows.clone()))),
+            Some(bytes) if bytes.len() > COPY_LIMIT => {
+                Ok(Bytes::from_owner(SharedRows(rows.clone())))
+            }
             bytes => Ok(Bytes::copy_from_slice(bytes.unwrap_or_default())),
         },
     }
