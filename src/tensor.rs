@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use ndarray::ArrayViewD;
 use smallvec::SmallVec;
 
 /// Raw tensor bodies are little-endian and are reinterpreted in place, which is only right on such a machine.
@@ -219,6 +220,27 @@ macro_rules! define_tensor_types {
 }
 for_each_plain_datatype!(define_tensor_types);
 
+/// A Rust type that stands for the elements of one datatype.
+pub trait Element: Sized {
+    /// The elements of `view`, if they are of this type.
+    fn elements(view: TensorView<'_>) -> Option<&[Self]>;
+}
+
+macro_rules! implement_element {
+    ($(($variant:ident, $element:ty, $name:literal, $size:literal)),+) => {
+        $(impl Element for $element {
+            fn elements(view: TensorView<'_>) -> Option<&[Self]> {
+                match view {
+                    TensorView::$variant(elements) => Some(elements),
+                    _ => None,
+                }
+            }
+        })+
+    };
+}
+for_each_plain_datatype!(implement_element);
+implement_element!((Bool, bool, "BOOL", 1), (Bytes, String, "BYTES", 0));
+
 impl fmt::Display for DataType {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.name())
@@ -237,7 +259,13 @@ impl From<Vec<String>> for TensorData {
     }
 }
 
-impl TensorView<'_> {
+impl<'a> TensorView<'a> {
+    /// The elements as an array of `shape`; `None` when they are of another type or number.
+    #[must_use]
+    pub fn as_array<T: Element>(&self, shape: &[usize]) -> Option<ArrayViewD<'a, T>> {
+        ArrayViewD::from_shape(shape, T::elements(*self)?).ok()
+    }
+
     /// Whether there are no elements.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -420,6 +448,15 @@ mod tests {
             assert_eq!(elements.as_slice(), floats);
         }
         assert!(Elements::<f32>::from_bytes(Bytes::from_static(&[0; 7])).is_none());
+    }
+
+    #[test]
+    fn elements_are_seen_as_an_array_of_their_type_and_shape() {
+        let data = TensorData::from(vec![1_i64, 2, 3, 4, 5, 6]);
+        let array = data.view().as_array::<i64>(&[2, 3]).unwrap();
+        assert_eq!(array[[1, 0]], 4);
+        assert!(data.view().as_array::<i64>(&[2, 2]).is_none());
+        assert!(data.view().as_array::<f32>(&[2, 3]).is_none());
     }
 
     #[test]

@@ -275,7 +275,6 @@ impl Scheduler {
 mod tests {
     use super::testing::{FakeModel, metadata, metrics, request};
     use super::*;
-    use crate::tensor::TensorView;
 
     fn config() -> BatchingConfig {
         BatchingConfig {
@@ -296,10 +295,12 @@ mod tests {
     }
 
     fn values(response: &InferenceResponse) -> Vec<f32> {
-        match response.outputs[0].view() {
-            TensorView::Fp32(values) => values.to_vec(),
-            other => panic!("{other:?}"),
-        }
+        response.outputs[0]
+            .array::<f32>()
+            .unwrap()
+            .iter()
+            .copied()
+            .collect()
     }
 
     #[tokio::test(flavor = "multi_thread")]

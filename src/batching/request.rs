@@ -7,12 +7,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ndarray::ArrayViewD;
 use smallvec::SmallVec;
 use thiserror::Error;
 
 use super::budget::Reservation;
 use crate::model::{Dim, ModelMetadata, TensorSpec};
-use crate::tensor::{OutputTensor, Tensor, TensorView};
+use crate::tensor::{Element, OutputTensor, Tensor, TensorView};
 
 /// Why a request was refused: one sentence that says what, where, what was expected and what was got.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -229,6 +230,12 @@ impl OutputRows {
             *first = self.rows.len();
         }
         shape
+    }
+
+    /// These rows as an array; `None` when the elements are of another type.
+    #[must_use]
+    pub fn array<T: Element>(&self) -> Option<ArrayViewD<'_, T>> {
+        self.view().as_array(&self.shape())
     }
 
     /// The elements of these rows.

@@ -2,7 +2,11 @@
 //!
 //! Nothing here reaches into the server: it is started by flags, read by its log and its routes, and stopped by signals.
 
-#![allow(dead_code, reason = "each test binary uses its own part of this module")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test binary uses its own part of this module"
+)]
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -26,7 +30,9 @@ pub fn repository(path: &str) -> PathBuf {
 
 /// A fixture model, for example `addone`.
 pub fn fixture(name: &str) -> String {
-    repository(&format!("tests/fixtures/{name}.onnx")).display().to_string()
+    repository(&format!("tests/fixtures/{name}.onnx"))
+        .display()
+        .to_string()
 }
 
 /// The program under test, with an environment that holds none of its settings.
@@ -88,19 +94,35 @@ impl Server {
     pub fn start_with(flags: &[&str], environment: &[(&str, &str)]) -> Self {
         let server = Self::spawn(flags, environment);
         let ready = server.log.wait_for(|line| line["message"] == "ready");
-        assert!(ready.is_some(), "the server did not become ready: {:?}", server.log.lines());
+        assert!(
+            ready.is_some(),
+            "the server did not become ready: {:?}",
+            server.log.lines()
+        );
         server
     }
 
     /// Starts the server and waits only until it listens.
     pub fn spawn(flags: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = program();
-        command.args(["--host", "127.0.0.1", "--port", "0"]).args(flags).envs(environment.iter().copied());
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the program starts");
-        let log = Arc::new(Log::default());
+        command
+            .args(["--host", "127.0.0.1", "--port", "0"])
+            .args(flags)
+            .envs(environment.iter().copied());
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
         let stdout = child.stdout.take().expect("stdout is piped");
+        // From here on, dropping the server ends the process, also when this function panics.
+        let mut server = Self {
+            child,
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            log: Arc::new(Log::default()),
+        };
         std::thread::spawn({
-            let log = Arc::clone(&log);
+            let log = Arc::clone(&server.log);
             move || {
                 for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                     let line = serde_json::from_str(&line).unwrap_or(Value::String(line));
@@ -111,10 +133,16 @@ impl Server {
                 log.changed.notify_all();
             }
         });
-        let listening = log.wait_for(|line| line["message"] == "listening");
-        let listening = listening.unwrap_or_else(|| panic!("the server does not listen: {:?}", log.lines()));
-        let address = listening["address"].as_str().expect("an address").parse().expect("an address");
-        Self { child, address, log }
+        let listening = server.log.wait_for(|line| line["message"] == "listening");
+        let Some(listening) = listening else {
+            panic!("the server does not listen: {:?}", server.log.lines());
+        };
+        server.address = listening["address"]
+            .as_str()
+            .expect("an address")
+            .parse()
+            .expect("an address");
+        server
     }
 
     /// A server for the fixture `name`.
@@ -132,14 +160,22 @@ impl Server {
 
     /// Sends it `signal`.
     pub fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).expect("the process is there");
+        kill(
+            Pid::from_raw(i32::try_from(self.child.id()).unwrap()),
+            signal,
+        )
+        .expect("the process is there");
     }
 
     /// Waits until it has ended.
     pub fn wait(mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(status) = self.child.try_wait().expect("the process can be waited for") {
+            if let Some(status) = self
+                .child
+                .try_wait()
+                .expect("the process can be waited for")
+            {
                 return status;
             }
             assert!(Instant::now() < deadline, "the server did not end");
@@ -170,7 +206,8 @@ impl Server {
     /// The samples of `/metrics`, parsed.
     pub fn metrics(&self) -> prometheus_parse::Scrape {
         let text = self.get("/metrics").text();
-        prometheus_parse::Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).expect("valid text format")
+        prometheus_parse::Scrape::parse(text.lines().map(|line| Ok(line.to_owned())))
+            .expect("valid text format")
     }
 
     /// The value of the counter or gauge `name` with `labels`.
@@ -180,19 +217,36 @@ impl Server {
 
     /// A figure of /proc/PID/status in kB, or a count, for example `VmRSS` or `Threads`.
     pub fn status_figure(&self, name: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the process is there");
-        let line = status.lines().find(|line| line.starts_with(name)).expect("the figure is there");
-        line.split_whitespace().nth(1).expect("a value").parse().expect("a number")
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))
+            .expect("the process is there");
+        let line = status
+            .lines()
+            .find(|line| line.starts_with(name))
+            .expect("the figure is there");
+        line.split_whitespace()
+            .nth(1)
+            .expect("a value")
+            .parse()
+            .expect("a number")
     }
 }
 
 /// The value of the counter or gauge `name` with at least `labels` in `scrape`.
-pub fn sample(scrape: &prometheus_parse::Scrape, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+pub fn sample(
+    scrape: &prometheus_parse::Scrape,
+    name: &str,
+    labels: &[(&str, &str)],
+) -> Option<f64> {
     let sample = scrape.samples.iter().find(|sample| {
-        sample.metric == name && labels.iter().all(|(key, value)| sample.labels.get(key) == Some(*value))
+        sample.metric == name
+            && labels
+                .iter()
+                .all(|(key, value)| sample.labels.get(key) == Some(*value))
     })?;
     match sample.value {
-        prometheus_parse::Value::Counter(value) | prometheus_parse::Value::Gauge(value) | prometheus_parse::Value::Untyped(value) => Some(value),
+        prometheus_parse::Value::Counter(value)
+        | prometheus_parse::Value::Gauge(value)
+        | prometheus_parse::Value::Untyped(value) => Some(value),
         _ => None,
     }
 }
@@ -215,17 +269,26 @@ pub struct Request {
 
 impl Request {
     pub fn new(method: &str, path: &str) -> Self {
-        Self { method: method.to_owned(), path: path.to_owned(), headers: Vec::new(), body: Vec::new() }
+        Self {
+            method: method.to_owned(),
+            path: path.to_owned(),
+            headers: Vec::new(),
+            body: Vec::new(),
+        }
     }
 
     /// A POST of JSON text.
     pub fn json(path: &str, body: impl Into<Vec<u8>>) -> Self {
-        Self::new("POST", path).header("Content-Type", "application/json").body(body)
+        Self::new("POST", path)
+            .header("Content-Type", "application/json")
+            .body(body)
     }
 
     /// A POST of one raw tensor.
     pub fn raw(path: &str, body: impl Into<Vec<u8>>) -> Self {
-        Self::new("POST", path).header("Content-Type", "application/octet-stream").body(body)
+        Self::new("POST", path)
+            .header("Content-Type", "application/octet-stream")
+            .body(body)
     }
 
     pub fn header(mut self, name: &str, value: &str) -> Self {
@@ -241,11 +304,18 @@ impl Request {
     /// The bytes on the wire. `Host` and `Content-Length` are added unless given.
     pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = format!("{} {} HTTP/1.1\r\n", self.method, self.path).into_bytes();
-        let given = |wanted: &str| self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(wanted));
+        let given = |wanted: &str| {
+            self.headers
+                .iter()
+                .any(|(name, _)| name.eq_ignore_ascii_case(wanted))
+        };
         if !given("host") {
             bytes.extend_from_slice(b"Host: test\r\n");
         }
-        if !given("content-length") && !given("transfer-encoding") && (!self.body.is_empty() || self.method == "POST") {
+        if !given("content-length")
+            && !given("transfer-encoding")
+            && (!self.body.is_empty() || self.method == "POST")
+        {
             bytes.extend_from_slice(format!("Content-Length: {}\r\n", self.body.len()).as_bytes());
         }
         for (name, value) in &self.headers {
@@ -275,12 +345,14 @@ impl Response {
     }
 
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.body)))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.body)))
     }
 
     /// Whether the server ends the connection after this answer.
     pub fn closes(&self) -> bool {
-        self.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
+        self.header("connection")
+            .is_some_and(|value| value.eq_ignore_ascii_case("close"))
     }
 }
 
@@ -296,7 +368,10 @@ impl Client {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, buffer: Vec::new() })
+        Ok(Self {
+            stream,
+            buffer: Vec::new(),
+        })
     }
 
     /// Sends `request` and reads its answer. An error when the connection ends first.
@@ -313,26 +388,39 @@ impl Client {
     /// Reads one answer, which must have a Content-Length; a `100 Continue` before it is an answer of its own.
     pub fn read(&mut self) -> std::io::Result<Response> {
         let head_end = loop {
-            if let Some(end) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+            if let Some(end) = self
+                .buffer
+                .windows(4)
+                .position(|window| window == b"\r\n\r\n")
+            {
                 break end + 4;
             }
             self.fill()?;
         };
         let head = String::from_utf8_lossy(&self.buffer[..head_end]).into_owned();
         let mut lines = head.split("\r\n");
-        let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|status| status.parse().ok());
+        let status = lines
+            .next()
+            .and_then(|line| line.split(' ').nth(1))
+            .and_then(|status| status.parse().ok());
         let status = status.ok_or_else(|| std::io::Error::other(format!("not HTTP: {head}")))?;
         let headers: HashMap<String, String> = lines
             .filter_map(|line| line.split_once(':'))
             .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
             .collect();
-        let length: usize = headers.get("content-length").map_or(0, |length| length.parse().expect("a length"));
+        let length: usize = headers
+            .get("content-length")
+            .map_or(0, |length| length.parse().expect("a length"));
         while self.buffer.len() < head_end + length {
             self.fill()?;
         }
         let body = self.buffer[head_end..head_end + length].to_vec();
         self.buffer.drain(..head_end + length);
-        Ok(Response { status, headers, body })
+        Ok(Response {
+            status,
+            headers,
+            body,
+        })
     }
 
     /// Waits until the server has closed the connection; returns what it still sent. Panics when it stays open.
@@ -373,7 +461,10 @@ impl Random {
     }
 
     /// A number from -1 to 1.
-    #[allow(clippy::cast_precision_loss, reason = "below 2^24, every integer is an f32")]
+    #[allow(
+        clippy::cast_precision_loss,
+        reason = "below 2^24, every integer is an f32"
+    )]
     pub fn float(&mut self) -> f32 {
         self.below(1 << 24) as f32 / (1 << 23) as f32 - 1.0
     }
