@@ -263,7 +263,9 @@ impl<'a> TensorView<'a> {
     /// The elements as an array of `shape`; `None` when they are of another type or number.
     #[must_use]
     pub fn as_array<T: Element>(&self, shape: &[usize]) -> Option<ArrayViewD<'a, T>> {
-        ArrayViewD::from_shape(shape, T::elements(*self)?).ok()
+        // An array may be smaller than its slice, but a tensor has exactly the elements of its shape.
+        let whole = element_count(shape) == Some(self.len());
+        ArrayViewD::from_shape(shape, T::elements(*self).filter(|_| whole)?).ok()
     }
 
     /// Whether there are no elements.

@@ -51,10 +51,8 @@ pub(super) fn parse(
                 ));
             }
             ("instances", None) => {
-                columns = Some((
-                    Form::Rows,
-                    read_rows(&mut reader, metadata, max_rows, capacity)?,
-                ));
+                let (tensors, rows) = read_rows(&mut reader, metadata, max_rows, capacity)?;
+                columns = Some((Form::Rows(rows), tensors));
             }
             ("inputs" | "instances", Some(_)) => {
                 return Err(InvalidRequest(
@@ -129,7 +127,7 @@ fn read_rows(
     metadata: &ModelMetadata,
     max_rows: usize,
     capacity: usize,
-) -> Result<SmallVec<[Tensor; 2]>, InvalidRequest> {
+) -> Result<(SmallVec<[Tensor; 2]>, usize), InvalidRequest> {
     if let Some(scalar) = metadata.inputs.iter().find(|spec| spec.dims().is_empty()) {
         let message = format!(
             "'instances' needs inputs with a first dimension to stack rows along, and '{}' is a scalar; send 'inputs'",
@@ -168,7 +166,7 @@ fn read_rows(
         rows += 1;
         more = reader.another(b']')?;
     }
-    columns.finish(Some(rows))
+    Ok((columns.finish(Some(rows))?, rows))
 }
 
 /// The value of `outputs`: names of the model's outputs, each at most once.

@@ -49,18 +49,18 @@ pub(super) fn write(
             }
             writer.raw("}}");
         }
-        Form::Rows => write_rows(&mut writer, outputs)?,
+        Form::Rows(rows) => write_rows(&mut writer, outputs, rows)?,
     }
     Ok(writer.text)
 }
 
 /// One value per row for a single output, one object per row for several.
-fn write_rows(writer: &mut Writer, outputs: &[Selected<'_>]) -> Result<(), EncodeError> {
+fn write_rows(
+    writer: &mut Writer,
+    outputs: &[Selected<'_>],
+    rows: usize,
+) -> Result<(), EncodeError> {
     let shapes: Vec<_> = outputs.iter().map(|output| output.rows.shape()).collect();
-    let rows = shapes
-        .first()
-        .and_then(|shape| shape.first().copied())
-        .unwrap_or_default();
     for (output, shape) in outputs.iter().zip(&shapes) {
         if shape.first() != Some(&rows) {
             return Err(EncodeError::NotRows {

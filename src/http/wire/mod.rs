@@ -27,8 +27,8 @@ pub type Selection = SmallVec<[usize; 4]>;
 pub enum Form {
     /// One array per tensor (`inputs`, `outputs`).
     Columns,
-    /// One value or object per row (`instances`, `predictions`).
-    Rows,
+    /// One value or object for each of so many rows (`instances`, `predictions`).
+    Rows(usize),
 }
 
 /// What the body is, by its content type.
@@ -313,7 +313,7 @@ mod tests {
             first(&decoded),
             (vec![2, 3], vec![1.0, 2.0, 3.0, 5.0, 6.0, 0.0])
         );
-        assert_eq!(decoded.form, Form::Rows);
+        assert_eq!(decoded.form, Form::Rows(2));
         assert_eq!(
             decoded.request.inputs()[1].view(),
             TensorView::Fp32(&[4.0, 7.0])
@@ -511,11 +511,11 @@ mod tests {
             ),
             "{text}"
         );
-        let rows = encode(&values, None, Form::Rows, 1000).unwrap();
+        let rows = encode(&values, None, Form::Rows(2), 1000).unwrap();
         let rows: serde_json::Value = serde_json::from_str(&rows).unwrap();
         assert_eq!(rows["predictions"][1]["z"], 1);
         assert_eq!(
-            encode(&values, Some(&[1]), Form::Rows, 1000).unwrap(),
+            encode(&values, Some(&[1]), Form::Rows(2), 1000).unwrap(),
             r#"{"predictions":[0,1]}"#
         );
         assert!(
