@@ -105,10 +105,9 @@ impl Server {
     /// Starts the server and waits only until it listens.
     pub fn spawn(flags: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = program();
-        command
-            .args(["--host", "127.0.0.1", "--port", "0"])
-            .args(flags)
-            .envs(environment.iter().copied());
+        // As variables, so that a test can give the flags.
+        command.env("HOST", "127.0.0.1").env("PORT", "0");
+        command.args(flags).envs(environment.iter().copied());
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
