@@ -1,0 +1,424 @@
+//! Connections: deadlines, limits and framing, while good clients notice nothing.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test stops at the first thing that is wrong"
+)]
+
+mod support;
+
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use support::{Client, PATIENCE, Random, Request, Server};
+
+/// Short deadlines, so that tests need not wait long.
+const SHORT: [&str; 10] = [
+    "--first-byte-timeout",
+    "500ms",
+    "--header-timeout",
+    "500ms",
+    "--body-timeout",
+    "700ms",
+    "--write-timeout",
+    "700ms",
+    "--keep-alive-timeout",
+    "700ms",
+];
+
+fn valid() -> Request {
+    Request::json("/predict", r#"{"inputs": [[1,2,3,4]]}"#)
+}
+
+/// Sends good predictions while `attack` runs; every one must be answered.
+fn beside_good_clients(server: &Server, attack: impl FnOnce()) {
+    let (done, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut client = server.connect();
+                while !done.load(Ordering::Relaxed) {
+                    let answer = client.send(&valid()).unwrap();
+                    assert_eq!(answer.status, 200);
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        // The good clients must end even when the attack finds something wrong.
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(attack));
+        done.store(true, Ordering::Relaxed);
+        if let Err(panic) = result {
+            std::panic::resume_unwind(panic);
+        }
+    });
+    assert!(answered.load(Ordering::Relaxed) > 0);
+}
+
+/// Waits until the server has closed `client`; returns how long that took.
+fn closed_after(client: &mut Client, started: Instant) -> Duration {
+    client.read_to_end();
+    started.elapsed()
+}
+
+#[test]
+fn peers_that_send_nothing_or_dribble_are_closed() {
+    let server = Server::fixture("addone", &SHORT);
+    beside_good_clients(&server, || {
+        let started = Instant::now();
+        let mut silent: Vec<Client> = (0..100).map(|_| server.connect()).collect();
+        let mut half: Vec<Client> = (0..100).map(|_| server.connect()).collect();
+        for client in &mut half {
+            client.write(b"POST /predict HTTP/1.1\r\nHo").unwrap();
+        }
+        let mut h2 = server.connect();
+        h2.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+        // One that never pauses long, and never ends its head either.
+        let mut slow = server.connect();
+        while slow.write(b"x").is_ok() {
+            assert!(
+                started.elapsed() < Duration::from_secs(20),
+                "a dribbled head is never cut off"
+            );
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+        for client in silent.iter_mut().chain(&mut half).chain([&mut h2]) {
+            let took = closed_after(client, started);
+            assert!(took < Duration::from_secs(20), "{took:?}");
+        }
+    });
+}
+
+#[test]
+fn slow_bodies_are_told_so_and_closed() {
+    let server = Server::fixture("addone", &SHORT);
+    beside_good_clients(&server, || {
+        let mut peers: Vec<Client> = (0..50).map(|_| server.connect()).collect();
+        for client in &mut peers {
+            client.write(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n{\"inputs\"").unwrap();
+        }
+        for client in &mut peers {
+            let answer = client.read().unwrap();
+            assert_eq!(
+                (answer.status, &answer.json()["code"]),
+                (408, &"request_timeout".into())
+            );
+            client.read_to_end();
+        }
+    });
+    assert_eq!(
+        server.metric("ml_predictions_total", &[("status", "timeout")]),
+        Some(50.0)
+    );
+}
+
+#[test]
+fn kept_connections_are_closed_when_they_pause_too_long_and_not_before() {
+    let server = Server::fixture("addone", &SHORT);
+    let mut client = server.connect();
+    for _ in 0..3 {
+        assert_eq!(client.send(&valid()).unwrap().status, 200);
+        std::thread::park_timeout(Duration::from_millis(300));
+    }
+    let started = Instant::now();
+    let took = closed_after(&mut client, started);
+    assert!(
+        took > Duration::from_millis(200) && took < Duration::from_secs(20),
+        "{took:?}"
+    );
+}
+
+#[test]
+fn a_peer_that_does_not_read_is_closed() {
+    let server = Server::fixture("big", &SHORT);
+    let mut client = server.connect();
+    // About forty megabytes of raw floats, far more than sockets buffer.
+    let request = Request::json("/predict", r#"{"inputs": [[10000000]]}"#)
+        .header("Accept", "application/octet-stream");
+    client.write(&request.bytes()).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let open_files = || server.metric("process_open_fds", &[]).unwrap();
+    let with_it = open_files();
+    while open_files() >= with_it {
+        assert!(Instant::now() < deadline, "the connection stays open");
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn connections_beyond_the_maximum_wait_for_a_place() {
+    let server = Server::fixture("addone", &["--max-connections", "4"]);
+    let mut kept: Vec<Client> = (0..4).map(|_| server.connect()).collect();
+    for client in &mut kept {
+        assert_eq!(client.send(&valid()).unwrap().status, 200);
+    }
+    let mut fifth = server.connect();
+    fifth.write(&valid().bytes()).unwrap();
+    fifth
+        .stream
+        .set_read_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
+    assert!(fifth.read().is_err(), "there is no place for it yet");
+    fifth.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(
+        kept[0].send(&valid()).unwrap().status,
+        200,
+        "kept connections are served on"
+    );
+    drop(kept.pop());
+    assert_eq!(fifth.read().unwrap().status, 200);
+}
+
+#[test]
+fn limits_hold_on_every_route() {
+    let server = Server::fixture("addone", &["--max-body-size", "1MiB"]);
+    for (method, path) in [
+        ("POST", "/predict"),
+        ("POST", "/invocations"),
+        ("POST", "/v1/models/addone:predict"),
+        ("GET", "/health"),
+        ("GET", "/metrics"),
+        ("GET", "/unknown"),
+    ] {
+        let request = Request::new(method, path).header("Content-Type", "application/json");
+        let status = |request: Request| {
+            let mut client = server.connect();
+            client.write(&request.bytes()).unwrap();
+            client.read().map_or(0, |answer| answer.status)
+        };
+        assert_eq!(
+            status(request.clone().header("X-Large", &"h".repeat(64 << 10))),
+            431,
+            "{path}"
+        );
+        let many = (0..101).fold(request.clone(), |request, number| {
+            request.header(&format!("x-{number}"), "1")
+        });
+        assert_eq!(status(many), 431, "{path}");
+        let long = Request::new(method, &format!("{path}?{}", "q".repeat(9_000)));
+        assert_eq!(status(long), 414, "{path}");
+        if method == "POST" {
+            assert_eq!(
+                status(request.clone().body(vec![b' '; (1 << 20) + 1])),
+                413,
+                "{path}"
+            );
+            let exact = [
+                br#"{"inputs": [[1,2,3,4]]}"#.to_vec(),
+                vec![b' '; (1 << 20) - 23],
+            ]
+            .concat();
+            assert_eq!(status(request.clone().body(exact)), 200, "{path}");
+            assert_eq!(
+                status(request.header("Content-Length", "1000000000000000000")),
+                413,
+                "{path}"
+            );
+        }
+    }
+    // Far beyond the limits, the head is not even read to its end.
+    let mut client = server.connect();
+    let _ = client.write(&Request::new("GET", &format!("/{}", "u".repeat(70_000))).bytes());
+    assert_eq!(client.read().unwrap().status, 414);
+}
+
+#[test]
+fn a_body_that_will_be_refused_is_not_invited() {
+    let server = Server::fixture("addone", &["--max-body-size", "1MiB"]);
+    let expecting = |length: &str| {
+        let mut client = server.connect();
+        let head = format!(
+            "POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\nExpect: 100-continue\r\n\r\n"
+        );
+        client.write(head.as_bytes()).unwrap();
+        client
+    };
+    assert_eq!(expecting("99999999").read().unwrap().status, 413);
+    let body = br#"{"inputs": [[1,2,3,4]]}"#;
+    let mut client = expecting(&body.len().to_string());
+    assert_eq!(client.read().unwrap().status, 100);
+    client.write(body).unwrap();
+    assert_eq!(client.read().unwrap().status, 200);
+}
+
+#[test]
+fn a_refusal_reaches_a_client_that_writes_its_whole_body_first() {
+    let server = Server::fixture("addone", &["--max-body-size", "64KiB"]);
+    for _ in 0..20 {
+        let answer = server.request(&Request::json("/predict", vec![b' '; 2 << 20]));
+        assert_eq!(answer.status, 413);
+    }
+}
+
+#[test]
+fn chunked_bodies_are_taken_whatever_their_chunks_and_bounded() {
+    let server = Server::fixture(
+        "addone",
+        &["--max-body-size", "1MiB", "--body-timeout", "30s"],
+    );
+    let head = b"POST /predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let mut client = server.connect();
+    client.write(head).unwrap();
+    let body = format!("{}{{\"inputs\": [[1,2,3,4]]}}", " ".repeat(100_000));
+    let chunks: Vec<u8> = body
+        .bytes()
+        .flat_map(|byte| [b'1', b'\r', b'\n', byte, b'\r', b'\n'])
+        .collect();
+    let before = server.status_figure("VmRSS");
+    client.write(&chunks).unwrap();
+    client.write(b"0\r\n\r\n").unwrap();
+    assert_eq!(client.read().unwrap().status, 200);
+    let grown = server.status_figure("VmRSS").saturating_sub(before);
+    assert!(grown < 8 << 10, "{grown} kB for a body of 100 kB");
+
+    let mut endless = server.connect();
+    endless.write(head).unwrap();
+    let chunk = [b"10000\r\n".to_vec(), vec![b' '; 1 << 16], b"\r\n".to_vec()].concat();
+    let mut sent = 0;
+    while endless.stream.write_all(&chunk).is_ok() {
+        sent += 1;
+        assert!(sent < 200, "13 MB were taken against a limit of one");
+        if sent >= 20 {
+            break;
+        }
+    }
+    assert_eq!(endless.read().unwrap().status, 413);
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let server = Server::fixture("addone", &[]);
+    let mut client = server.connect();
+    let requests: Vec<u8> = (0..20)
+        .flat_map(|number| {
+            Request::json("/predict", format!("{{\"inputs\": [[{number},0,0,0]]}}")).bytes()
+        })
+        .collect();
+    client.write(&requests).unwrap();
+    for number in 0..20_u8 {
+        let answer = client.read().unwrap();
+        assert_eq!(
+            answer.json()["outputs"]["y"][0][0],
+            serde_json::json!(f64::from(number) + 1.0)
+        );
+    }
+}
+
+#[test]
+fn what_two_parties_could_read_differently_is_refused() {
+    let server = Server::fixture("addone", &[]);
+    let first_status = |bytes: &[u8]| {
+        let mut client = server.connect();
+        client.write(bytes).unwrap();
+        client.read().map_or(0, |answer| answer.status)
+    };
+    assert_eq!(
+        first_status(b"GET /health HTTP/1.1\r\n\r\n"),
+        400,
+        "no Host"
+    );
+    assert_eq!(
+        first_status(b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
+        400,
+        "two of them"
+    );
+    assert_eq!(
+        first_status(b"GET /health HTTP/1.0\r\n\r\n"),
+        200,
+        "HTTP/1.0 has none"
+    );
+    for ambiguous in [
+        &b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n{}"[..],
+        b"POST /predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\n{    }",
+        b"GET /health HTTP/1.1\r\nHost : a\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ] {
+        let status = first_status(ambiguous);
+        assert!(matches!(status, 400 | 0), "{status}: {}", String::from_utf8_lossy(ambiguous));
+    }
+    let both = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /health HTTP/1.1\r\nHost: a\r\n\r\n";
+    let mut client = server.connect();
+    client.write(both).unwrap();
+    let text = String::from_utf8_lossy(&client.read_to_end()).into_owned();
+    assert_eq!(
+        text.matches("HTTP/1.1 ").count(),
+        1,
+        "the second request is not served: {text}"
+    );
+}
+
+#[test]
+fn a_storm_of_broken_connections_leaves_no_trace() {
+    let server = Server::fixture("addone", &[]);
+    let request = valid().bytes();
+    beside_good_clients(&server, || {
+        let mut random = Random::new(12);
+        let mut held = Vec::new();
+        for _ in 0..2_000 {
+            let mut client = server.connect();
+            let length = usize::try_from(random.below(request.len() as u64 + 1)).unwrap();
+            client.write(&request[..length]).unwrap();
+            // Closing with an answer unread resets the connection; closing before it abandons the request.
+            held.push(client);
+            if held.len() > 20 {
+                held.remove(usize::try_from(random.below(20)).unwrap());
+            }
+        }
+    });
+    let deadline = Instant::now() + PATIENCE;
+    while server.metric("ml_requests_in_flight", &[]) != Some(0.0)
+        || server.metric("ml_queue_rows", &[]) != Some(0.0)
+    {
+        assert!(Instant::now() < deadline);
+    }
+    assert_eq!(server.metric("panics_total", &[]), Some(0.0));
+    assert!(server.metric("process_open_fds", &[]).unwrap() < 64.0);
+}
+
+#[test]
+fn a_full_table_of_file_descriptors_does_not_stop_the_server() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let program = support::program();
+    let mut command = std::process::Command::new("sh");
+    command
+        .args(["-c", "ulimit -n 96; exec \"$0\" \"$@\""])
+        .arg(program.get_program());
+    command
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stdout(std::process::Stdio::null());
+    command.args([
+        "--host",
+        "127.0.0.1",
+        "--port",
+        &address.port().to_string(),
+        "--model",
+        &support::fixture("addone"),
+    ]);
+    let mut child = command.spawn().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let ask =
+        |request: &Request| Client::connect(address).and_then(|mut client| client.send(request));
+    while !ask(&Request::new("GET", "/ready")).is_ok_and(|answer| answer.status == 200) {
+        assert!(Instant::now() < deadline);
+    }
+    let mut kept = Client::connect(address).unwrap();
+    assert_eq!(kept.send(&valid()).unwrap().status, 200);
+    let crowd: Vec<_> = (0..300).map(|_| Client::connect(address)).collect();
+    for _ in 0..500 {
+        assert_eq!(kept.send(&valid()).unwrap().status, 200);
+    }
+    drop(crowd);
+    let deadline = Instant::now() + PATIENCE;
+    while !ask(&valid()).is_ok_and(|answer| answer.status == 200) {
+        assert!(Instant::now() < deadline, "it does not recover");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
