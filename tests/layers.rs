@@ -1,0 +1,259 @@
+//! The drawing in `src/lib.rs` stays true: imports run downwards, and each foreign library stays in its layer.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test stops at the first thing that is wrong"
+)]
+
+use std::path::Path;
+
+/// What each module of `src/` may import of ours.
+const LAYERS: &[(&str, &[&str])] = &[
+    (
+        "config",
+        &[
+            "server",
+            "shutdown",
+            "http",
+            "runtime",
+            "telemetry",
+            "units",
+        ],
+    ),
+    ("healthcheck", &[]),
+    ("inspect", &["server", "runtime", "model", "tensor"]),
+    (
+        "server",
+        &[
+            "shutdown",
+            "http",
+            "registry",
+            "batching",
+            "runtime",
+            "model",
+            "telemetry",
+        ],
+    ),
+    ("shutdown", &["http", "registry"]),
+    (
+        "http",
+        &["registry", "batching", "model", "telemetry", "tensor"],
+    ),
+    ("registry", &["batching", "model", "telemetry"]),
+    ("batching", &["runtime", "model", "telemetry", "tensor"]),
+    ("runtime", &["model", "tensor"]),
+    ("model", &["tensor", "units"]),
+    ("telemetry", &[]),
+    ("tensor", &[]),
+    ("units", &[]),
+];
+
+/// The only places in which a foreign library may be named.
+const LIBRARIES: &[(&str, &[&str])] = &[
+    ("axum", &["http"]),
+    ("hyper", &["http/connection.rs", "healthcheck"]),
+    ("hyper_util", &["http/connection.rs", "healthcheck"]),
+    ("tower", &["http"]),
+    ("tower_http", &["http"]),
+    ("ort", &["runtime"]),
+    ("prost", &["model/onnx.rs"]),
+    ("sha2", &["model/onnx.rs"]),
+    ("toml", &["model/sidecar.rs"]),
+    // The composition root passes on the error of a registration that went wrong.
+    ("prometheus", &["telemetry", "server"]),
+    ("tracing_subscriber", &["telemetry"]),
+    ("clap", &["config"]),
+];
+
+/// What is wrong with the file at `path` (relative to `src/`) that holds `text`.
+fn violations(path: &str, text: &str) -> Vec<String> {
+    let module = path.split('/').next().unwrap().trim_end_matches(".rs");
+    // Tests at the end of a file may reach across; they are not part of the house.
+    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    let mut found = Vec::new();
+    if !matches!(module, "lib" | "main") {
+        let allowed = LAYERS.iter().find(|(name, _)| *name == module);
+        let Some((_, allowed)) = allowed else {
+            return vec![format!(
+                "{path}: the layer table does not know the module {module}"
+            )];
+        };
+        for imported in names_after(text, "crate::") {
+            if imported != module && !allowed.contains(&imported) {
+                found.push(format!("{path}: {module} may not import {imported}"));
+            }
+        }
+    }
+    for (library, places) in LIBRARIES {
+        let used = uses_library(text, library);
+        let permitted = places
+            .iter()
+            .any(|place| *place == module || *place == path);
+        if used && !permitted && path != "main.rs" {
+            found.push(format!(
+                "{path}: {library} is used outside {}",
+                places.join(", ")
+            ));
+        }
+    }
+    found
+}
+
+/// The identifiers that follow `prefix`, also those of a list in braces.
+fn names_after<'a>(text: &'a str, prefix: &str) -> Vec<&'a str> {
+    let identifier = |text: &'a str| {
+        let end = text
+            .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .unwrap_or(text.len());
+        &text[..end]
+    };
+    let code = text
+        .match_indices(prefix)
+        .filter(|(position, _)| !in_comment(text, *position));
+    let mut names = Vec::new();
+    for (position, _) in code {
+        let rest = &text[position + prefix.len()..];
+        match rest.strip_prefix('{') {
+            None => names.push(identifier(rest)),
+            Some(list) => {
+                // Only the first identifier of each member names a module; deeper lists are skipped.
+                let mut depth = 0;
+                let mut expects = true;
+                for (index, character) in list.char_indices() {
+                    match character {
+                        '{' => depth += 1,
+                        '}' if depth == 0 => break,
+                        '}' => depth -= 1,
+                        ',' if depth == 0 => expects = true,
+                        c if depth == 0 && expects && !c.is_whitespace() => {
+                            names.push(identifier(&list[index..]));
+                            expects = false;
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+    names
+}
+
+/// Whether `text` names the crate `library` in code.
+fn uses_library(text: &str, library: &str) -> bool {
+    let path = format!("{library}::");
+    text.match_indices(&path).any(|(position, _)| {
+        let before = text[..position].chars().next_back();
+        let own = before.is_some_and(|c| c.is_ascii_alphanumeric() || c == '_' || c == ':');
+        !own && !in_comment(text, position)
+    })
+}
+
+fn in_comment(text: &str, position: usize) -> bool {
+    let line_start = text[..position]
+        .rfind('\n')
+        .map_or(0, |newline| newline + 1);
+    text[line_start..position].contains("//")
+}
+
+fn sources(folder: &Path, into: &mut Vec<std::path::PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, into);
+        } else {
+            into.push(path);
+        }
+    }
+}
+
+#[test]
+fn imports_run_downwards_and_libraries_stay_in_their_layers() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    assert!(files.len() > 30, "the sources were found");
+    let found: Vec<String> = files
+        .iter()
+        .flat_map(|file| {
+            let path = file
+                .strip_prefix(&root)
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned();
+            violations(&path, &std::fs::read_to_string(file).unwrap())
+        })
+        .collect();
+    assert_eq!(found, Vec::<String>::new());
+}
+
+#[test]
+fn planted_violations_are_reported() {
+    for (path, text, part) in [
+        (
+            "batching/queue.rs",
+            "use crate::http::App;",
+            "batching may not import http",
+        ),
+        (
+            "http/predict.rs",
+            "use crate::runtime::Model;",
+            "http may not import runtime",
+        ),
+        (
+            "tensor.rs",
+            "fn f() { crate::model::onnx::read(); }",
+            "tensor may not import model",
+        ),
+        (
+            "model/mod.rs",
+            "use crate::{tensor::Shape, batching};",
+            "model may not import batching",
+        ),
+        (
+            "runtime/mod.rs",
+            "use crate::{\n    model::{onnx, sidecar},\n    config,\n};",
+            "runtime may not import config",
+        ),
+        (
+            "batching/mod.rs",
+            "use ort::session::Session;",
+            "ort is used outside runtime",
+        ),
+        (
+            "registry.rs",
+            "fn f() -> axum::Router { todo }",
+            "axum is used outside http",
+        ),
+        (
+            "server.rs",
+            "let x = ort::init();",
+            "ort is used outside runtime",
+        ),
+        ("novel.rs", "", "does not know the module novel"),
+    ] {
+        let found = violations(path, text);
+        assert!(
+            found.iter().any(|violation| violation.contains(part)),
+            "{path} {text}: {found:?}"
+        );
+    }
+    for (path, text) in [
+        (
+            "http/predict.rs",
+            "use crate::batching::{Scheduler, Timings};\nuse axum::Router;",
+        ),
+        (
+            "batching/mod.rs",
+            "// crate::http is above this layer\nuse super::queue;",
+        ),
+        (
+            "tensor.rs",
+            "#[cfg(test)]\nmod tests {\n    use crate::batching::testing;\n}",
+        ),
+        ("http/export.rs", "let x = support::axum_like();"),
+    ] {
+        assert_eq!(violations(path, text), Vec::<String>::new(), "{path}");
+    }
+}
