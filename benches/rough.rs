@@ -122,7 +122,7 @@ async fn start() -> (SocketAddr, SocketAddr) {
     tokio::spawn(async move {
         server::run(config, listener, StopSignals::install().unwrap())
             .await
-            .unwrap()
+            .unwrap();
     });
     let empty_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let empty = empty_listener.local_addr().unwrap();

@@ -6,6 +6,7 @@
     clippy::indexing_slicing,
     clippy::panic,
     clippy::print_stderr,
+    clippy::too_many_lines,
     reason = "a test stops at the first thing that is wrong"
 )]
 

@@ -44,8 +44,8 @@ fn headers(text: &str) -> BTreeMap<String, (String, String)> {
         );
         let family = families.entry(name.to_owned()).or_default();
         match kind {
-            "TYPE" => family.0 = rest.to_owned(),
-            "HELP" => family.1 = rest.to_owned(),
+            "TYPE" => rest.clone_into(&mut family.0),
+            "HELP" => rest.clone_into(&mut family.1),
             other => panic!("{other}"),
         }
     }

@@ -366,7 +366,7 @@ mod tests {
                     "{}.{:0width$}",
                     digits % 1000,
                     digits % 10_u64.pow(9),
-                    width = places as usize + 9
+                    width = usize::try_from(places).unwrap() + 9
                 ),
                 format!("{digits}e-{exponent}"),
                 format!("-0.{digits}"),
