@@ -1,5 +1,6 @@
 //! The `model-serving` binary: read the command line, start telemetry, build, run until a signal.
 
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
 use model_serving::config::{Command, DEFAULT_PORT, HealthcheckFlags, InspectFlags, ServeFlags};
@@ -33,9 +34,12 @@ fn serve(flags: ServeFlags) -> Result<(), String> {
         .into_config(|name| std::env::var(name).ok())
         .unwrap_or_else(|error| error.exit());
     let _flushed_at_the_end = logging::start(log);
+    // Large bodies are decoded on threads of their own; more of those than CPUs would only take turns.
+    let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("http")
+        .max_blocking_threads(cpus * 2)
         .build();
     let runtime =
         runtime.map_err(|error| format!("the operating system refused threads: {error}"))?;

@@ -113,6 +113,35 @@ fn a_failed_start_is_one_line_with_the_cause_and_the_fix() {
 }
 
 #[test]
+fn an_onnx_runtime_that_is_too_old_is_told_apart() {
+    // A library that says what version 1.20 would say of itself, and could do nothing else.
+    let source = "struct base { const void *(*api)(unsigned); const char *(*version)(void); };\n\
+        static const void *api(unsigned v) { (void)v; return 0; }\n\
+        static const char *version(void) { return \"1.20.1\"; }\n\
+        static const struct base BASE = { api, version };\n\
+        const struct base *OrtGetApiBase(void) { return &BASE; }\n";
+    let folder = tempfile::tempdir().unwrap();
+    let (code, library) = (
+        folder.path().join("old.c"),
+        folder.path().join("libonnxruntime.so"),
+    );
+    std::fs::write(&code, source).unwrap();
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .arg(&library)
+        .arg(&code)
+        .status();
+    assert!(
+        built.is_ok_and(|status| status.success()),
+        "Rust links with cc, so it is there"
+    );
+    fails(
+        &["--onnxruntime", library.to_str().unwrap()],
+        &["cannot load ONNX Runtime", "1.20.1", "1.24 or newer"],
+    );
+}
+
+#[test]
 fn a_sidecar_that_does_not_fit_refuses_the_start() {
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("m.onnx");

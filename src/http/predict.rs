@@ -16,13 +16,17 @@ use super::body::{self, Coding};
 use super::error::ApiError;
 use super::media;
 use super::middleware::{Arrival, PredictionRecord};
-use super::wire::{self, DecodeLimits, Decoded, Selection};
+use super::wire::{self, DecodeLimits, Decoded, Form, Selection};
 use crate::batching::{InferenceResponse, Reservation};
+use crate::model::ModelMetadata;
 use crate::registry::{Phase, ServedModel};
 use crate::telemetry::metrics::Outcome;
 
 /// Bodies from this size on are decoded on a thread of their own, so that probes and small requests do not wait.
 const LARGE_BODY: usize = 256 << 10;
+
+/// JSON answers from this many elements on are printed on a thread of their own, for the same reason.
+const LARGE_ANSWER: usize = 64 << 10;
 
 /// `POST /predict`, `/invocations` and Vertex AI's route: the only model.
 pub(super) async fn predict(State(app): State<Arc<App>>, request: Request) -> Response {
@@ -163,31 +167,67 @@ async fn run(
             }
             ApiError::from(error)
         })?;
-    let mut answer = if ask.raw_answer {
-        let (body, shape, datatype) = wire::encode_raw(
-            &response,
-            &model.metadata,
-            selection.as_ref(),
-            app.config.max_output_size,
-        )?;
-        raw_response(body, &shape, datatype)
+    let (timings, batch_rows) = (response.timings, response.batch_rows);
+    let encoding = Encoding {
+        raw: ask.raw_answer,
+        selection,
+        form,
+        max_bytes: app.config.max_output_size,
+    };
+    let elements: usize = response
+        .outputs
+        .iter()
+        .map(|output| output.view().len())
+        .sum();
+    let answer = if !encoding.raw && elements >= LARGE_ANSWER {
+        let metadata = Arc::clone(&model.metadata);
+        let work = move || encoding.apply(&response, &metadata);
+        tokio::task::spawn_blocking(work)
+            .await
+            .unwrap_or(Err(ApiError::Internal))
     } else {
-        let text = wire::encode_json(
-            &response,
-            &model.metadata,
-            selection.as_ref(),
-            form,
-            app.config.max_output_size,
-        )?;
+        encoding.apply(&response, &model.metadata)
+    };
+    let mut answer = answer?;
+    record(
+        &mut answer,
+        PredictionRecord {
+            rows,
+            batch_rows,
+            timings,
+        },
+    );
+    Ok(answer)
+}
+
+/// How an answer is to be written.
+struct Encoding {
+    raw: bool,
+    selection: Option<Selection>,
+    form: Form,
+    max_bytes: usize,
+}
+
+impl Encoding {
+    fn apply(
+        &self,
+        response: &InferenceResponse,
+        metadata: &ModelMetadata,
+    ) -> Result<Response, ApiError> {
+        let selection = self.selection.as_ref();
+        if self.raw {
+            let (body, shape, datatype) =
+                wire::encode_raw(response, metadata, selection, self.max_bytes)?;
+            return Ok(raw_response(body, &shape, datatype));
+        }
+        let text = wire::encode_json(response, metadata, selection, self.form, self.max_bytes)?;
         let mut answer = Response::new(text.into());
         answer.headers_mut().insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/json"),
         );
-        answer
-    };
-    record(&mut answer, &response, rows);
-    Ok(answer)
+        Ok(answer)
+    }
 }
 
 /// What the head of a request asks for.
@@ -326,20 +366,15 @@ fn raw_response(body: bytes::Bytes, shape: &[usize], datatype: &'static str) -> 
 }
 
 /// Tells the client, and the access log, where the time went.
-fn record(answer: &mut Response, response: &InferenceResponse, rows: usize) {
-    let timings = response.timings;
+fn record(answer: &mut Response, record: PredictionRecord) {
     let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
     let text = format!(
         "queue;dur={:.3}, infer;dur={:.3}",
-        milliseconds(timings.queue),
-        milliseconds(timings.compute_infer)
+        milliseconds(record.timings.queue),
+        milliseconds(record.timings.compute_infer)
     );
     if let Ok(value) = HeaderValue::try_from(text) {
         answer.headers_mut().insert("server-timing", value);
     }
-    answer.extensions_mut().insert(PredictionRecord {
-        rows,
-        batch_rows: response.batch_rows,
-        timings,
-    });
+    answer.extensions_mut().insert(record);
 }
