@@ -1,0 +1,347 @@
+//! The wire formats as a whole: bodies in, answers out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::batching::{Timings, testing};
+use crate::tensor::{OutputTensor, TensorData, TensorView};
+
+const LIMITS: DecodeLimits = DecodeLimits {
+    max_rows: 4,
+    max_json_depth: 8,
+};
+
+fn decode_with(
+    metadata: &ModelMetadata,
+    body: &str,
+    format: BodyFormat,
+) -> Result<Decoded, String> {
+    let deadline = Instant::now() + Duration::from_secs(1);
+    let body = Bytes::copy_from_slice(body.as_bytes());
+    decode(
+        body,
+        format,
+        None,
+        metadata,
+        LIMITS,
+        deadline,
+        Reservation::none(),
+    )
+    .map_err(|error| match error {
+        DecodeError::Invalid(error) => error.0,
+        DecodeError::OutOfMemory => "out of memory".to_owned(),
+    })
+}
+
+fn one() -> ModelMetadata {
+    testing::metadata(&[("x", &["N", "2"])], &[("y", &["N", "2"]), ("z", &["N"])])
+}
+
+fn two() -> ModelMetadata {
+    testing::metadata(&[("a", &["N", "L"]), ("b", &["N"])], &[("y", &["N"])])
+}
+
+fn first(decoded: &Decoded) -> (Vec<usize>, Vec<f32>) {
+    let tensor = &decoded.request.inputs()[0];
+    match tensor.view() {
+        TensorView::Fp32(values) => (tensor.shape().to_vec(), values.to_vec()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn columns_and_rows_give_the_same_tensors() {
+    let expected = (vec![2, 2], vec![1.0, 2.5, -3.0, 4e2]);
+    for body in [
+        r#"{"inputs": {"x": [[1, 2.5], [-3, 4e2]]}}"#,
+        r#"{"inputs": [[1, 2.5], [-3, 4e2]]}"#,
+        r#"{"instances": [[1, 2.5], [-3, 4e2]]}"#,
+        r#" { "instances" : [ { "x" : [ 1 , 2.5 ] } , [ -3 , 4e2 ] ] } "#,
+        r#"{"outputs": ["z"], "inputs": {"\u0078": [[1, 2.5], [-3, 4e2]]}}"#,
+    ] {
+        assert_eq!(
+            first(&decode_with(&one(), body, BodyFormat::Json).unwrap()),
+            expected,
+            "{body}"
+        );
+    }
+    let body = r#"{"instances": [{"a": [1, 2, 3], "b": 4}, {"b": 7, "a": [5, 6, 0]}]}"#;
+    let decoded = decode_with(&two(), body, BodyFormat::Json).unwrap();
+    assert_eq!(
+        first(&decoded),
+        (vec![2, 3], vec![1.0, 2.0, 3.0, 5.0, 6.0, 0.0])
+    );
+    assert_eq!(decoded.form, Form::Rows(2));
+    assert_eq!(
+        decoded.request.inputs()[1].view(),
+        TensorView::Fp32(&[4.0, 7.0])
+    );
+}
+
+#[test]
+fn scalars_vectors_and_empty_tensors_have_their_place() {
+    let scalar = testing::metadata(&[("x", &[])], &[("y", &[])]);
+    assert_eq!(
+        first(&decode_with(&scalar, r#"{"inputs": 7}"#, BodyFormat::Json).unwrap()),
+        (vec![], vec![7.0])
+    );
+    let vector = testing::metadata(&[("x", &["N"])], &[("y", &["N"])]);
+    let decoded = decode_with(&vector, r#"{"instances": [1, 2, 3]}"#, BodyFormat::Json).unwrap();
+    assert_eq!(first(&decoded), (vec![3], vec![1.0, 2.0, 3.0]));
+    let empty = testing::metadata(&[("x", &["N", "L", "3"])], &[("y", &["N"])]);
+    let decoded = decode_with(&empty, r#"{"inputs": [[], []]}"#, BodyFormat::Json).unwrap();
+    assert_eq!(first(&decoded), (vec![2, 0, 3], vec![]));
+}
+
+#[test]
+fn wrong_bodies_are_told_what_is_wrong() {
+    for (body, part) in [
+        ("", "expected an object, got the end of the body"),
+        ("[]", "expected an object, got an array"),
+        ("{}", "missing 'inputs'"),
+        ("{\"inputs\": {}}", "missing input 'x'"),
+        (
+            r#"{"inputs": {"q": [[1,2]]}}"#,
+            "unknown input 'q'; the model has x",
+        ),
+        (
+            r#"{"inputs": {"x": [[1,2]], "x": [[1,2]]}}"#,
+            "input 'x' stands twice",
+        ),
+        (
+            r#"{"inputs": [[1,2]], "instances": [[1,2]]}"#,
+            "once; got a second",
+        ),
+        (
+            r#"{"inputs": [[1,2]], "shape": [1,2]}"#,
+            "unknown key 'shape'",
+        ),
+        (r#"{"inputs": [[1,2]]} x"#, "expected the end of the body"),
+        (
+            r#"{"inputs": [[1,2,3]]}"#,
+            "2 elements in dimension 1; got more",
+        ),
+        (r#"{"inputs": [[1]]}"#, "2 elements in dimension 1; got 1"),
+        (r#"{"inputs": [1, 2]}"#, "an array at depth 1; got a number"),
+        (
+            r#"{"inputs": [[[1, 2]]]}"#,
+            "expects a number (FP32) for shape [N,2], got an array",
+        ),
+        (r#"{"inputs": [[1, null]]}"#, "got 'null'"),
+        (r#"{"inputs": [[1, "2"]]}"#, "got a string"),
+        (r#"{"inputs": [[1, NaN]]}"#, "got 'NaN'"),
+        (r#"{"inputs": [[1, 1e39]]}"#, "does not fit"),
+        (
+            r#"{"inputs": [[1,2],[1,2],[1,2],[1,2],[1,2]]}"#,
+            "more than 4 rows",
+        ),
+        (
+            r#"{"instances": [[1,2],[1,2],[1,2],[1,2],[1,2]]}"#,
+            "more than 4 rows",
+        ),
+        (r#"{"inputs": []}"#, "no rows"),
+        (r#"{"instances": []}"#, "no rows"),
+        (
+            r#"{"inputs": [[1,2]], "outputs": ["q"]}"#,
+            "unknown output 'q'",
+        ),
+        (
+            r#"{"inputs": [[1,2]], "outputs": ["y", "y"]}"#,
+            "asked for twice",
+        ),
+        (
+            r#"{"inputs": [[1,2]], "outputs": []}"#,
+            "'outputs' is empty",
+        ),
+        (r#"{"inputs": [[1,2],]}"#, "got ']'"),
+        (r#"{"inputs": [[1 2]]}"#, "expected ',' or ']'"),
+        ("\u{feff}{}", "expected an object"),
+    ] {
+        let error = decode_with(&one(), body, BodyFormat::Json).unwrap_err();
+        assert!(error.contains(part), "{body}: {error}");
+    }
+    let ragged = r#"{"inputs": {"a": [[1, 2], [3]], "b": [1, 2]}}"#;
+    assert!(
+        decode_with(&two(), ragged, BodyFormat::Json)
+            .unwrap_err()
+            .contains("like the arrays before it; got 1")
+    );
+    let missing = r#"{"instances": [{"a": [1], "b": 1}, {"a": [1]}]}"#;
+    assert!(
+        decode_with(&two(), missing, BodyFormat::Json)
+            .unwrap_err()
+            .contains("missing input 'b' in instance 1")
+    );
+}
+
+#[test]
+fn depth_costs_nothing_and_ends_in_an_error() {
+    for depth in [100, 250_000] {
+        for body in [
+            "[".repeat(depth),
+            format!("{{\"inputs\": {}", "[".repeat(depth)),
+            "{\"inputs\":".repeat(depth),
+        ] {
+            assert!(decode_with(&one(), &body, BodyFormat::Json).is_err());
+        }
+    }
+}
+
+#[test]
+fn raw_bodies_tell_their_rows() {
+    let decode = |body: &[u8], shape| {
+        let body = Bytes::copy_from_slice(body);
+        let deadline = Instant::now() + Duration::from_secs(1);
+        decode(
+            body,
+            BodyFormat::Raw,
+            shape,
+            &one(),
+            LIMITS,
+            deadline,
+            Reservation::none(),
+        )
+    };
+    let bytes: Vec<u8> = [1.0_f32, 2.0, 3.0, 4.0]
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect();
+    let decoded = decode(&bytes, None).unwrap();
+    assert_eq!(first(&decoded), (vec![2, 2], vec![1.0, 2.0, 3.0, 4.0]));
+    assert!(decode(&bytes, Some("2, 2")).is_ok());
+    for (body, shape) in [
+        (&bytes[..7], None),
+        (&bytes[..12], None),
+        (&bytes[..0], None),
+        (&bytes[..], Some("4,1")),
+        (&bytes[..], Some("2")),
+        (&bytes[..], Some("-2,-2")),
+        (&bytes[..], Some("18446744073709551615,2")),
+    ] {
+        assert!(
+            matches!(decode(body, shape), Err(DecodeError::Invalid(_))),
+            "{shape:?}"
+        );
+    }
+}
+
+fn response(values: Vec<f32>) -> InferenceResponse {
+    let rows = values.len() / 2;
+    let z: Vec<i64> = (0..).take(rows).collect();
+    let output = |shape: &[usize], data: TensorData| {
+        OutputRows::whole(OutputTensor::new(Shape::from_slice(shape), Arc::new(data)).unwrap())
+    };
+    let outputs = vec![output(&[rows, 2], values.into()), output(&[rows], z.into())];
+    InferenceResponse {
+        outputs,
+        timings: Timings::default(),
+        batch_rows: rows,
+    }
+}
+
+fn encode(
+    values: &[f32],
+    selection: Option<&[usize]>,
+    form: Form,
+    max_bytes: usize,
+) -> Result<String, EncodeError> {
+    let selection = selection.map(Selection::from_slice);
+    let text = encode_json(
+        &response(values.to_vec()),
+        &one(),
+        selection.as_ref(),
+        form,
+        max_bytes,
+    )?;
+    Ok(String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn answers_are_written_in_the_form_of_the_request() {
+    let values = [1.0, 0.1, -2.5e-9, 16_777_216.0];
+    let text = encode(&values, None, Form::Columns, 1000).unwrap();
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(value["outputs"]["z"], serde_json::json!([0, 1]));
+    assert!(
+        text.starts_with(r#"{"model_name":"fake","model_version":"1","outputs":{"y":[[1.0,0.1],["#),
+        "{text}"
+    );
+    let rows = encode(&values, None, Form::Rows(2), 1000).unwrap();
+    let rows: serde_json::Value = serde_json::from_str(&rows).unwrap();
+    assert_eq!(rows["predictions"][1]["z"], 1);
+    assert_eq!(
+        encode(&values, Some(&[1]), Form::Rows(2), 1000).unwrap(),
+        r#"{"predictions":[0,1]}"#
+    );
+    assert!(
+        encode(&values, Some(&[1, 0]), Form::Columns, 1000)
+            .unwrap()
+            .contains(r#""outputs":{"z":[0,1],"y":"#)
+    );
+}
+
+#[test]
+fn numbers_come_back_as_they_were() {
+    let mut bits = 1_u32;
+    let mut values = Vec::new();
+    while values.len() < 2000 {
+        bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        values.extend(Some(f32::from_bits(bits)).filter(|value| value.is_finite()));
+    }
+    let text = encode(&values, Some(&[0]), Form::Columns, 1 << 20).unwrap();
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let rows = value["outputs"]["y"].as_array().unwrap();
+    let read: Vec<u32> = rows
+        .iter()
+        .flat_map(|row| row.as_array().unwrap())
+        .map(|number| number.to_string().parse::<f32>().unwrap().to_bits())
+        .collect();
+    assert_eq!(
+        read,
+        values
+            .iter()
+            .map(|value| value.to_bits())
+            .collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn what_json_cannot_say_is_an_error_and_raw_says_it_exactly() {
+    let values = [1.0, f32::NAN, f32::INFINITY, -0.0];
+    assert_eq!(
+        encode(&values, None, Form::Columns, 1000),
+        Err(EncodeError::NotFinite {
+            output: "y".to_owned()
+        })
+    );
+    assert!(encode(&values, Some(&[1]), Form::Columns, 1000).is_ok());
+    let (bytes, shape, datatype) = encode_raw(
+        &response(values.to_vec()),
+        &one(),
+        Some(&Selection::from_slice(&[0])),
+        1000,
+    )
+    .unwrap();
+    assert_eq!(bytes.as_ref(), bytemuck::cast_slice::<f32, u8>(&values));
+    assert_eq!((shape.as_slice(), datatype), (&[2, 2][..], "FP32"));
+    assert_eq!(
+        encode_raw(&response(vec![0.0; 2]), &one(), None, 1000).unwrap_err(),
+        EncodeError::SeveralOutputs
+    );
+}
+
+#[test]
+fn answers_are_bounded() {
+    let values = vec![0.123_456_7; 20_000];
+    assert_eq!(
+        encode(&values, None, Form::Columns, 10_000),
+        Err(EncodeError::TooLarge { max_bytes: 10_000 })
+    );
+    let selection = Selection::from_slice(&[0]);
+    let raw = encode_raw(&response(values), &one(), Some(&selection), 10_000);
+    assert_eq!(
+        raw.unwrap_err(),
+        EncodeError::TooLarge { max_bytes: 10_000 }
+    );
+}
