@@ -44,7 +44,7 @@ unit: onnxruntime ## Unit tests
 	$(CARGO) test --locked --lib --bins
 
 black-box: onnxruntime ## Tests of the running server
-	$(CARGO) test --locked --tests
+	$(CARGO) test --locked --test '*'
 
 bench: onnxruntime ## Requests/s as ratios to an empty axum route, in one process on this machine
 	$(CARGO) bench --locked --bench rough
