@@ -56,6 +56,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("hyper_util", &["http/connection.rs", "healthcheck"]),
     ("tower", &["http"]),
     ("tower_http", &["http"]),
+    ("socket2", &["http/accept.rs"]),
     ("ort", &["runtime"]),
     ("prost", &["model/onnx.rs"]),
     ("sha2", &["model/onnx.rs"]),

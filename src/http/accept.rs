@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use socket2::{SockFilter, SockRef};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
@@ -16,6 +17,10 @@ use super::drain::Drain;
 /// How long accepting pauses after a failure such as a full table of file descriptors: long enough not to spin, short
 /// enough that a freed descriptor is used at once.
 const ERROR_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long handshakes that have begun may take to end before the listener closes: many round trips between hosts of
+/// one data centre, and little of any grace period.
+const HANDSHAKE_PAUSE: Duration = Duration::from_millis(20);
 
 /// How often a lasting failure is logged.
 const ERROR_LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -64,7 +69,15 @@ pub async fn serve(listener: TcpListener, router: Router, config: ListenerConfig
             }
         }
     }
-    // Clients in the backlog have connected as far as they can tell, and may have sent their request already.
+    // Closing a listener resets the connections in its backlog, whose clients have connected as far as they can tell and
+    // may have sent their request already. So no new handshake is begun, those under way may end, and only then is the
+    // listener closed. Clients that try meanwhile try again, and are refused.
+    ignore_new_handshakes(&listener);
+    let handshakes_end = tokio::time::Instant::now() + HANDSHAKE_PAUSE;
+    while let Ok(Ok((stream, _))) = tokio::time::timeout_at(handshakes_end, listener.accept()).await
+    {
+        spawn(stream, None);
+    }
     if let Ok(listener) = listener.into_std() {
         while let Ok((stream, _)) = listener.accept() {
             let stream = stream
@@ -77,6 +90,22 @@ pub async fn serve(listener: TcpListener, router: Router, config: ListenerConfig
     }
     connections.close();
     connections.wait().await;
+}
+
+/// Makes the kernel drop the first packet of new connections to `listener`, as if it had got lost.
+fn ignore_new_handshakes(listener: &TcpListener) {
+    // A classic socket filter: load the byte of the TCP flags, drop the packet if SYN is among them, else keep it. The
+    // connections that are accepted afterwards inherit it, and never see such a packet.
+    let filter = [
+        SockFilter::new(0x30, 0, 0, 13),
+        SockFilter::new(0x45, 0, 1, 0x02),
+        SockFilter::new(0x06, 0, 0, 0),
+        SockFilter::new(0x06, 0, 0, u32::MAX),
+    ];
+    // Where there are no such filters, as in some sandboxes, a narrow window remains.
+    if let Err(error) = SockRef::from(listener).attach_filter(&filter) {
+        tracing::debug!(%error, "new connections cannot be held off before the listener closes");
+    }
 }
 
 /// Failures that concern a peer which has gone again, and not the server.
