@@ -1,4 +1,4 @@
-//! model-serving: a small, fast server for ONNX models.
+//! model-serving: a small server for ONNX models.
 //!
 //! Read the modules in this order to follow one prediction. [`config`] and [`server`] put everything together. A
 //! request arrives at [`http`], where the accept loop, the connection and a handler turn bytes into a valid

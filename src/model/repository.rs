@@ -29,6 +29,32 @@ pub enum RepositoryError {
     /// The sidecar was refused.
     #[error(transparent)]
     Sidecar(#[from] SidecarError),
+    /// A name was given for a folder, whose models have their own.
+    #[error(
+        "--model-name (MODEL_NAME) is for a single .onnx file, but {path} is a folder; its models are named by their folders or sidecars", path = .path.display()
+    )]
+    NameForFolder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Two models want the same name.
+    #[error("two models in {path} are called '{name}'; rename a folder, or the name in a sidecar", path = .path.display())]
+    SameName {
+        /// The folder.
+        path: PathBuf,
+        /// The name.
+        name: String,
+    },
+    /// A sidecar states another version than the folder it lies in.
+    #[error("{path} lies in a folder of version {folder}, but its sidecar says '{sidecar}'; leave the version out of the sidecar", path = .path.display())]
+    Version {
+        /// The model.
+        path: PathBuf,
+        /// The version by the folder.
+        folder: u64,
+        /// The version by the sidecar.
+        sidecar: String,
+    },
     /// A name that cannot stand in a URL path or a metric label.
     #[error(
         "'{name}' cannot be a model's name; use 1 to 128 letters, digits, '.', '_' or '-', not beginning with '.'"
@@ -81,12 +107,29 @@ pub fn find(path: &Path, name: Option<&str>) -> Result<Vec<ModelSource>, Reposit
         }]);
     }
 
+    if name.is_some() {
+        return Err(RepositoryError::NameForFolder {
+            path: path.to_owned(),
+        });
+    }
     let mut sources = Vec::new();
     for folder in subfolders(path).map_err(missing)? {
         let Some((version, model)) = latest_version(&folder).map_err(missing)? else {
             continue;
         };
         let sidecar = Sidecar::read(&model.with_extension("toml"))?;
+        if let Some(stated) = sidecar
+            .version
+            .as_ref()
+            .filter(|stated| **stated != version.to_string())
+        {
+            let sidecar = stated.clone();
+            return Err(RepositoryError::Version {
+                path: model,
+                folder: version,
+                sidecar,
+            });
+        }
         let folder_name = folder
             .file_name()
             .and_then(|name| name.to_str())
@@ -109,6 +152,17 @@ pub fn find(path: &Path, name: Option<&str>) -> Result<Vec<ModelSource>, Reposit
         });
     }
     sources.sort_by(|left, right| left.name.cmp(&right.name));
+    let mut neighbours = sources.windows(2);
+    let same = neighbours.find_map(|pair| match pair {
+        [left, right] if left.name == right.name => Some(left.name.clone()),
+        _ => None,
+    });
+    if let Some(name) = same {
+        return Err(RepositoryError::SameName {
+            path: path.to_owned(),
+            name,
+        });
+    }
     Ok(sources)
 }
 
@@ -172,6 +226,34 @@ mod tests {
         ] {
             assert!(check_name(name).is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn settings_that_contradict_a_repository_are_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path();
+        for model in ["a/1", "b/2"] {
+            fs::create_dir_all(path.join(model)).unwrap();
+            fs::write(path.join(model).join("model.onnx"), b"x").unwrap();
+        }
+        assert!(find(path, None).is_ok());
+        assert!(matches!(
+            find(path, Some("x")),
+            Err(RepositoryError::NameForFolder { .. })
+        ));
+        let sidecar = path.join("b/2/model.toml");
+        fs::write(&sidecar, "name = \"a\"").unwrap();
+        assert!(matches!(
+            find(path, None),
+            Err(RepositoryError::SameName { .. })
+        ));
+        fs::write(&sidecar, "version = \"3\"").unwrap();
+        assert!(matches!(
+            find(path, None),
+            Err(RepositoryError::Version { .. })
+        ));
+        fs::write(&sidecar, "version = \"2\"").unwrap();
+        assert!(find(path, None).is_ok());
     }
 
     #[test]
