@@ -1,4 +1,4 @@
-//! Requests per second of the bundled model, as ratios to an empty axum route served by the same process.
+//! Requests per second of the bundled model, and of one that only adds 1, as ratios to an empty axum route served by the same process.
 //!
 //! A first, rough figure: the load generator shares the cores with the server, so only the ratios mean something.
 //! Rounds are interleaved and the medians are printed. `cargo bench --bench rough -- [connections] [seconds]`.
@@ -12,7 +12,7 @@
 )]
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -39,45 +39,34 @@ fn main() {
         .enable_all()
         .build()
         .unwrap();
-    let (served, empty) = runtime.block_on(start());
-    let image =
-        std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/samples/digit-7.f32"))
-            .unwrap();
-    let json =
-        std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/samples/digit-7.json"))
-            .unwrap();
+    let (digits, tiny, empty) = runtime.block_on(start());
+    let file = |path: &str| std::fs::read(repository(path)).unwrap();
+    let json = "Content-Type: application/json\r\n";
+    let raw = "Content-Type: application/octet-stream\r\nAccept: application/octet-stream\r\n";
+    let post = |path: &str, headers: &str, body: &[u8]| request("POST", path, headers, body);
     let targets = [
         ("empty axum route", empty, request("GET", "/", "", &[])),
         (
-            "JSON, one row",
-            served,
-            request(
-                "POST",
-                "/predict",
-                "Content-Type: application/json\r\n",
-                &json,
+            "digits, JSON, one row",
+            digits,
+            post("/predict", json, &file("models/samples/digit-7.json")),
+        ),
+        (
+            "digits, raw, one row",
+            digits,
+            post(
+                "/predict?outputs=probabilities",
+                raw,
+                &file("models/samples/digit-7.f32"),
             ),
         ),
         (
-            "raw, one row",
-            served,
-            request(
-                "POST",
-                "/predict",
-                "Content-Type: application/octet-stream\r\nAccept: application/octet-stream\r\n",
-                &image,
-            ),
+            "x + 1, JSON, one row",
+            tiny,
+            post("/predict", json, br#"{"inputs": [[0.25, 1.5, -3.75, 4]]}"#),
         ),
+        ("x + 1, raw, one row", tiny, post("/predict", raw, &[0; 16])),
     ];
-    // The raw answer needs one output.
-    let targets = targets.map(|(name, address, bytes)| {
-        let bytes = if name.starts_with("raw") {
-            replace_path(&bytes, "/predict?outputs=probabilities")
-        } else {
-            bytes
-        };
-        (name, address, bytes)
-    });
 
     let mut rates = vec![Vec::new(); targets.len()];
     for round in 0..=ROUNDS {
@@ -102,37 +91,48 @@ fn main() {
     );
     for ((name, ..), median) in targets.iter().zip(&medians) {
         println!(
-            "{name:<20} {median:>9.0} requests/s   {:.2} of the empty route",
+            "{name:<22} {median:>9.0} requests/s   {:.2} of the empty route",
             median / medians[0]
         );
     }
     runtime.shutdown_background();
 }
 
-/// Starts the server on the bundled model, and an empty route beside it; returns both addresses.
-async fn start() -> (SocketAddr, SocketAddr) {
-    let mut flags = ServeFlags::parse_from(["model-serving", "--host", "127.0.0.1", "--port", "0"]);
-    flags.model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/best.onnx");
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Starts a server on the bundled model, one on a model that costs next to nothing, and an empty route beside them;
+/// returns their addresses.
+async fn start() -> (SocketAddr, SocketAddr, SocketAddr) {
     // The log is part of what a request costs, and goes where nobody reads it.
-    let guard = logging::start_to(flags.log_config(), std::io::sink());
-    std::mem::forget(guard);
+    let flags = ServeFlags::parse_from(["model-serving"]);
+    std::mem::forget(logging::start_to(flags.log_config(), std::io::sink()));
+    let digits = serve("models/best.onnx").await;
+    let tiny = serve("tests/fixtures/addone.onnx").await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let empty = listener.local_addr().unwrap();
+    let router = axum::Router::new().route("/", axum::routing::get(async || {}));
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    (digits, tiny, empty)
+}
+
+async fn serve(model: &str) -> SocketAddr {
+    let mut flags = ServeFlags::parse_from(["model-serving", "--host", "127.0.0.1", "--port", "0"]);
+    flags.model = repository(model);
     let config = flags.into_config(|_| None).unwrap();
     let listener = server::bind(&config).await.unwrap();
-    let served = listener.local_addr().unwrap();
+    let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         server::run(config, listener, StopSignals::install().unwrap())
             .await
             .unwrap();
     });
-    let empty_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let empty = empty_listener.local_addr().unwrap();
-    let router = axum::Router::new().route("/", axum::routing::get(async || {}));
-    tokio::spawn(async move { axum::serve(empty_listener, router).await.unwrap() });
     let ready = request("GET", "/ready", "", &[]);
-    while !once(served, &ready).await {
+    while !once(address, &ready).await {
         tokio::task::yield_now().await;
     }
-    (served, empty)
+    address
 }
 
 fn request(method: &str, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
@@ -143,11 +143,6 @@ fn request(method: &str, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     bytes.extend_from_slice(b"\r\n");
     bytes.extend_from_slice(body);
     bytes
-}
-
-fn replace_path(bytes: &[u8], path: &str) -> Vec<u8> {
-    let rest = &bytes["POST /predict".len()..];
-    [b"POST ", path.as_bytes(), rest].concat()
 }
 
 async fn once(address: SocketAddr, request: &[u8]) -> bool {
