@@ -138,7 +138,37 @@ fn search() -> Result<PathBuf, LibraryError> {
     })
 }
 
-/// Libraries like to print several lines; a failed start prints one.
+/// What a library complains of, in one line and without where in its own sources it did.
 pub(super) fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    // ONNX Runtime: "<file>:<line> <function> [ONNXRuntimeError] : 1 : FAIL : <reason>", also nested.
+    let reason = match text.rsplit_once("[ONNXRuntimeError] : ") {
+        Some((_, coded)) => coded.splitn(3, " : ").last().unwrap_or(coded),
+        None => &text,
+    };
+    // CUDA: "<reason> ; GPU=0 ; hostname=… ; file=… ; line=… ; expr=…".
+    let reason = reason.split(" ; GPU=").next().unwrap_or(reason);
+    reason.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_complaint_is_one_line_about_what_is_wrong() {
+        for (complaint, line) in [
+            ("no such\n  file", "no such file"),
+            (
+                "/src/bridge.cc:1962 onnxruntime::Provider& onnxruntime::ProviderLibrary::Get() [ONNXRuntimeError] : 1 : FAIL : Failed to load library p.so with error: libx.so.1: cannot open : x",
+                "Failed to load library p.so with error: libx.so.1: cannot open : x",
+            ),
+            (
+                "Parse of \"device_id\" failed: CUDA failure 35: CUDA driver version is insufficient ; GPU=-1 ; hostname=h ; file=f.cc ; line=67 ; expr=g();",
+                "Parse of \"device_id\" failed: CUDA failure 35: CUDA driver version is insufficient",
+            ),
+        ] {
+            assert_eq!(one_line(complaint), line);
+        }
+    }
 }

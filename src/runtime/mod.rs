@@ -80,7 +80,7 @@ pub enum LoadError {
     File(#[from] crate::model::onnx::OnnxFileError),
     /// The requested device cannot be had.
     #[error(
-        "device {device} cannot be used: {reason}; set --device (DEVICE) to cpu, or use an image and a host with CUDA"
+        "device {device} cannot be used: {reason}; set --device (DEVICE) to cpu, or run an image with CUDA on a host with an NVIDIA driver"
     )]
     Device {
         /// The device that was asked for.
