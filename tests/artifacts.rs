@@ -1,0 +1,190 @@
+//! The files around the server (images, Compose stack, dashboards) say what the code says.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test stops at the first thing that is wrong"
+)]
+
+use std::path::{Path, PathBuf};
+
+use model_serving::config::DEFAULT_PORT;
+use model_serving::telemetry::metrics::FAMILIES;
+use serde_json::Value;
+
+const DOCKERFILES: [&str; 2] = ["Dockerfile", "Dockerfile.gpu"];
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Dashboards, rules and the like below a folder.
+fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    let mut found: Vec<PathBuf> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|found| found == extension))
+        .collect();
+    found.sort();
+    assert!(!found.is_empty());
+    found
+}
+
+/// The lines of a Dockerfile from the one that starts with `from` up to the next stage, without comments.
+fn stage(dockerfile: &str, from: &str) -> Vec<String> {
+    let text = read(dockerfile);
+    let mut lines = text.lines().skip_while(|line| !line.starts_with(from));
+    let first = lines
+        .next()
+        .unwrap_or_else(|| panic!("{dockerfile} has no '{from}'"));
+    std::iter::once(first)
+        .chain(lines.take_while(|line| !line.starts_with("FROM ")))
+        .filter(|line| !line.starts_with('#') && !line.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn both_images_have_the_same_binary_built_in_the_same_way() {
+    let from = "FROM ${RUST_IMAGE} AS build";
+    let [cpu, gpu] = DOCKERFILES.map(|dockerfile| stage(dockerfile, from));
+    assert!(cpu.len() > 5);
+    assert_eq!(cpu, gpu);
+}
+
+#[test]
+fn both_images_have_the_same_bases_pinned_by_digest() {
+    let [cpu, gpu] = DOCKERFILES.map(|dockerfile| {
+        let text = read(dockerfile);
+        let bases: Vec<String> = text
+            .lines()
+            .filter(|line| line.starts_with("ARG ") && line.contains("_IMAGE="))
+            .map(str::to_owned)
+            .collect();
+        let stages = text.lines().filter(|line| line.starts_with("FROM "));
+        for stage in stages {
+            assert!(
+                stage.starts_with("FROM ${") || stage == "FROM runtime",
+                "{stage}"
+            );
+        }
+        bases
+    });
+    assert_eq!(cpu.len(), 3);
+    assert_eq!(cpu, gpu);
+    for base in cpu {
+        let digest = base.split_once("@sha256:").map_or("", |(_, digest)| digest);
+        assert_eq!(digest.len(), 64, "{base}");
+    }
+}
+
+#[test]
+fn images_are_labelled_with_the_version_and_expose_the_default_port() {
+    for dockerfile in DOCKERFILES {
+        let text = read(dockerfile);
+        assert!(text.contains(&format!("\nARG VERSION={}\n", env!("CARGO_PKG_VERSION"))));
+        assert!(text.contains(&format!("\nEXPOSE {DEFAULT_PORT}\n")));
+    }
+}
+
+#[test]
+fn the_builder_receives_whatever_the_dockerfiles_copy_and_nothing_else() {
+    let ignore = read(".dockerignore");
+    let mut allowed: Vec<&str> = ignore
+        .lines()
+        .filter_map(|line| line.strip_prefix('!'))
+        .collect();
+    allowed.sort_unstable();
+    let texts = DOCKERFILES.map(read);
+    let mut copied: Vec<&str> = texts
+        .iter()
+        .flat_map(|text| text.lines())
+        .filter_map(|line| line.strip_prefix("COPY "))
+        .filter(|line| !line.starts_with("--from"))
+        .flat_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            words[..words.len() - 1].to_vec()
+        })
+        .collect();
+    copied.sort_unstable();
+    copied.dedup();
+    assert_eq!(allowed, copied);
+}
+
+#[test]
+fn images_of_others_in_the_stack_are_pinned_by_digest() {
+    let compose = read("docker-compose.yml");
+    let images: Vec<&str> = compose
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("image: "))
+        .collect();
+    assert_eq!(images.len(), 3);
+    for image in images {
+        assert!(
+            image.contains("@sha256:") || image.contains(":-model-serving:"),
+            "{image}"
+        );
+    }
+}
+
+#[test]
+fn no_password_stands_in_the_stack() {
+    let compose = read("docker-compose.yml");
+    let passwords: Vec<&str> = compose
+        .lines()
+        .filter(|line| line.contains("PASSWORD:"))
+        .collect();
+    assert_eq!(passwords.len(), 1);
+    assert!(
+        passwords[0].ends_with("${GRAFANA_ADMIN_PASSWORD:-}"),
+        "{passwords:?}"
+    );
+}
+
+/// The metric names of an expression: words followed by a selector or by what may follow one.
+fn metrics_in(expression: &str) -> Vec<&str> {
+    expression
+        .split(|character: char| !character.is_ascii_alphanumeric() && character != '_')
+        .filter(|word| {
+            word.starts_with("ml_") || word.starts_with("process_") || *word == "panics_total"
+        })
+        .filter(|word| *word != "model_name")
+        .collect()
+}
+
+#[test]
+fn dashboards_ask_only_for_metrics_that_the_server_has() {
+    // What the process collector of the `prometheus` crate exposes on Linux.
+    let of_the_process = [
+        "process_cpu_seconds_total",
+        "process_max_fds",
+        "process_open_fds",
+        "process_resident_memory_bytes",
+        "process_start_time_seconds",
+        "process_threads",
+        "process_virtual_memory_bytes",
+    ];
+    for path in files("monitoring/dashboards", "json") {
+        let dashboard: Value = serde_json::from_str(&read(&path)).unwrap();
+        let mut asked = 0;
+        for panel in dashboard["panels"].as_array().unwrap() {
+            for target in panel["targets"].as_array().into_iter().flatten() {
+                assert_eq!(target["datasource"]["uid"], "prometheus");
+                for name in metrics_in(target["expr"].as_str().unwrap()) {
+                    let family = ["_bucket", "_sum", "_count"]
+                        .iter()
+                        .find_map(|suffix| name.strip_suffix(suffix))
+                        .unwrap_or(name);
+                    let known = FAMILIES.iter().any(|found| found.name == family)
+                        || of_the_process.contains(&family);
+                    assert!(known, "{}: {name}", path.display());
+                    asked += 1;
+                }
+            }
+        }
+        assert!(asked > 10, "{}", path.display());
+    }
+}
