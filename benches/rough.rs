@@ -22,6 +22,7 @@ use model_serving::config::ServeFlags;
 use model_serving::server;
 use model_serving::shutdown::StopSignals;
 use model_serving::telemetry::logging;
+use model_serving::telemetry::traces::Tracer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -124,9 +125,14 @@ async fn serve(model: &str) -> SocketAddr {
     let listener = server::bind(&config).await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
-        server::run(config, listener, StopSignals::install().unwrap())
-            .await
-            .unwrap();
+        server::run(
+            config,
+            listener,
+            StopSignals::install().unwrap(),
+            Tracer::default(),
+        )
+        .await
+        .unwrap();
     });
     let ready = request("GET", "/ready", "", &[]);
     while !once(address, &ready).await {

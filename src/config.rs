@@ -17,6 +17,7 @@ use crate::http::connection::ConnectionConfig;
 use crate::runtime::provider::Device;
 use crate::server::{Config, ModelsConfig};
 use crate::shutdown::DrainConfig;
+use crate::telemetry::collector::OptionalEndpoint;
 use crate::telemetry::logging::{LogConfig, LogFormat, LogLevel};
 use crate::units::{ByteSize, DurationText};
 
@@ -249,6 +250,12 @@ pub struct ServeFlags {
         default_value = "json"
     )]
     pub log_format: LogFormat,
+
+    /// Where spans are sent: the base URL of an OTLP collector that takes OTLP over HTTP, without TLS
+    /// (`http://localhost:4318`); off if not given. Set it when requests cross several services and you want to see where
+    /// their time goes.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<OptionalEndpoint>,
 }
 
 /// Prints what a model is, and a request to try.
@@ -393,6 +400,7 @@ impl ServeFlags {
                 delay: self.drain_delay.into(),
                 timeout: self.drain_timeout.into(),
             },
+            collector: self.otlp_endpoint.and_then(|endpoint| endpoint.0),
         })
     }
 }

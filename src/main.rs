@@ -7,6 +7,7 @@ use model_serving::config::{Command, DEFAULT_PORT, HealthcheckFlags, InspectFlag
 use model_serving::server::{self, StartError};
 use model_serving::shutdown::StopSignals;
 use model_serving::telemetry::logging;
+use model_serving::telemetry::traces::{self, Tracer};
 use model_serving::{healthcheck, inspect};
 
 fn main() -> ExitCode {
@@ -34,6 +35,13 @@ fn serve(flags: ServeFlags) -> Result<(), String> {
         .into_config(|name| std::env::var(name).ok())
         .unwrap_or_else(|error| error.exit());
     let _flushed_at_the_end = logging::start(log);
+    let (tracer, _sent_at_the_end) = match &config.collector {
+        Some(endpoint) => {
+            let (tracer, flush) = traces::start(endpoint)?;
+            (tracer, Some(flush))
+        }
+        None => (Tracer::default(), None),
+    };
     // Large bodies are decoded on threads of their own; more of those than CPUs would only take turns.
     let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -49,7 +57,7 @@ fn serve(flags: ServeFlags) -> Result<(), String> {
             source,
         })?;
         let listener = server::bind(&config).await?;
-        server::run(config, listener, signals).await
+        server::run(config, listener, signals, tracer).await
     });
     // Whatever still runs then runs for nobody.
     runtime.shutdown_background();

@@ -26,7 +26,9 @@ use crate::runtime::provider::{Device, ExecutionProvider};
 use crate::runtime::session::{self, SessionConfig};
 use crate::runtime::{LoadError, Model, RuntimeError, warmup};
 use crate::shutdown::{self, DrainConfig, Stop, StopSignals};
+use crate::telemetry::collector::Endpoint;
 use crate::telemetry::metrics::{Metrics, ModelInfo};
+use crate::telemetry::traces::Tracer;
 
 /// How often instances are looked at for runs that nobody waits for.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
@@ -51,6 +53,8 @@ pub struct Config {
     pub max_inflight_bytes: usize,
     /// How the server stops.
     pub drain: DrainConfig,
+    /// Where spans are sent; nowhere if not given.
+    pub collector: Option<Endpoint>,
 }
 
 /// What is served, and how it is executed.
@@ -126,6 +130,7 @@ pub async fn run(
     config: Config,
     listener: TcpListener,
     mut signals: StopSignals,
+    tracer: Tracer,
 ) -> Result<(), StartError> {
     let started = Instant::now();
     let metrics = Arc::new(Metrics::new()?);
@@ -138,6 +143,7 @@ pub async fn run(
         Arc::clone(&metrics),
         budget,
         config.http.clone(),
+        tracer,
     ));
     let address = listener.local_addr().ok();
     let serving = tokio::spawn(accept::serve(

@@ -52,8 +52,22 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// The only places in which a foreign library may be named.
 const LIBRARIES: &[(&str, &[&str])] = &[
     ("axum", &["http"]),
-    ("hyper", &["http/connection.rs", "healthcheck"]),
-    ("hyper_util", &["http/connection.rs", "healthcheck"]),
+    (
+        "hyper",
+        &[
+            "http/connection.rs",
+            "healthcheck",
+            "telemetry/collector.rs",
+        ],
+    ),
+    (
+        "hyper_util",
+        &[
+            "http/connection.rs",
+            "healthcheck",
+            "telemetry/collector.rs",
+        ],
+    ),
     ("tower", &["http"]),
     ("tower_http", &["http"]),
     ("socket2", &["http/accept.rs"]),
@@ -64,6 +78,9 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     // The composition root passes on the error of a registration that went wrong.
     ("prometheus", &["telemetry", "server"]),
     ("tracing_subscriber", &["telemetry"]),
+    ("opentelemetry", &["telemetry"]),
+    ("opentelemetry_otlp", &["telemetry"]),
+    ("opentelemetry_sdk", &["telemetry"]),
     ("clap", &["config"]),
 ];
 

@@ -211,6 +211,7 @@ fn wrong_usage_is_exit_code_2() {
         ("DEVICE", "gpu"),
         ("AIP_HTTP_PORT", "x"),
         ("AIP_PREDICT_ROUTE", "{x}"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318"),
     ] {
         let output = run_command(program().env(name, value));
         assert_eq!(
@@ -257,6 +258,7 @@ fn help_names_every_setting_with_its_variable_and_default() {
         ("--drain-timeout", "DRAIN_TIMEOUT", "8s"),
         ("--log-level", "LOG_LEVEL", "info"),
         ("--log-format", "LOG_FORMAT", "json"),
+        ("--otlp-endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT", ""),
     ] {
         let start = help
             .find(&format!("{flag} <"))

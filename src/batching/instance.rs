@@ -128,6 +128,7 @@ impl Instance {
                     member.answer(Ok(InferenceResponse {
                         outputs,
                         timings,
+                        started_at: started,
                         batch_rows,
                     }));
                 }

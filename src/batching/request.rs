@@ -265,6 +265,8 @@ pub struct InferenceResponse {
     pub outputs: Vec<OutputRows>,
     /// Where the time went.
     pub timings: Timings,
+    /// When the execution that it rode in began.
+    pub started_at: Instant,
     /// Rows of the execution that it rode in.
     pub batch_rows: usize,
 }

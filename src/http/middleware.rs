@@ -1,4 +1,4 @@
-//! What happens to every request, whatever its route: limits of the head, an id, and one line in the log.
+//! What happens to every request, whatever its route: limits of the head, an id, a trace, and one line in the log.
 //!
 //! Invariant: there is one line per request, and what it repeats of the client's own text is short and escaped.
 
@@ -13,26 +13,60 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
 
+use tracing::field::{DisplayValue, display};
+
 use super::App;
 use super::error::ApiError;
 use crate::batching::Timings;
+use crate::registry::ServedModel;
+use crate::telemetry::traces::{RequestTrace, SpanId, Stage, TraceId, TraceIds};
 
 /// The header that carries a request's id.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// The caller's place in its trace.
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// What tracing systems add to it.
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+
 /// The longest id of a client that is kept.
 const MAX_ID: usize = 128;
 
-/// When a request arrived; its deadline counts from here.
-#[derive(Debug, Clone, Copy)]
+/// When a request arrived, and under which ids the log and traces know it.
+#[derive(Debug, Clone)]
 pub(super) struct Arrival {
+    /// Its deadline counts from here.
     pub(super) at: Instant,
+    /// Fit to be repeated, hence text.
+    id: HeaderValue,
+    /// Its place in a trace, if it has one.
+    trace: Option<TraceIds>,
 }
 
-/// What a prediction tells the access log.
-#[derive(Debug, Clone, Copy)]
+impl Arrival {
+    /// The request's id.
+    pub(super) fn id(&self) -> &str {
+        self.id.to_str().unwrap_or("-")
+    }
+
+    /// The trace that the request is part of, for the log.
+    pub(super) fn trace_id(&self) -> Option<DisplayValue<TraceId>> {
+        self.trace.map(|ids| display(ids.trace_id))
+    }
+
+    /// The span that stands for the request in that trace, for the log.
+    pub(super) fn span_id(&self) -> Option<DisplayValue<SpanId>> {
+        self.trace.map(|ids| display(ids.span_id))
+    }
+}
+
+/// What a prediction tells the access log and its trace.
+#[derive(Clone)]
 pub(super) struct PredictionRecord {
+    pub(super) model: Arc<ServedModel>,
     pub(super) rows: usize,
+    pub(super) started_at: Instant,
     pub(super) batch_rows: usize,
     pub(super) timings: Timings,
 }
@@ -44,24 +78,64 @@ pub(super) async fn around(
     next: Next,
 ) -> Response {
     let at = Instant::now();
-    let id = request_id(request.headers());
-    request.extensions_mut().insert(Arrival { at });
     let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
     let method = method_name(request.method());
+    // Probes and scrapes come every few seconds from everywhere and say nothing when all is well.
+    let quiet = app.quiet_routes.iter().any(|quiet| quiet == route);
+    let trace = (!quiet).then(|| start_trace(&app, request.headers(), method, route));
+    let arrival = Arrival {
+        at,
+        id: request_id(request.headers()),
+        trace: trace.as_ref().and_then(RequestTrace::ids),
+    };
+    request.extensions_mut().insert(arrival.clone());
     let mut response = match check_head(&app, &request) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     };
-    response.headers_mut().insert(REQUEST_ID, id.clone());
-    log(
-        &app,
-        &response,
-        &id,
-        method,
-        route.as_ref().map_or("unmatched", MatchedPath::as_str),
-        at.elapsed(),
-    );
     response
+        .headers_mut()
+        .insert(REQUEST_ID, arrival.id.clone());
+    log(&response, &arrival, method, route, quiet);
+    if let Some(trace) = trace {
+        finish_trace(trace, &app, &response, &arrival);
+    }
+    response
+}
+
+/// The request's place in its caller's trace, or a trace of its own.
+fn start_trace(app: &App, headers: &HeaderMap, method: &'static str, route: &str) -> RequestTrace {
+    // Two parents are as good as none, by the recommendation.
+    let mut parents = headers.get_all(TRACEPARENT).iter();
+    let parent = parents.next().filter(|_| parents.next().is_none());
+    let parent = parent.and_then(|value| value.to_str().ok());
+    let state = headers
+        .get(TRACESTATE)
+        .and_then(|value| value.to_str().ok());
+    app.tracer.request(parent, state, method, route)
+}
+
+fn finish_trace(trace: RequestTrace, app: &App, response: &Response, arrival: &Arrival) {
+    let record = response.extensions().get::<PredictionRecord>();
+    let stage = record.map(|record| Stage {
+        started_at: record.started_at,
+        queue: record.timings.queue,
+        execution: record.timings.compute_input + record.timings.compute_infer,
+        rows: record.rows,
+        batch_rows: record.batch_rows,
+        model: &record.model.metadata.name,
+        version: &record.model.metadata.version,
+        device: &record.model.device,
+    });
+    let error = response.extensions().get::<ApiError>();
+    trace.finish(
+        &app.tracer,
+        arrival.id(),
+        response.status().as_u16(),
+        error.map(ApiError::code),
+        stage,
+    );
 }
 
 /// The client's own id if it is fit to be repeated, else a new one.
@@ -150,25 +224,16 @@ fn check_head(app: &App, request: &Request) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn log(
-    app: &App,
-    response: &Response,
-    id: &HeaderValue,
-    method: &'static str,
-    route: &str,
-    duration: Duration,
-) {
-    // Probes and scrapes come every few seconds from everywhere and say nothing when all is well.
-    let quiet =
-        response.status().is_success() && app.quiet_routes.iter().any(|quiet| quiet == route);
+fn log(response: &Response, arrival: &Arrival, method: &'static str, route: &str, quiet: bool) {
     let milliseconds = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
-    let id = id.to_str().unwrap_or("-");
+    let request_id = arrival.id();
+    let (trace_id, span_id) = (arrival.trace_id(), arrival.span_id());
     let status = response.status().as_u16();
-    let duration_ms = milliseconds(duration);
+    let duration_ms = milliseconds(arrival.at.elapsed());
     if let Some(record) = response.extensions().get::<PredictionRecord>() {
         tracing::info!(
             target: "access",
-            request_id = id, method, route, status, duration_ms,
+            request_id, trace_id, span_id, method, route, status, duration_ms,
             rows = record.rows,
             batch = record.batch_rows,
             queue_ms = milliseconds(record.timings.queue),
@@ -178,13 +243,13 @@ fn log(
     } else if let Some(error) = response.extensions().get::<ApiError>() {
         tracing::info!(
             target: "access",
-            request_id = id, method, route, status, duration_ms,
+            request_id, trace_id, span_id, method, route, status, duration_ms,
             code = error.code(), error = error.message(),
             "request"
         );
-    } else if quiet {
-        tracing::debug!(target: "access", request_id = id, method, route, status, duration_ms, "request");
+    } else if quiet && response.status().is_success() {
+        tracing::debug!(target: "access", request_id, method, route, status, duration_ms, "request");
     } else {
-        tracing::info!(target: "access", request_id = id, method, route, status, duration_ms, "request");
+        tracing::info!(target: "access", request_id, trace_id, span_id, method, route, status, duration_ms, "request");
     }
 }

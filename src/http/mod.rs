@@ -27,6 +27,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::batching::MemoryBudget;
 use crate::registry::Registry;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::Tracer;
 use error::ApiError;
 
 /// The bounds of requests and answers.
@@ -64,6 +65,8 @@ pub struct App {
     pub budget: MemoryBudget,
     /// The bounds of requests and answers.
     pub config: HttpConfig,
+    /// What makes the spans of requests.
+    pub tracer: Tracer,
     /// Routes whose successes are not worth a line in the log.
     quiet_routes: Vec<String>,
 }
@@ -76,6 +79,7 @@ impl App {
         metrics: Arc<Metrics>,
         budget: MemoryBudget,
         config: HttpConfig,
+        tracer: Tracer,
     ) -> Self {
         let mut quiet_routes: Vec<String> = ["/health", "/ready", "/ping", "/metrics"]
             .map(str::to_owned)
@@ -86,6 +90,7 @@ impl App {
             metrics,
             budget,
             config,
+            tracer,
             quiet_routes,
         }
     }

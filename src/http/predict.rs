@@ -101,9 +101,9 @@ impl Drop for Tally<'_> {
 
 /// Answers a prediction with `model`, and counts it.
 async fn answer(app: &App, model: &Arc<ServedModel>, request: Request) -> Response {
-    let arrived_at = request
-        .extensions()
-        .get::<Arrival>()
+    let arrival = request.extensions().get::<Arrival>().cloned();
+    let arrived_at = arrival
+        .as_ref()
         .map_or_else(Instant::now, |arrival| arrival.at);
     model.metrics.in_flight.inc();
     let mut tally = Tally {
@@ -111,7 +111,7 @@ async fn answer(app: &App, model: &Arc<ServedModel>, request: Request) -> Respon
         arrived_at,
         outcome: Outcome::Cancelled,
     };
-    match run(app, model, request, arrived_at).await {
+    match run(app, model, request, arrived_at, arrival.as_ref()).await {
         Ok(response) => {
             tally.outcome = Outcome::Success;
             response
@@ -128,6 +128,7 @@ async fn run(
     model: &Arc<ServedModel>,
     request: Request,
     arrived_at: Instant,
+    arrival: Option<&Arrival>,
 ) -> Result<Response, ApiError> {
     let (head, body) = request.into_parts();
     let deadline = arrived_at
@@ -163,11 +164,18 @@ async fn run(
         .await
         .map_err(|error| {
             if let crate::batching::ScheduleError::Internal(reason) = &error {
-                tracing::error!(%reason, "a prediction failed by our fault");
+                tracing::error!(
+                    request_id = arrival.map(Arrival::id),
+                    trace_id = arrival.and_then(Arrival::trace_id),
+                    span_id = arrival.and_then(Arrival::span_id),
+                    %reason,
+                    "a prediction failed by our fault"
+                );
             }
             ApiError::from(error)
         })?;
-    let (timings, batch_rows) = (response.timings, response.batch_rows);
+    let (timings, started_at, batch_rows) =
+        (response.timings, response.started_at, response.batch_rows);
     let encoding = Encoding {
         raw: ask.raw_answer,
         selection,
@@ -192,7 +200,9 @@ async fn run(
     record(
         &mut answer,
         PredictionRecord {
+            model: Arc::clone(model),
             rows,
+            started_at,
             batch_rows,
             timings,
         },

@@ -2,8 +2,10 @@
 //!
 //! Invariant: nothing here can make a request wait.
 
+pub mod collector;
 pub mod logging;
 pub mod metrics;
+pub mod traces;
 
 use std::sync::Arc;
 

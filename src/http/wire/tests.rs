@@ -236,6 +236,7 @@ fn response(values: Vec<f32>) -> InferenceResponse {
     InferenceResponse {
         outputs,
         timings: Timings::default(),
+        started_at: std::time::Instant::now(),
         batch_rows: rows,
     }
 }

@@ -1,0 +1,193 @@
+//! The connection to an OTLP collector.
+//!
+//! Invariant: it lives on the thread that exports spans, with a runtime of its own. A collector that is slow, broken or
+//! gone costs that thread time, and the log one line.
+
+use std::fmt;
+use std::pin::Pin;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use http::header::{CONNECTION, HOST};
+use http::uri::Scheme;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
+use tokio::net::TcpStream;
+use tokio::runtime::Runtime;
+
+/// The longest that one export may take.
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The largest answer that is read; a collector answers with a few bytes.
+const MAX_ANSWER: usize = 64 << 10;
+
+/// Where a collector takes OTLP over HTTP: `http://host:4318`, to which `/v1/traces` is added.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint(String);
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let uri: http::Uri = text
+            .parse()
+            .map_err(|_| format!("'{text}' is not a URL such as http://localhost:4318"))?;
+        if uri.scheme() == Some(&Scheme::HTTPS) {
+            return Err(format!(
+                "'{text}' asks for TLS, which is not supported here; send to a collector beside this server, such as http://localhost:4318"
+            ));
+        }
+        if uri.scheme() != Some(&Scheme::HTTP) || uri.host().is_none() || uri.query().is_some() {
+            return Err(format!(
+                "'{text}' is not a URL such as http://localhost:4318"
+            ));
+        }
+        Ok(Self(text.trim_end_matches('/').to_owned()))
+    }
+}
+
+/// An endpoint as a setting. An empty one is none, as OpenTelemetry has it for its variables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OptionalEndpoint(pub Option<Endpoint>);
+
+impl FromStr for OptionalEndpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let endpoint = Some(text).filter(|text| !text.is_empty());
+        endpoint.map(str::parse).transpose().map(Self)
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl Endpoint {
+    /// The URL that spans are posted to.
+    pub(super) fn traces_url(&self) -> String {
+        format!("{}/v1/traces", self.0)
+    }
+}
+
+/// Posts to the collector, and notes when it stops and starts to take spans.
+#[derive(Debug)]
+pub(super) struct Collector {
+    runtime: Runtime,
+    failing: AtomicBool,
+}
+
+impl Collector {
+    pub(super) fn new() -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        Ok(Self {
+            runtime,
+            failing: AtomicBool::new(false),
+        })
+    }
+
+    fn post(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let answer = self.runtime.block_on(async {
+            tokio::time::timeout(TIMEOUT, send(request))
+                .await
+                .unwrap_or_else(|_| {
+                    Err(format!("no answer within {} seconds", TIMEOUT.as_secs()).into())
+                })
+        });
+        let complaint = match &answer {
+            Ok(answer) if answer.status().is_success() => None,
+            Ok(answer) => Some(format!("it answered {}", answer.status())),
+            Err(error) => Some(error.to_string()),
+        };
+        let was_failing = self.failing.swap(complaint.is_some(), Ordering::Relaxed);
+        match complaint {
+            Some(reason) if !was_failing => tracing::warn!(
+                reason,
+                "the OTLP collector takes no spans; they are dropped until it does"
+            ),
+            None if was_failing => tracing::info!("the OTLP collector takes spans again"),
+            _ => {}
+        }
+        answer
+    }
+}
+
+impl HttpClient for Collector {
+    // The exporter's thread has nothing else to do, so this may block; it also works where no runtime is entered.
+    fn send_bytes<'client, 'future>(
+        &'client self,
+        request: Request<Bytes>,
+    ) -> Pin<Box<dyn Future<Output = Result<Response<Bytes>, HttpError>> + Send + 'future>>
+    where
+        'client: 'future,
+        Self: 'future,
+    {
+        Box::pin(async move { self.post(request) })
+    }
+}
+
+async fn send(request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+    let uri = request.uri();
+    let host = uri.host().ok_or("the endpoint has no host")?;
+    let port = uri.port_u16().unwrap_or(80);
+    let authority = format!("{host}:{port}");
+    let path = uri
+        .path_and_query()
+        .map_or("/", |path| path.as_str())
+        .to_owned();
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    let stream = TcpStream::connect((address, port)).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (head, body) = request.into_parts();
+    let mut outgoing = Request::post(path).body(Full::new(body))?;
+    *outgoing.headers_mut() = head.headers;
+    outgoing.headers_mut().insert(HOST, authority.parse()?);
+    outgoing
+        .headers_mut()
+        .insert(CONNECTION, http::HeaderValue::from_static("close"));
+    let exchange = async {
+        let (head, body) = sender.send_request(outgoing).await?.into_parts();
+        let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
+        Ok(Response::from_parts(head, body))
+    };
+    tokio::select! {
+        answer = exchange => answer,
+        Err(error) = connection => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_a_plain_url_of_a_collector() {
+        for (text, url) in [
+            ("http://localhost:4318", "http://localhost:4318/v1/traces"),
+            ("http://[::1]:4318/", "http://[::1]:4318/v1/traces"),
+            ("http://collector/otlp", "http://collector/otlp/v1/traces"),
+        ] {
+            assert_eq!(
+                text.parse::<Endpoint>().map(|it| it.traces_url()),
+                Ok(url.to_owned())
+            );
+        }
+        for wrong in [
+            "",
+            "localhost:4318",
+            "/v1",
+            "https://c:4318",
+            "grpc://c",
+            "http://c/?a=b",
+        ] {
+            assert!(wrong.parse::<Endpoint>().is_err(), "{wrong}");
+        }
+    }
+}
