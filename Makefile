@@ -12,7 +12,7 @@ LINTERS := .tools/linters
 CHECKOV := .tools/checkov
 COMPOSE_FILES := -f docker-compose.yml -f docker-compose.gpu.yml
 
-.PHONY: help run test fmt fmt-check lint lint-files compose-config unit black-box doc deny docker-test docker-test-gpu \
+.PHONY: help run test fmt fmt-check lint lint-files lint-monitoring monitoring-tools compose-config unit black-box doc deny docker-test docker-test-gpu \
 	bench onnxruntime clean
 
 help: ## Show this list
@@ -24,7 +24,7 @@ onnxruntime: ## Fetch ONNX Runtime's CPU library (once, pinned, checksummed) int
 run: onnxruntime ## Build the server and serve the bundled model on port 8000
 	$(CARGO) run --release --locked
 
-test: onnxruntime fmt-check lint lint-files doc deny unit black-box docker-test ## Every check: format, lints, docs, licences, tests, images
+test: onnxruntime fmt-check lint lint-files lint-monitoring doc deny unit black-box docker-test ## Every check: format, lints, docs, licences, tests, images
 	@echo "all checks passed"
 
 fmt: $(LINTERS)/ready ## Format the sources
@@ -45,6 +45,16 @@ lint-files: $(LINTERS)/ready $(CHECKOV)/ready compose-config ## Scripts, Dockerf
 	$(LINTERS)/bin/hadolint Dockerfile Dockerfile.gpu
 	$(LINTERS)/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml docker-compose.gpu.yml
 	$(CHECKOV)/bin/checkov --file Dockerfile Dockerfile.gpu --framework dockerfile --skip-download --compact --quiet
+
+monitoring-tools: ## Fetch Prometheus and promtool, out of the distribution's package, into .tools/
+	@scripts/fetch-prometheus.sh
+
+# The paths in prometheus.yml are those of the container, so that promtool checks only its syntax.
+lint-monitoring: monitoring-tools ## Rules and alerts, and their unit tests
+	@if [ -x .tools/prometheus/promtool ]; then set -x; \
+	.tools/prometheus/promtool check config --syntax-only monitoring/prometheus.yml; \
+	.tools/prometheus/promtool check rules monitoring/rules/*.yml; \
+	.tools/prometheus/promtool test rules monitoring/tests/*.yml; fi
 
 compose-config:
 	@if docker compose version >/dev/null 2>&1; then compose="docker compose"; \
@@ -71,7 +81,7 @@ $(CARGO_DENY):
 unit: onnxruntime ## Unit tests
 	$(CARGO) test --locked --lib --bins
 
-black-box: onnxruntime ## Tests of the running server
+black-box: onnxruntime monitoring-tools ## Tests of the running server
 	$(CARGO) test --locked --test '*'
 
 docker-test: ## The CPU image and the Compose stack, on a Docker engine; skipped, with a word, where none answers

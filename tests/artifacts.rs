@@ -144,10 +144,9 @@ fn no_password_stands_in_the_stack() {
     );
 }
 
-/// The metric names of an expression: words followed by a selector or by what may follow one.
-fn metrics_in(expression: &str) -> Vec<&str> {
-    expression
-        .split(|character: char| !character.is_ascii_alphanumeric() && character != '_')
+/// The metric names in a text. A word with a colon is a recorded rule's.
+fn metrics_in(text: &str) -> Vec<&str> {
+    text.split(|character: char| !character.is_ascii_alphanumeric() && !"_:".contains(character))
         .filter(|word| {
             word.starts_with("ml_") || word.starts_with("process_") || *word == "panics_total"
         })
@@ -155,8 +154,8 @@ fn metrics_in(expression: &str) -> Vec<&str> {
         .collect()
 }
 
-#[test]
-fn dashboards_ask_only_for_metrics_that_the_server_has() {
+/// Panics if `text` asks for a metric that the server has not, and returns how many it asks for.
+fn check_metrics(path: &Path, text: &str) -> usize {
     // What the process collector of the `prometheus` crate exposes on Linux.
     let of_the_process = [
         "process_cpu_seconds_total",
@@ -167,24 +166,45 @@ fn dashboards_ask_only_for_metrics_that_the_server_has() {
         "process_threads",
         "process_virtual_memory_bytes",
     ];
+    let names = metrics_in(text);
+    for name in &names {
+        let family = ["_bucket", "_sum", "_count"]
+            .iter()
+            .find_map(|suffix| name.strip_suffix(suffix))
+            .unwrap_or(name);
+        let known =
+            FAMILIES.iter().any(|found| found.name == family) || of_the_process.contains(&family);
+        assert!(known, "{}: {name}", path.display());
+    }
+    names.len()
+}
+
+#[test]
+fn dashboards_and_rules_ask_only_for_metrics_that_the_server_has() {
     for path in files("monitoring/dashboards", "json") {
         let dashboard: Value = serde_json::from_str(&read(&path)).unwrap();
         let mut asked = 0;
         for panel in dashboard["panels"].as_array().unwrap() {
             for target in panel["targets"].as_array().into_iter().flatten() {
                 assert_eq!(target["datasource"]["uid"], "prometheus");
-                for name in metrics_in(target["expr"].as_str().unwrap()) {
-                    let family = ["_bucket", "_sum", "_count"]
-                        .iter()
-                        .find_map(|suffix| name.strip_suffix(suffix))
-                        .unwrap_or(name);
-                    let known = FAMILIES.iter().any(|found| found.name == family)
-                        || of_the_process.contains(&family);
-                    assert!(known, "{}: {name}", path.display());
-                    asked += 1;
-                }
+                asked += check_metrics(&path, target["expr"].as_str().unwrap());
+            }
+            if panel["type"] != "row" {
+                let unit = &panel["fieldConfig"]["defaults"]["unit"];
+                assert!(
+                    unit.is_string() && panel["description"] != "",
+                    "{}",
+                    panel["title"]
+                );
             }
         }
         assert!(asked > 10, "{}", path.display());
+    }
+    for path in files("monitoring/rules", "yml") {
+        assert!(
+            check_metrics(&path, &read(&path)) > 10,
+            "{}",
+            path.display()
+        );
     }
 }

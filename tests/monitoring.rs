@@ -1,0 +1,246 @@
+//! A real Prometheus scrapes the real server under load: every rule has a value, every panel has data, and the
+//! latency that autoscalers see is the one that clients see.
+//!
+//! `make monitoring-tools` fetches Prometheus; without it these tests say that they were skipped.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test stops at the first thing that is wrong"
+)]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::Value;
+use support::{PATIENCE, Request, Server, repository};
+
+/// A running Prometheus. Dropping it ends it.
+struct Prometheus {
+    child: Child,
+    address: SocketAddr,
+    _folder: tempfile::TempDir,
+}
+
+impl Prometheus {
+    fn program() -> Option<PathBuf> {
+        let program = repository(".tools/prometheus/prometheus");
+        program.exists().then_some(program)
+    }
+
+    /// Starts it with our rules, and with `target` as a pod of Kubernetes would be.
+    fn start(program: &PathBuf, target: SocketAddr) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = format!(
+            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n\
+             rule_files: ['{rules}']\n\
+             scrape_configs:\n\
+             - job_name: model-serving\n\
+             \x20 static_configs:\n\
+             \x20 - targets: ['{target}']\n\
+             \x20   labels: {{namespace: default, pod: server}}\n",
+            rules = repository("monitoring/rules/*.yml").display(),
+        );
+        let path = folder.path().join("prometheus.yml");
+        std::fs::write(&path, config).unwrap();
+        // It does not tell which port it was given, so it gets one that was free a moment ago.
+        let address = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let child = Command::new(program)
+            .arg(format!("--config.file={}", path.display()))
+            .arg(format!(
+                "--storage.tsdb.path={}",
+                folder.path().join("data").display()
+            ))
+            .arg(format!("--web.listen-address={address}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut prometheus = Self {
+            child,
+            address,
+            _folder: folder,
+        };
+        until("Prometheus is ready", || {
+            assert_eq!(prometheus.child.try_wait().unwrap(), None);
+            prometheus
+                .ask("/-/ready")
+                .is_ok_and(|(status, _)| status == 200)
+        });
+        prometheus
+    }
+
+    fn get(&self, path: &str) -> Value {
+        let (status, body) = self.ask(path).unwrap();
+        assert_eq!(status, 200, "{path}: {body}");
+        serde_json::from_str::<Value>(&body).unwrap()["data"].clone()
+    }
+
+    /// One request. By HTTP/1.0, since by 1.1 it answers in chunks.
+    fn ask(&self, path: &str) -> std::io::Result<(u16, String)> {
+        let mut stream = TcpStream::connect(self.address)?;
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: prometheus\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        let status = head.split(' ').nth(1).unwrap_or_default().parse();
+        Ok((status.unwrap_or_default(), body.to_owned()))
+    }
+
+    /// The values of `expression` now.
+    fn query(&self, expression: &str) -> Vec<f64> {
+        let query = utf8_percent_encode(expression, NON_ALPHANUMERIC);
+        let data = self.get(&format!("/api/v1/query?query={query}"));
+        let samples = data["result"].as_array().unwrap();
+        samples
+            .iter()
+            .map(|sample| sample["value"][1].as_str().unwrap().parse().unwrap())
+            .collect()
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
+}
+
+/// The queries of every panel, with the dashboard's variables filled in.
+fn panel_queries() -> Vec<String> {
+    let mut queries = Vec::new();
+    for entry in std::fs::read_dir(repository("monitoring/dashboards")).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        let dashboard: Value = serde_json::from_str(&text).unwrap();
+        for panel in dashboard["panels"].as_array().unwrap() {
+            for target in panel["targets"].as_array().into_iter().flatten() {
+                let query = target["expr"].as_str().unwrap();
+                queries.push(
+                    query
+                        .replace("$__rate_interval", "20s")
+                        .replace("$model", ".*"),
+                );
+            }
+        }
+    }
+    assert!(queries.len() > 10);
+    queries
+}
+
+/// The bucket of the histogram in which `seconds` lies.
+fn bucket(edges: &[f64], seconds: f64) -> usize {
+    edges.iter().take_while(|edge| seconds > **edge).count()
+}
+
+#[test]
+fn rules_and_panels_have_data_and_autoscalers_see_the_clients_latency() {
+    let Some(program) = Prometheus::program() else {
+        eprintln!(
+            "SKIPPED: Prometheus is not there (make monitoring-tools), so no rule was evaluated"
+        );
+        return;
+    };
+    // Some milliseconds in the model, so that latency is the model's and not this machine's mood.
+    let server = Server::fixture("loop", &[]);
+    let prometheus = Prometheus::start(&program, server.address);
+    let stop = AtomicBool::new(false);
+    let latencies = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut client = server.connect();
+                let request = Request::json("/predict", r#"{"inputs": [20000]}"#);
+                while !stop.load(Ordering::Relaxed) {
+                    let sent = Instant::now();
+                    assert_eq!(client.send(&request).unwrap().status, 200);
+                    latencies.lock().unwrap().push(sent.elapsed().as_secs_f64());
+                }
+            });
+        }
+        // A panic in here must end the load too, or the scope would wait for ever.
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            check_rules(&prometheus);
+            for query in panel_queries() {
+                until(&query, || !prometheus.query(&query).is_empty());
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        if let Err(panic) = result {
+            std::panic::resume_unwind(panic);
+        }
+    });
+
+    // The adapter asks for this record, pod by pod.
+    let seen = prometheus.query("max by (namespace, pod) (inference_latency_p99)");
+    assert_eq!(seen.len(), 1);
+    let mut latencies = latencies.into_inner().unwrap();
+    latencies.sort_by(f64::total_cmp);
+    let own = latencies[latencies.len() * 99 / 100];
+    let scrape = server.metrics();
+    let histogram = scrape
+        .samples
+        .iter()
+        .find_map(|sample| match &sample.value {
+            prometheus_parse::Value::Histogram(buckets)
+                if sample.metric == "ml_prediction_duration_seconds" =>
+            {
+                Some(buckets)
+            }
+            _ => None,
+        })
+        .unwrap();
+    let edges: Vec<f64> = histogram.iter().map(|bucket| bucket.less_than).collect();
+    let apart = bucket(&edges, seen[0]).abs_diff(bucket(&edges, own));
+    assert!(apart <= 1, "autoscalers see {} s, clients {own} s", seen[0]);
+}
+
+/// Every rule is evaluated without an error, and every record has a value.
+fn check_rules(prometheus: &Prometheus) {
+    let rules = || {
+        let data = prometheus.get("/api/v1/rules");
+        let groups = data["groups"].as_array().unwrap().clone();
+        groups
+            .iter()
+            .flat_map(|group| group["rules"].as_array().unwrap().clone())
+            .collect::<Vec<Value>>()
+    };
+    until("every rule was evaluated", || {
+        rules().iter().all(|rule| rule["health"] == "ok")
+    });
+    let rules = rules();
+    let (records, alerts): (Vec<&Value>, Vec<&Value>) =
+        rules.iter().partition(|rule| rule["type"] == "recording");
+    assert!(records.len() >= 10 && alerts.len() >= 5, "{rules:?}");
+    for record in records {
+        let name = record["name"].as_str().unwrap();
+        until(name, || {
+            let values = prometheus.query(name);
+            !values.is_empty() && values.iter().all(|value| value.is_finite())
+        });
+    }
+    let down = prometheus.query(r#"ALERTS{alertname="ModelServingDown"}"#);
+    assert!(down.is_empty());
+}
