@@ -10,9 +10,11 @@ CARGO_DENY := .tools/bin/cargo-deny
 
 LINTERS := .tools/linters
 CHECKOV := .tools/checkov
+# The oldest Kubernetes that the manifests are for.
+KUBERNETES := 1.33
 COMPOSE_FILES := -f docker-compose.yml -f docker-compose.gpu.yml
 
-.PHONY: help run test fmt fmt-check lint lint-files lint-monitoring monitoring-tools compose-config unit black-box doc deny docker-test docker-test-gpu \
+.PHONY: help run test fmt fmt-check lint lint-files lint-k8s lint-monitoring monitoring-tools compose-config unit black-box doc deny docker-test docker-test-gpu \
 	bench onnxruntime clean
 
 help: ## Show this list
@@ -24,7 +26,7 @@ onnxruntime: ## Fetch ONNX Runtime's CPU library (once, pinned, checksummed) int
 run: onnxruntime ## Build the server and serve the bundled model on port 8000
 	$(CARGO) run --release --locked
 
-test: onnxruntime fmt-check lint lint-files lint-monitoring doc deny unit black-box docker-test ## Every check: format, lints, docs, licences, tests, images
+test: onnxruntime fmt-check lint lint-files lint-monitoring lint-k8s doc deny unit black-box docker-test ## Every check: format, lints, docs, licences, tests, images
 	@echo "all checks passed"
 
 fmt: $(LINTERS)/ready ## Format the sources
@@ -55,6 +57,18 @@ lint-monitoring: monitoring-tools ## Rules and alerts, and their unit tests
 	.tools/prometheus/promtool check config --syntax-only monitoring/prometheus.yml; \
 	.tools/prometheus/promtool check rules monitoring/rules/*.yml; \
 	.tools/prometheus/promtool test rules monitoring/tests/*.yml; fi
+
+# Kubernetes' own schemas; the operators' kinds, whose schemas are in their clusters only, are named by a warning.
+lint-k8s: $(LINTERS)/ready $(CHECKOV)/ready ## Kubernetes manifests: every rendered overlay against the schemas, and checkov
+	@mkdir -p target/k8s
+	@if ! command -v kubectl >/dev/null; then echo "SKIPPED: kubectl is not installed, so the overlays were not rendered"; exit 0; fi; \
+	for overlay in cpu gpu monitoring; do \
+		set -x; kubectl kustomize k8s/overlays/$$overlay > target/k8s/$$overlay.yaml; \
+		$(LINTERS)/bin/kubernetes-validate --quiet --strict --kubernetes-version $(KUBERNETES) target/k8s/$$overlay.yaml; { set +x; } 2>/dev/null; \
+	done; \
+	cp k8s/load-model.yaml target/k8s/; \
+	$(CHECKOV)/bin/checkov --directory target/k8s --framework kubernetes --skip-download --compact --quiet
+	$(LINTERS)/bin/kubernetes-validate --quiet --strict --kubernetes-version $(KUBERNETES) k8s/load-model.yaml
 
 compose-config:
 	@if docker compose version >/dev/null 2>&1; then compose="docker compose"; \

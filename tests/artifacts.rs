@@ -9,7 +9,8 @@
 
 use std::path::{Path, PathBuf};
 
-use model_serving::config::DEFAULT_PORT;
+use clap::CommandFactory;
+use model_serving::config::{DEFAULT_PORT, ServeFlags};
 use model_serving::telemetry::metrics::FAMILIES;
 use serde_json::Value;
 
@@ -207,4 +208,115 @@ fn dashboards_and_rules_ask_only_for_metrics_that_the_server_has() {
             path.display()
         );
     }
+}
+
+/// Every Kubernetes manifest, with its path.
+fn manifests() -> Vec<(PathBuf, String)> {
+    let folders = [
+        "k8s",
+        "k8s/base",
+        "k8s/overlays/cpu",
+        "k8s/overlays/gpu",
+        "k8s/overlays/monitoring",
+    ];
+    let paths = folders.iter().flat_map(|folder| files(folder, "yaml"));
+    paths.map(|path| (path.clone(), read(&path))).collect()
+}
+
+/// The values of `key` in a YAML text, one for each line that has it.
+fn values<'a>(text: &'a str, key: &str) -> Vec<&'a str> {
+    text.lines()
+        .map(|line| line.trim_start_matches([' ', '-']))
+        .filter_map(|line| line.strip_prefix(key)?.strip_prefix(": "))
+        .collect()
+}
+
+#[test]
+fn artifacts_set_only_variables_that_the_server_reads() {
+    let command = ServeFlags::command();
+    let known: Vec<&str> = command
+        .get_arguments()
+        .filter_map(|argument| argument.get_env()?.to_str())
+        .collect();
+    let is_variable = |name: &&str| {
+        name.starts_with(|first: char| first.is_ascii_uppercase())
+            && name
+                .chars()
+                .all(|it| it.is_ascii_uppercase() || "_0123456789".contains(it))
+    };
+    let mut set = 0;
+    for (path, text) in manifests() {
+        for name in values(&text, "name").into_iter().filter(is_variable) {
+            assert!(known.contains(&name), "{}: {name}", path.display());
+            set += 1;
+        }
+    }
+    assert!(set >= 3);
+    let compose = read("docker-compose.yml");
+    let api = compose.split("\n  prometheus:").next().unwrap();
+    let environment = api.split("    environment:\n").nth(1).unwrap();
+    let lines = environment
+        .lines()
+        .take_while(|line| line.starts_with("      "));
+    for line in lines.filter(|line| !line.trim_start().starts_with('#')) {
+        let name = line.trim().split(':').next().unwrap();
+        assert!(known.contains(&name), "docker-compose.yml: {name}");
+    }
+}
+
+#[test]
+fn manifests_name_only_paths_ports_and_metrics_that_the_server_has() {
+    let mut probed = 0;
+    for (path, text) in manifests() {
+        for route in values(&text, "path") {
+            // Kustomize's patches have a path too, which is a file.
+            if route.starts_with('/') {
+                assert!(
+                    ["/health", "/ready", "/metrics"].contains(&route),
+                    "{}: {route}",
+                    path.display()
+                );
+                probed += 1;
+            }
+        }
+        for port in values(&text, "containerPort") {
+            assert_eq!(port, DEFAULT_PORT.to_string(), "{}", path.display());
+        }
+        check_metrics(&path, &text);
+    }
+    assert!(probed >= 4);
+    // What the autoscaler asks for is what the adapter offers.
+    let adapter = read("k8s/overlays/monitoring/adapter-values.yaml");
+    for metric in ["inference_latency_p99", "ml_saturation"] {
+        assert!(values(&read("k8s/base/autoscaler.yaml"), "name").contains(&metric));
+        assert!(adapter.contains(&format!("seriesQuery: '{metric}{{")));
+    }
+    assert!(
+        values(&read("monitoring/rules/model-serving.yml"), "record")
+            .contains(&"inference_latency_p99")
+    );
+}
+
+#[test]
+fn the_prometheus_operator_gets_the_same_rules_as_prometheus() {
+    let ours = read("monitoring/rules/model-serving.yml");
+    let theirs = read("k8s/overlays/monitoring/prometheus-rule.yaml");
+    let ours = ours.split_once("groups:\n").unwrap().1;
+    let theirs: Vec<&str> = theirs
+        .split_once("  groups:\n")
+        .unwrap()
+        .1
+        .lines()
+        .collect();
+    let ours: Vec<String> = ours
+        .lines()
+        .map(|line| {
+            if line.is_empty() {
+                String::new()
+            } else {
+                format!("  {line}")
+            }
+        })
+        .collect();
+    assert_eq!(ours, theirs);
 }

@@ -150,6 +150,29 @@ fn panel_queries() -> Vec<String> {
     queries
 }
 
+/// What prometheus-adapter asks for the two metrics of the autoscaler, with its templates filled in for our pod.
+fn adapter_queries() -> [String; 2] {
+    let path = repository("k8s/overlays/monitoring/adapter-values.yaml");
+    let text = std::fs::read_to_string(path).unwrap();
+    ["inference_latency_p99", "ml_saturation"].map(|series| {
+        let rule = text
+            .split("- seriesQuery: '")
+            .find(|rule| rule.starts_with(series));
+        let query = rule.unwrap().split("metricsQuery:").nth(1).unwrap();
+        let lines = query.split("\n    - ").next().unwrap();
+        lines
+            .trim_start_matches(" >-")
+            .trim_matches([' ', '\n', '\''])
+            .replace('\n', " ")
+            .replace("<<.Series>>", series)
+            .replace(
+                "<<.LabelMatchers>>",
+                r#"namespace="default",pod=~"server|other""#,
+            )
+            .replace("<<.GroupBy>>", "pod")
+    })
+}
+
 /// The bucket of the histogram in which `seconds` lies.
 fn bucket(edges: &[f64], seconds: f64) -> usize {
     edges.iter().take_while(|edge| seconds > **edge).count()
@@ -166,6 +189,14 @@ fn rules_and_panels_have_data_and_autoscalers_see_the_clients_latency() {
     // Some milliseconds in the model, so that latency is the model's and not this machine's mood.
     let server = Server::fixture("loop", &[]);
     let prometheus = Prometheus::start(&program, server.address);
+    let [latency, saturation] = adapter_queries();
+    // Without requests an autoscaler must see 0 and not nothing, or it would never scale down.
+    until("an idle pod has a latency", || {
+        prometheus.query(&latency) == [0.0]
+    });
+    until("an idle pod has a saturation", || {
+        prometheus.query(&saturation) == [0.0]
+    });
     let stop = AtomicBool::new(false);
     let latencies = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -193,8 +224,7 @@ fn rules_and_panels_have_data_and_autoscalers_see_the_clients_latency() {
         }
     });
 
-    // The adapter asks for this record, pod by pod.
-    let seen = prometheus.query("max by (namespace, pod) (inference_latency_p99)");
+    let seen = prometheus.query(&latency);
     assert_eq!(seen.len(), 1);
     let mut latencies = latencies.into_inner().unwrap();
     latencies.sort_by(f64::total_cmp);
