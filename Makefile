@@ -14,7 +14,7 @@ CHECKOV := .tools/checkov
 KUBERNETES := 1.33
 COMPOSE_FILES := -f docker-compose.yml -f docker-compose.gpu.yml
 
-.PHONY: help run test fmt fmt-check lint lint-files lint-k8s lint-monitoring monitoring-tools compose-config unit black-box doc deny docker-test docker-test-gpu \
+.PHONY: help run test fmt fmt-check lint lint-files lint-k8s lint-workflows lint-monitoring monitoring-tools compose-config unit black-box doc deny advisories docker-test docker-test-gpu \
 	bench onnxruntime clean
 
 help: ## Show this list
@@ -26,7 +26,7 @@ onnxruntime: ## Fetch ONNX Runtime's CPU library (once, pinned, checksummed) int
 run: onnxruntime ## Build the server and serve the bundled model on port 8000
 	$(CARGO) run --release --locked
 
-test: onnxruntime fmt-check lint lint-files lint-monitoring lint-k8s doc deny unit black-box docker-test ## Every check: format, lints, docs, licences, tests, images
+test: onnxruntime fmt-check lint lint-files lint-monitoring lint-k8s lint-workflows doc deny unit black-box docker-test ## Every check: format, lints, docs, licences, tests, images
 	@echo "all checks passed"
 
 fmt: $(LINTERS)/ready ## Format the sources
@@ -58,6 +58,13 @@ lint-monitoring: monitoring-tools ## Rules and alerts, and their unit tests
 	.tools/prometheus/promtool check rules monitoring/rules/*.yml; \
 	.tools/prometheus/promtool test rules monitoring/tests/*.yml; fi
 
+lint-workflows: $(LINTERS)/ready $(CHECKOV)/ready ## GitHub workflows: schema, actionlint, zizmor, checkov
+	$(LINTERS)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(LINTERS)/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(LINTERS)/bin/actionlint .github/workflows/*.yml
+	$(LINTERS)/bin/zizmor --offline --quiet .github
+	$(CHECKOV)/bin/checkov --directory .github --framework github_actions --skip-download --compact --quiet
+
 # Kubernetes' own schemas; the operators' kinds, whose schemas are in their clusters only, are named by a warning.
 lint-k8s: $(LINTERS)/ready $(CHECKOV)/ready ## Kubernetes manifests: every rendered overlay against the schemas, and checkov
 	@mkdir -p target/k8s
@@ -88,6 +95,9 @@ doc: ## API documentation, warnings denied
 
 deny: $(CARGO_DENY) ## Licences, bans and sources of dependencies
 	$(CARGO_DENY) --locked check --hide-inclusion-graph licenses bans sources
+
+advisories: $(CARGO_DENY) ## Known vulnerabilities of dependencies; needs the advisory database from the internet
+	$(CARGO_DENY) --locked check --hide-inclusion-graph advisories
 
 $(CARGO_DENY):
 	$(CARGO) install --locked --root .tools --version $(CARGO_DENY_VERSION) cargo-deny

@@ -320,3 +320,57 @@ fn the_prometheus_operator_gets_the_same_rules_as_prometheus() {
         .collect();
     assert_eq!(ours, theirs);
 }
+
+#[test]
+fn cloud_run_gets_what_an_l4_needs_and_what_the_server_knows() {
+    let text = read(".github/workflows/cloud-run.yml");
+    let flag = |name: &str| {
+        let start = text.find(&format!("--{name}=")).unwrap() + name.len() + 3;
+        text[start..].split_whitespace().next().unwrap().to_owned()
+    };
+    assert_eq!(flag("gpu-type"), "nvidia-l4");
+    // Cloud Run refuses an L4 with less.
+    assert!(flag("cpu").parse::<u32>().unwrap() >= 4);
+    let memory = flag("memory");
+    assert!(memory.strip_suffix("Gi").unwrap().parse::<u32>().unwrap() >= 16);
+    assert!(text.contains("--no-cpu-throttling") && text.contains("--no-gpu-zonal-redundancy"));
+    assert_eq!(flag("port"), DEFAULT_PORT.to_string());
+    assert!(flag("startup-probe").starts_with("httpGet.path=/ready,"));
+    assert!(flag("liveness-probe").starts_with("httpGet.path=/health,"));
+    let variables = text.split("env_vars: |\n").nth(1).unwrap();
+    let variables = variables
+        .lines()
+        .take_while(|line| line.starts_with("            "));
+    let command = ServeFlags::command();
+    let mut set = 0;
+    for line in variables {
+        let name = line.trim().split('=').next().unwrap();
+        let known = command
+            .get_arguments()
+            .any(|argument| argument.get_env().is_some_and(|known| known == name));
+        assert!(known, "{name}");
+        set += 1;
+    }
+    assert!(set >= 2);
+}
+
+#[test]
+fn actions_of_others_are_pinned_by_commit() {
+    let mut pinned = 0;
+    for path in files(".github/workflows", "yml") {
+        for action in values(&read(&path), "uses") {
+            let commit = action
+                .split_once('@')
+                .map_or("", |(_, rest)| rest.split(' ').next().unwrap_or_default());
+            let is_commit =
+                commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit());
+            assert!(
+                is_commit || action.starts_with("./"),
+                "{}: {action}",
+                path.display()
+            );
+            pinned += usize::from(is_commit);
+        }
+    }
+    assert!(pinned > 10);
+}
