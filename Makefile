@@ -10,11 +10,12 @@ CARGO_DENY := .tools/bin/cargo-deny
 
 LINTERS := .tools/linters
 CHECKOV := .tools/checkov
+GOOGLE_SCHEMA := .tools/google-schema
 # The oldest Kubernetes that the manifests are for.
 KUBERNETES := 1.33
 COMPOSE_FILES := -f docker-compose.yml -f docker-compose.gpu.yml
 
-.PHONY: help run test fmt fmt-check lint lint-files lint-k8s lint-workflows lint-monitoring monitoring-tools compose-config unit black-box doc deny advisories docker-test docker-test-gpu \
+.PHONY: help run test fmt fmt-check lint lint-files lint-k8s lint-terraform lint-workflows lint-monitoring monitoring-tools compose-config unit black-box doc deny advisories docker-test docker-test-gpu \
 	bench onnxruntime clean
 
 help: ## Show this list
@@ -26,7 +27,7 @@ onnxruntime: ## Fetch ONNX Runtime's CPU library (once, pinned, checksummed) int
 run: onnxruntime ## Build the server and serve the bundled model on port 8000
 	$(CARGO) run --release --locked
 
-test: onnxruntime fmt-check lint lint-files lint-monitoring lint-k8s lint-workflows doc deny unit black-box docker-test ## Every check: format, lints, docs, licences, tests, images
+test: onnxruntime fmt-check lint lint-files lint-monitoring lint-k8s lint-workflows lint-terraform doc deny unit black-box docker-test ## Every check: format, lints, docs, licences, tests, images
 	@echo "all checks passed"
 
 fmt: $(LINTERS)/ready ## Format the sources
@@ -64,6 +65,18 @@ lint-workflows: $(LINTERS)/ready $(CHECKOV)/ready ## GitHub workflows: schema, a
 	$(LINTERS)/bin/actionlint .github/workflows/*.yml
 	$(LINTERS)/bin/zizmor --offline --quiet .github
 	$(CHECKOV)/bin/checkov --directory .github --framework github_actions --skip-download --compact --quiet
+
+lint-terraform: $(LINTERS)/ready $(CHECKOV)/ready $(GOOGLE_SCHEMA)/ready ## Terraform: format, arguments against the provider's schema, checkov
+	@if command -v terraform >/dev/null; then set -x; terraform fmt -check -recursive -diff terraform; \
+	else echo "SKIPPED: terraform is not installed, so the format of terraform/ was not checked"; fi
+	$(LINTERS)/bin/python scripts/check-terraform.py $(GOOGLE_SCHEMA)/*.whl terraform
+	$(CHECKOV)/bin/checkov --directory terraform --framework terraform --skip-download --compact --quiet
+
+$(GOOGLE_SCHEMA)/ready: scripts/checks/google-schema.txt
+	rm -rf $(@D)
+	python3 -m pip download --quiet --no-input --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
+		--dest $(@D) --requirement $<
+	touch $@
 
 # Kubernetes' own schemas; the operators' kinds, whose schemas are in their clusters only, are named by a warning.
 lint-k8s: $(LINTERS)/ready $(CHECKOV)/ready ## Kubernetes manifests: every rendered overlay against the schemas, and checkov

@@ -374,3 +374,55 @@ fn actions_of_others_are_pinned_by_commit() {
     }
     assert!(pinned > 10);
 }
+
+#[test]
+fn terraform_gives_an_l4_what_it_needs_and_the_server_what_it_knows() {
+    let main = read("terraform/modules/model-serving/main.tf");
+    let variables = read("terraform/modules/model-serving/variables.tf");
+    for needed in [
+        "accelerator = \"nvidia-l4\"",
+        "gpu_zonal_redundancy_disabled    = true",
+        "cpu_idle          = false",
+        "path = \"/ready\"",
+        "path = \"/health\"",
+    ] {
+        assert!(main.contains(needed), "{needed}");
+    }
+    assert!(main.contains(&format!("container_port = {DEFAULT_PORT}")));
+    // Cloud Run refuses an L4 with less, and so do the variables' own checks.
+    assert!(
+        variables.contains("contains([4, 8], var.cpu)")
+            && variables.contains("var.memory_gib >= 16")
+    );
+    let command = ServeFlags::command();
+    let names: Vec<&str> = main
+        .split("env {")
+        .skip(1)
+        .filter_map(|block| block.split('"').nth(1))
+        .collect();
+    assert!(names.len() >= 2);
+    for name in names {
+        let known = command
+            .get_arguments()
+            .any(|argument| argument.get_env().is_some_and(|known| known == name));
+        assert!(known, "{name}");
+    }
+    // The workflow reads exactly what Terraform prints.
+    let outputs = read("terraform/modules/model-serving/outputs.tf");
+    let workflow = read(".github/workflows/cloud-run.yml");
+    let mut read_variables: Vec<&str> = workflow
+        .split("${{ vars.")
+        .skip(1)
+        .map(|rest| rest.split(' ').next().unwrap())
+        .collect();
+    read_variables.sort_unstable();
+    read_variables.dedup();
+    let printed: Vec<&str> = outputs
+        .split("value = {\n")
+        .nth(1)
+        .unwrap()
+        .lines()
+        .map_while(|line| Some(line.split_once('=')?.0.trim()))
+        .collect();
+    assert_eq!(read_variables, printed);
+}

@@ -1,0 +1,146 @@
+# What wakes somebody: slow, failing, or not there.
+
+locals {
+  service_filter = "resource.type = \"cloud_run_revision\" AND resource.labels.service_name = \"${local.name}\""
+  channels       = [for channel in google_monitoring_notification_channel.email : channel.id]
+}
+
+resource "google_monitoring_notification_channel" "email" {
+  for_each = var.alert_emails
+
+  project      = var.project
+  display_name = each.key
+  type         = "email"
+  labels       = { email_address = each.key }
+}
+
+resource "google_monitoring_alert_policy" "latency" {
+  project               = var.project
+  display_name          = "${local.name}: p99 latency above ${var.latency_objective_ms} ms"
+  combiner              = "OR"
+  notification_channels = local.channels
+  user_labels           = local.labels
+
+  conditions {
+    display_name = "p99 latency"
+
+    condition_threshold {
+      filter          = "${local.service_filter} AND metric.type = \"run.googleapis.com/request_latencies\""
+      comparison      = "COMPARISON_GT"
+      threshold_value = var.latency_objective_ms
+      duration        = "600s"
+
+      aggregations {
+        alignment_period     = "60s"
+        per_series_aligner   = "ALIGN_DELTA"
+        cross_series_reducer = "REDUCE_PERCENTILE_99"
+      }
+    }
+  }
+}
+
+resource "google_monitoring_alert_policy" "errors" {
+  project               = var.project
+  display_name          = "${local.name}: more than 1 % of requests fail"
+  combiner              = "OR"
+  notification_channels = local.channels
+  user_labels           = local.labels
+
+  conditions {
+    display_name = "share of 5xx"
+
+    condition_threshold {
+      filter             = "${local.service_filter} AND metric.type = \"run.googleapis.com/request_count\" AND metric.labels.response_code_class = \"5xx\""
+      denominator_filter = "${local.service_filter} AND metric.type = \"run.googleapis.com/request_count\""
+      comparison         = "COMPARISON_GT"
+      threshold_value    = 0.01
+      duration           = "300s"
+
+      aggregations {
+        alignment_period     = "60s"
+        per_series_aligner   = "ALIGN_RATE"
+        cross_series_reducer = "REDUCE_SUM"
+      }
+
+      denominator_aggregations {
+        alignment_period     = "60s"
+        per_series_aligner   = "ALIGN_RATE"
+        cross_series_reducer = "REDUCE_SUM"
+      }
+    }
+  }
+}
+
+resource "google_monitoring_alert_policy" "no_instance" {
+  count = var.instances.min > 0 ? 1 : 0
+
+  project               = var.project
+  display_name          = "${local.name}: no instance runs"
+  combiner              = "OR"
+  notification_channels = local.channels
+  user_labels           = local.labels
+
+  conditions {
+    display_name = "instances are missing"
+
+    condition_absent {
+      filter   = "${local.service_filter} AND metric.type = \"run.googleapis.com/container/instance_count\""
+      duration = "300s"
+
+      aggregations {
+        alignment_period     = "60s"
+        per_series_aligner   = "ALIGN_MAX"
+        cross_series_reducer = "REDUCE_SUM"
+      }
+    }
+  }
+}
+
+# From outside, without a token, only a public service can be asked.
+resource "google_monitoring_uptime_check_config" "health" {
+  count = contains(var.invokers, "allUsers") ? 1 : 0
+
+  project      = var.project
+  display_name = local.name
+  timeout      = "10s"
+  period       = "60s"
+
+  http_check {
+    path         = "/health"
+    port         = 443
+    use_ssl      = true
+    validate_ssl = true
+  }
+
+  monitored_resource {
+    type = "uptime_url"
+    labels = {
+      project_id = var.project
+      host       = trimprefix(google_cloud_run_v2_service.this.uri, "https://")
+    }
+  }
+}
+
+resource "google_billing_budget" "this" {
+  count = var.budget == null ? 0 : 1
+
+  billing_account = var.budget.billing_account
+  display_name    = local.name
+
+  budget_filter {
+    projects = ["projects/${data.google_project.this.number}"]
+  }
+
+  amount {
+    specified_amount {
+      units = tostring(var.budget.amount)
+    }
+  }
+
+  dynamic "threshold_rules" {
+    for_each = [0.5, 0.9, 1.0]
+    content {
+      threshold_percent = threshold_rules.value
+    }
+  }
+}
