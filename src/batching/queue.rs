@@ -27,6 +27,8 @@ pub struct Pending {
 impl Pending {
     /// Sends the answer. A client that left meanwhile is nobody's error.
     pub fn answer(self, result: Result<InferenceResponse, ScheduleError>) {
+        // The memory is given back first, because whoever has the answer may send the next request at once.
+        drop(self.request);
         let _ = self.respond.send(result);
     }
 
