@@ -122,7 +122,7 @@ fn images_of_others_in_the_stack_are_pinned_by_digest() {
         .lines()
         .filter_map(|line| line.trim().strip_prefix("image: "))
         .collect();
-    assert_eq!(images.len(), 3);
+    assert_eq!(images.len(), 4);
     for image in images {
         assert!(
             image.contains("@sha256:") || image.contains(":-model-serving:"),

@@ -66,6 +66,12 @@ resource "google_cloud_run_v2_service" "this" {
         value = "/app/models/${var.model_path}"
       }
 
+      # Empty is off.
+      env {
+        name  = "OTEL_EXPORTER_OTLP_ENDPOINT"
+        value = var.otlp_endpoint
+      }
+
       resources {
         limits = {
           cpu              = tostring(var.cpu)

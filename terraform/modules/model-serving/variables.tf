@@ -54,6 +54,17 @@ variable "model_path" {
   default     = "best.onnx"
 }
 
+variable "otlp_endpoint" {
+  description = "The base URL of an OTLP collector that takes OTLP over HTTP without TLS, such as a sidecar's; none by default."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = var.otlp_endpoint == "" || startswith(var.otlp_endpoint, "http://")
+    error_message = "otlp_endpoint does not begin with http://."
+  }
+}
+
 variable "cpu" {
   description = "CPUs of an instance. Cloud Run gives no L4 to fewer than 4."
   type        = number
