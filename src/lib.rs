@@ -26,6 +26,7 @@ pub mod registry;
 pub mod batching;
 
 // Devices.
+pub mod gpu;
 pub mod runtime;
 
 // What a model is.

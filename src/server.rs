@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::batching::{BatchingConfig, MemoryBudget, Scheduler};
+use crate::gpu;
 use crate::http::accept::{self, ListenerConfig};
 use crate::http::drain::Drain;
 use crate::http::{self, App, HttpConfig};
@@ -135,6 +136,11 @@ pub async fn run(
     let started = Instant::now();
     let metrics = Arc::new(Metrics::new()?);
     crate::telemetry::count_panics(&metrics);
+    let _sampler_until_the_end =
+        gpu::start(Arc::clone(&metrics)).map_err(|source| StartError::System {
+            what: "a thread",
+            source,
+        })?;
     let registry = Arc::new(Registry::default());
     let drain = Drain::default();
     let budget = MemoryBudget::new(config.max_inflight_bytes);

@@ -13,10 +13,11 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use model_serving::telemetry::metrics::FAMILIES;
 use prometheus_parse::Value;
+use support::nvml::FakeNvml;
 use support::{PATIENCE, Request, Server, sample};
 
 /// The statuses of `ml_predictions_total`.
@@ -67,7 +68,14 @@ fn edges(scrape: &prometheus_parse::Scrape, name: &str) -> Vec<f64> {
 
 #[test]
 fn prescribed_families_have_their_names_labels_and_bucket_edges() {
-    let server = Server::start(&[]);
+    // A family without series is not exposed, so there have to be GPUs, which here are fakes.
+    let gpus = FakeNvml::new(&FakeNvml::two_gpus());
+    let server = gpus.serve(&["--device", "cpu"]);
+    let deadline = Instant::now() + PATIENCE;
+    while !server.get("/metrics").text().contains("ml_gpu_power_watts") {
+        assert!(Instant::now() < deadline);
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
     let answer = server.get("/metrics");
     assert!(
         answer

@@ -1,6 +1,8 @@
 //! A real Prometheus scrapes the real server under load: every rule has a value, every panel has data, and the
 //! latency that autoscalers see is the one that clients see.
 //!
+//! The GPUs are a fake of the driver's library, since there need be none here.
+//!
 //! `make monitoring-tools` fetches Prometheus; without it these tests say that they were skipped.
 
 #![allow(
@@ -24,7 +26,8 @@ use std::time::{Duration, Instant};
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
-use support::{PATIENCE, Request, Server, repository};
+use support::nvml::FakeNvml;
+use support::{PATIENCE, Request, fixture, repository};
 
 /// A running Prometheus. Dropping it ends it.
 struct Prometheus {
@@ -141,7 +144,8 @@ fn panel_queries() -> Vec<String> {
                 queries.push(
                     query
                         .replace("$__rate_interval", "20s")
-                        .replace("$model", ".*"),
+                        .replace("$model", ".*")
+                        .replace("$gpu", ".*"),
                 );
             }
         }
@@ -187,7 +191,9 @@ fn rules_and_panels_have_data_and_autoscalers_see_the_clients_latency() {
         return;
     };
     // Some milliseconds in the model, so that latency is the model's and not this machine's mood.
-    let server = Server::fixture("loop", &[]);
+    let path = fixture("loop");
+    let gpus = FakeNvml::new(&FakeNvml::two_gpus());
+    let server = gpus.serve(&["--model", path.as_str()]);
     let prometheus = Prometheus::start(&program, server.address);
     let [latency, saturation] = adapter_queries();
     // Without requests an autoscaler must see 0 and not nothing, or it would never scale down.

@@ -3,7 +3,7 @@
 //! Invariant: label values come from a closed set (loaded models, our own status words), and they are resolved when a
 //! model is loaded, never on the path of a request.
 
-use prometheus::core::Collector;
+use prometheus::core::{Atomic, Collector, GenericGaugeVec};
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
@@ -99,6 +99,16 @@ families! {
     saturation: GaugeVec = "ml_saturation" ["model_name"];
     #[doc = " 1 for each loaded model, with what it is and what executes it."]
     model_info: IntGaugeVec = "ml_model_info" ["model_name", "version", "sha256", "device", "execution_provider", "onnxruntime"];
+    #[doc = " Percent of the last second or so in which a kernel ran on the GPU, as NVML reports it."]
+    gpu_utilization: IntGaugeVec = "ml_gpu_utilization_percent" ["gpu_id"];
+    #[doc = " Bytes of the GPU's memory in use, by this process and others."]
+    gpu_memory_used: IntGaugeVec = "ml_gpu_memory_used_bytes" ["gpu_id"];
+    #[doc = " Bytes of memory that the GPU has."]
+    gpu_memory_total: IntGaugeVec = "ml_gpu_memory_total_bytes" ["gpu_id"];
+    #[doc = " Temperature of the GPU in degrees Celsius."]
+    gpu_temperature: IntGaugeVec = "ml_gpu_temperature_celsius" ["gpu_id"];
+    #[doc = " Watts that the GPU draws."]
+    gpu_power: GaugeVec = "ml_gpu_power_watts" ["gpu_id"];
     #[doc = " 1 while the server answers predictions, 0 while it starts, drains or is broken."]
     ready: IntGaugeVec = "ml_ready" [];
     #[doc = " Panics caught anywhere in the process; each is a defect."]
@@ -195,6 +205,21 @@ pub struct ModelInfo<'a> {
     pub onnxruntime: &'a str,
 }
 
+/// What NVML said about one GPU. What is not given has no series.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GpuReading {
+    /// Percent of the time in which a kernel ran.
+    pub utilization_percent: Option<u32>,
+    /// Bytes of memory in use.
+    pub memory_used_bytes: Option<u64>,
+    /// Bytes of memory there are.
+    pub memory_total_bytes: Option<u64>,
+    /// Degrees Celsius.
+    pub temperature_celsius: Option<u32>,
+    /// Thousandths of a watt.
+    pub power_milliwatts: Option<u32>,
+}
+
 impl Metrics {
     /// Registers every family.
     ///
@@ -258,6 +283,38 @@ impl Metrics {
         self.families.model_info.with_label_values(&values).set(1);
     }
 
+    /// Sets the gauges of the GPU `gpu_id` to what was read, and removes those that could not be read.
+    pub fn set_gpu(&self, gpu_id: &str, reading: &GpuReading) {
+        let families = &self.families;
+        let bytes = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let watts = |value: u32| f64::from(value) / 1e3;
+        set(
+            &families.gpu_utilization,
+            gpu_id,
+            reading.utilization_percent.map(i64::from),
+        );
+        set(
+            &families.gpu_memory_used,
+            gpu_id,
+            reading.memory_used_bytes.map(bytes),
+        );
+        set(
+            &families.gpu_memory_total,
+            gpu_id,
+            reading.memory_total_bytes.map(bytes),
+        );
+        set(
+            &families.gpu_temperature,
+            gpu_id,
+            reading.temperature_celsius.map(i64::from),
+        );
+        set(
+            &families.gpu_power,
+            gpu_id,
+            reading.power_milliwatts.map(watts),
+        );
+    }
+
     /// The exposition in Prometheus' text format, version 0.0.4.
     ///
     /// # Errors
@@ -266,5 +323,14 @@ impl Metrics {
         let mut text = Vec::with_capacity(16 << 10);
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
+    }
+}
+
+/// Sets the gauge of the one label `label`, or removes it when there is nothing to say.
+fn set<A: Atomic>(family: &GenericGaugeVec<A>, label: &str, value: Option<A::T>) {
+    match value {
+        Some(value) => family.with_label_values(&[label]).set(value),
+        // An error says that it is not there, which is what was wanted.
+        None => drop(family.remove_label_values(&[label])),
     }
 }

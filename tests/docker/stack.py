@@ -87,8 +87,13 @@ def ask(port, expression):
 
 
 def prove_dashboards(port):
-    """Every panel of every dashboard must have something to show."""
+    """Every panel of every dashboard must have something to show, but for the GPU's: the stack is the one without.
+
+    tests/monitoring.rs asks the GPU's queries, with a fake of the driver's library.
+    """
     for path in sorted((ROOT / "monitoring/dashboards").glob("*.json")):
+        if path.stem.endswith("-gpu"):
+            continue
         dashboard = json.loads(path.read_text())
         expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
         for expression in expressions:

@@ -8,6 +8,8 @@
     reason = "each test binary uses its own part of this module"
 )]
 
+pub mod nvml;
+
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
