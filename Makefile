@@ -80,10 +80,12 @@ $(GOOGLE_SCHEMA)/ready: scripts/checks/google-schema.txt
 
 # Kubernetes' own schemas; the operators' kinds, whose schemas are in their clusters only, are named by a warning.
 lint-k8s: $(LINTERS)/ready $(CHECKOV)/ready ## Kubernetes manifests: every rendered overlay against the schemas, and checkov
-	@mkdir -p target/k8s
+	@rm -rf target/k8s && mkdir -p target/k8s/with-api-keys
+	@printf '%s\n' 'resources: [../../../k8s/overlays/cpu]' 'components: [../../../k8s/components/api-keys]' > target/k8s/with-api-keys/kustomization.yaml
 	@if ! command -v kubectl >/dev/null; then echo "SKIPPED: kubectl is not installed, so the overlays were not rendered"; exit 0; fi; \
-	for overlay in cpu gpu monitoring; do \
-		set -x; kubectl kustomize k8s/overlays/$$overlay > target/k8s/$$overlay.yaml; \
+	for folder in k8s/overlays/cpu k8s/overlays/gpu k8s/overlays/monitoring target/k8s/with-api-keys; do \
+		overlay=$$(basename $$folder); \
+		set -x; kubectl kustomize $$folder > target/k8s/$$overlay.yaml; \
 		$(LINTERS)/bin/kubernetes-validate --quiet --strict --kubernetes-version $(KUBERNETES) target/k8s/$$overlay.yaml; { set +x; } 2>/dev/null; \
 	done; \
 	cp k8s/load-model.yaml target/k8s/; \

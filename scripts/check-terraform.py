@@ -27,6 +27,8 @@ CLASSES = {
     "google_monitoring_notification_channel": "monitoring.NotificationChannel",
     "google_monitoring_uptime_check_config": "monitoring.UptimeCheckConfig",
     "google_project_service": "projects.Service",
+    "google_secret_manager_secret": "secretmanager.Secret",
+    "google_secret_manager_secret_iam_member": "secretmanager.SecretIamMember",
     "google_service_account": "serviceaccount.Account",
     "google_service_account_iam_member": "serviceaccount.IAMMember",
     "google_storage_bucket": "storage.Bucket",

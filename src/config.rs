@@ -13,6 +13,7 @@ use clap::error::ErrorKind;
 
 use crate::http::HttpConfig;
 use crate::http::accept::ListenerConfig;
+use crate::http::api_keys::ApiKeys;
 use crate::http::connection::ConnectionConfig;
 use crate::runtime::provider::Device;
 use crate::server::{Config, ModelsConfig};
@@ -238,6 +239,12 @@ pub struct ServeFlags {
     )]
     pub drain_timeout: DurationText,
 
+    /// A file of API keys, one a line: every route but /health, /ready, /ping and /metrics then asks for one of them, as
+    /// Authorization: Bearer KEY. Lines that begin with # are comments. Read when the server starts. Set it where the
+    /// network in front is not trusted, together with TLS there.
+    #[arg(long, env = "API_KEY_FILE", value_name = "PATH")]
+    pub api_key_file: Option<PathBuf>,
+
     /// off, error, warn, info, debug or trace. info has one line per request, debug also probes and scrapes.
     #[arg(long, env = "LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     pub log_level: LogLevel,
@@ -352,6 +359,9 @@ impl ServeFlags {
                 "{name} '{route}' is not a plain route such as /v1/predict"
             ))),
         };
+        let api_keys = self.api_key_file.as_deref().map(ApiKeys::read).transpose();
+        let api_keys = api_keys
+            .map_err(|error| wrong(format!("{error}; set --api-key-file (API_KEY_FILE)")))?;
         let max_header_size = self.max_header_size.bytes();
         let max_uri_size = self.max_uri_size.bytes();
         let connection = ConnectionConfig {
@@ -390,6 +400,7 @@ impl ServeFlags {
                 max_json_depth: self.max_json_depth.get(),
                 health_routes: platform_route("AIP_HEALTH_ROUTE")?,
                 predict_routes: platform_route("AIP_PREDICT_ROUTE")?,
+                api_keys,
             },
             listener: ListenerConfig {
                 max_connections: self.max_connections.get(),

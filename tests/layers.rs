@@ -76,7 +76,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("ort", &["runtime"]),
     ("nvml_wrapper", &["gpu"]),
     ("prost", &["model/onnx.rs"]),
-    ("sha2", &["model/onnx.rs"]),
+    ("sha2", &["model/onnx.rs", "http/api_keys.rs"]),
     ("toml", &["model/sidecar.rs"]),
     // The composition root passes on the error of a registration that went wrong.
     ("prometheus", &["telemetry", "server"]),

@@ -21,6 +21,8 @@ pub const MAX_BODY: usize = 512;
 pub enum ApiError {
     /// 400: not what the model, or HTTP, takes.
     Invalid(String),
+    /// 401: no API key, or one that is not known.
+    Unauthorized,
     /// 404: no such route or model.
     NotFound(String),
     /// 405: the route exists, with another method.
@@ -59,6 +61,7 @@ impl ApiError {
     fn row(&self) -> (StatusCode, &'static str, Outcome) {
         match self {
             Self::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid_request", Outcome::Invalid),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized", Outcome::Invalid),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not_found", Outcome::Invalid),
             Self::MethodNotAllowed => (
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -134,6 +137,9 @@ impl ApiError {
             | Self::HeadersTooLarge(message)
             | Self::UnsupportedMediaType(message)
             | Self::Unprocessable(message) => message.clone(),
+            Self::Unauthorized => {
+                "expected an API key of this server, as 'Authorization: Bearer KEY'".to_owned()
+            }
             Self::MethodNotAllowed => {
                 "this route does not take that method; see the Allow header".to_owned()
             }
@@ -221,6 +227,9 @@ impl IntoResponse for ApiError {
         );
         if let Some(seconds) = self.retry_after() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self == Self::Unauthorized {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if self.closes_connection() {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -1,4 +1,5 @@
-//! What happens to every request, whatever its route: limits of the head, an id, a trace, and one line in the log.
+//! What happens to every request, whatever its route: limits of the head, its API key, an id, a trace, and one line in
+//! the log.
 //!
 //! Invariant: there is one line per request, and what it repeats of the client's own text is short and escaped.
 
@@ -90,7 +91,8 @@ pub(super) async fn around(
         trace: trace.as_ref().and_then(RequestTrace::ids),
     };
     request.extensions_mut().insert(arrival.clone());
-    let mut response = match check_head(&app, &request) {
+    let admitted = check_head(&app, &request).and_then(|()| check_key(&app, &request, quiet));
+    let mut response = match admitted {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     };
@@ -222,6 +224,14 @@ fn check_head(app: &App, request: &Request) -> Result<(), ApiError> {
         ));
     }
     Ok(())
+}
+
+/// Refuses who brings no key, before a byte of the body is read. Probes and metrics are for platforms, which have none.
+fn check_key(app: &App, request: &Request, open: bool) -> Result<(), ApiError> {
+    match &app.config.api_keys {
+        Some(keys) if !open && !keys.admit(request.headers()) => Err(ApiError::Unauthorized),
+        _ => Ok(()),
+    }
 }
 
 fn log(response: &Response, arrival: &Arrival, method: &'static str, route: &str, quiet: bool) {

@@ -4,6 +4,7 @@
 //! (`middleware`), and a handler. Invariant: every status comes from the one table in [`error`].
 
 pub mod accept;
+pub mod api_keys;
 mod body;
 pub mod connection;
 pub mod drain;
@@ -28,6 +29,7 @@ use crate::batching::MemoryBudget;
 use crate::registry::Registry;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Tracer;
+use api_keys::ApiKeys;
 use error::ApiError;
 
 /// The bounds of requests and answers.
@@ -53,6 +55,8 @@ pub struct HttpConfig {
     pub health_routes: Vec<String>,
     /// Further routes that answer like `/predict`.
     pub predict_routes: Vec<String>,
+    /// Who may use the routes other than probes and metrics; anybody if not given.
+    pub api_keys: Option<ApiKeys>,
 }
 
 /// What the handlers share.
@@ -67,7 +71,7 @@ pub struct App {
     pub config: HttpConfig,
     /// What makes the spans of requests.
     pub tracer: Tracer,
-    /// Routes whose successes are not worth a line in the log.
+    /// Probes and metrics: they ask for no key, and their successes are not worth a line in the log.
     quiet_routes: Vec<String>,
 }
 

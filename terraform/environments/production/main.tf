@@ -41,6 +41,12 @@ variable "invokers" {
   default     = []
 }
 
+variable "api_key_version" {
+  description = "The version of the secret with the API keys; none by default."
+  type        = string
+  default     = null
+}
+
 variable "budget" {
   description = "A monthly budget with alerts; none by default."
   type        = object({ billing_account = string, amount = number })
@@ -57,6 +63,7 @@ module "model_serving" {
   image             = var.image
   instances         = { min = 1, max = 10 }
   invokers          = var.invokers
+  api_key_version   = var.api_key_version
   alert_emails      = var.alert_emails
   budget            = var.budget
 }
@@ -69,6 +76,11 @@ output "url" {
 output "bucket" {
   description = "Copy models here."
   value       = module.model_serving.bucket
+}
+
+output "api_key_secret" {
+  description = "Add versions with the API keys here."
+  value       = module.model_serving.api_key_secret
 }
 
 output "github_variables" {

@@ -6,11 +6,24 @@ resource "google_service_account" "runtime" {
   display_name = "model-serving (${var.environment}), the server"
 }
 
-# All that the server may do.
+# All that the server may do: read models, and the API keys.
 resource "google_storage_bucket_iam_member" "runtime" {
   bucket = google_storage_bucket.models.name
   role   = "roles/storage.objectViewer"
   member = google_service_account.runtime.member
+}
+
+# The workflow reads them too, to predict with a new revision before that gets traffic.
+resource "google_secret_manager_secret_iam_member" "readers" {
+  for_each = {
+    runtime  = google_service_account.runtime.member
+    deployer = google_service_account.deployer.member
+  }
+
+  project   = var.project
+  secret_id = google_secret_manager_secret.api_keys.secret_id
+  role      = "roles/secretmanager.secretAccessor"
+  member    = each.value
 }
 
 resource "google_service_account" "deployer" {

@@ -17,6 +17,7 @@ resource "google_project_service" "needed" {
     "iamcredentials.googleapis.com",
     "monitoring.googleapis.com",
     "run.googleapis.com",
+    "secretmanager.googleapis.com",
     "sts.googleapis.com",
   ])
 
@@ -72,6 +73,14 @@ resource "google_cloud_run_v2_service" "this" {
         value = var.otlp_endpoint
       }
 
+      dynamic "env" {
+        for_each = var.api_key_version[*]
+        content {
+          name  = "API_KEY_FILE"
+          value = "/secrets/api-keys"
+        }
+      }
+
       resources {
         limits = {
           cpu              = tostring(var.cpu)
@@ -121,6 +130,14 @@ resource "google_cloud_run_v2_service" "this" {
         name       = "models"
         mount_path = "/app/models"
       }
+
+      dynamic "volume_mounts" {
+        for_each = var.api_key_version[*]
+        content {
+          name       = "api-keys"
+          mount_path = "/secrets"
+        }
+      }
     }
 
     volumes {
@@ -131,6 +148,22 @@ resource "google_cloud_run_v2_service" "this" {
         read_only = true
       }
     }
+
+    dynamic "volumes" {
+      for_each = var.api_key_version[*]
+      content {
+        name = "api-keys"
+
+        secret {
+          secret = google_secret_manager_secret.api_keys.secret_id
+
+          items {
+            version = volumes.value
+            path    = "api-keys"
+          }
+        }
+      }
+    }
   }
 
   lifecycle {
@@ -138,7 +171,11 @@ resource "google_cloud_run_v2_service" "this" {
     ignore_changes = [template[0].containers[0].image, template[0].revision, traffic, client, client_version]
   }
 
-  depends_on = [google_project_service.needed, google_storage_bucket_iam_member.runtime]
+  depends_on = [
+    google_project_service.needed,
+    google_secret_manager_secret_iam_member.readers,
+    google_storage_bucket_iam_member.runtime,
+  ]
 }
 
 resource "google_cloud_run_v2_service_iam_member" "invokers" {
@@ -149,4 +186,13 @@ resource "google_cloud_run_v2_service_iam_member" "invokers" {
   name     = google_cloud_run_v2_service.this.name
   role     = "roles/run.invoker"
   member   = each.key
+}
+
+# The uptime check, which comes with Monitoring's own identity.
+resource "google_cloud_run_v2_service_iam_member" "uptime_check" {
+  project  = var.project
+  location = var.region
+  name     = google_cloud_run_v2_service.this.name
+  role     = "roles/run.invoker"
+  member   = "serviceAccount:service-${data.google_project.this.number}@gcp-sa-monitoring-notification.iam.gserviceaccount.com"
 }

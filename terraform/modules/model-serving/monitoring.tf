@@ -96,9 +96,10 @@ resource "google_monitoring_alert_policy" "no_instance" {
   }
 }
 
-# From outside, without a token, only a public service can be asked.
+# From outside, as Monitoring's own identity, so that it works whether or not the service is public. A service that may
+# have no instance would be kept awake by it.
 resource "google_monitoring_uptime_check_config" "health" {
-  count = contains(var.invokers, "allUsers") ? 1 : 0
+  count = var.instances.min > 0 ? 1 : 0
 
   project      = var.project
   display_name = local.name
@@ -110,6 +111,10 @@ resource "google_monitoring_uptime_check_config" "health" {
     port         = 443
     use_ssl      = true
     validate_ssl = true
+
+    service_agent_authentication {
+      type = "OIDC_TOKEN"
+    }
   }
 
   monitored_resource {
@@ -117,6 +122,33 @@ resource "google_monitoring_uptime_check_config" "health" {
     labels = {
       project_id = var.project
       host       = trimprefix(google_cloud_run_v2_service.this.uri, "https://")
+    }
+  }
+}
+
+resource "google_monitoring_alert_policy" "unreachable" {
+  count = var.instances.min > 0 ? 1 : 0
+
+  project               = var.project
+  display_name          = "${local.name}: cannot be reached from outside"
+  combiner              = "OR"
+  notification_channels = local.channels
+  user_labels           = local.labels
+
+  conditions {
+    display_name = "the uptime check fails from more than one place"
+
+    condition_threshold {
+      filter          = "resource.type = \"uptime_url\" AND metric.type = \"monitoring.googleapis.com/uptime_check/check_passed\" AND metric.labels.check_id = \"${google_monitoring_uptime_check_config.health[0].uptime_check_id}\""
+      comparison      = "COMPARISON_GT"
+      threshold_value = 1
+      duration        = "120s"
+
+      aggregations {
+        alignment_period     = "120s"
+        per_series_aligner   = "ALIGN_NEXT_OLDER"
+        cross_series_reducer = "REDUCE_COUNT_FALSE"
+      }
     }
   }
 }

@@ -8,9 +8,15 @@ output "bucket" {
   value       = google_storage_bucket.models.name
 }
 
+output "api_key_secret" {
+  description = "Add versions with the API keys here."
+  value       = google_secret_manager_secret.api_keys.secret_id
+}
+
 output "github_variables" {
   description = "The variables of the GitHub environment, as .github/workflows/cloud-run.yml reads them."
   value = {
+    API_KEY_SECRET                 = var.api_key_version == null ? "" : "${google_secret_manager_secret.api_keys.id}/versions/${var.api_key_version}"
     ARTIFACT_REGISTRY              = "${var.region}-docker.pkg.dev/${var.project}/${google_artifact_registry_repository.images.repository_id}"
     GCP_PROJECT                    = var.project
     GCP_REGION                     = var.region

@@ -1,4 +1,4 @@
-# Where models and images lie.
+# Where models, images and API keys lie.
 
 resource "google_storage_bucket" "models" {
   # checkov:skip=CKV_GCP_62:Cloud Audit Logs record the access; a bucket of access logs would cost more than the models
@@ -43,6 +43,19 @@ resource "google_artifact_registry_repository" "images" {
         uri = "https://ghcr.io"
       }
     }
+  }
+
+  depends_on = [google_project_service.needed]
+}
+
+# One key a line. Terraform makes the secret but never its versions, so that no key stands in its state.
+resource "google_secret_manager_secret" "api_keys" {
+  project   = var.project
+  secret_id = "${local.name}-api-keys"
+  labels    = local.labels
+
+  replication {
+    auto {}
   }
 
   depends_on = [google_project_service.needed]

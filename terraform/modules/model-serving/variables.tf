@@ -65,6 +65,17 @@ variable "otlp_endpoint" {
   }
 }
 
+variable "api_key_version" {
+  description = "The version of the secret with the API keys that the server asks for, such as 1; none by default, so that IAM alone decides."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.api_key_version == null || can(regex("^([1-9][0-9]*|latest)$", var.api_key_version))
+    error_message = "api_key_version is not a version of a secret; write a number such as 1, or latest."
+  }
+}
+
 variable "cpu" {
   description = "CPUs of an instance. Cloud Run gives no L4 to fewer than 4."
   type        = number
