@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use model_serving::config::ServeFlags;
 use model_serving::server;
-use model_serving::shutdown::StopSignals;
+use model_serving::signals::Signals;
 use model_serving::telemetry::logging;
 use model_serving::telemetry::traces::Tracer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -128,7 +128,7 @@ async fn serve(model: &str) -> SocketAddr {
         server::run(
             config,
             listener,
-            StopSignals::install().unwrap(),
+            Signals::install().unwrap(),
             Tracer::default(),
         )
         .await

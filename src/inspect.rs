@@ -5,13 +5,13 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use crate::loading::LoadingError;
 use crate::model::repository;
 use crate::model::{Batchability, Dim, ModelMetadata, TensorSpec};
 use crate::runtime::LoadError;
 use crate::runtime::library::Library;
 use crate::runtime::provider::Device;
 use crate::runtime::session::{self, SessionConfig};
-use crate::server::StartError;
 use crate::tensor::DataType;
 
 /// Example bodies are printed for inputs of at most this many elements; larger ones are shown as raw tensors.
@@ -21,7 +21,7 @@ const MAX_EXAMPLE: usize = 64;
 ///
 /// # Errors
 /// When there is none, or it could not be served.
-pub fn describe(path: &Path, library: Option<&Path>) -> Result<String, StartError> {
+pub fn describe(path: &Path, library: Option<&Path>) -> Result<String, LoadingError> {
     let sources = repository::find(path, None)?;
     let library = Library::load(library).map_err(LoadError::from)?;
     let mut text = String::new();

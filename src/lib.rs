@@ -13,8 +13,11 @@
 pub mod config;
 pub mod healthcheck;
 pub mod inspect;
+pub mod loading;
+pub mod reload;
 pub mod server;
 pub mod shutdown;
+pub mod signals;
 
 // The edge.
 pub mod http;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use model_serving::config::{Command, DEFAULT_PORT, HealthcheckFlags, InspectFlags, ServeFlags};
 use model_serving::server::{self, StartError};
-use model_serving::shutdown::StopSignals;
+use model_serving::signals::Signals;
 use model_serving::telemetry::logging;
 use model_serving::telemetry::traces::{self, Tracer};
 use model_serving::{healthcheck, inspect};
@@ -52,7 +52,7 @@ fn serve(flags: ServeFlags) -> Result<(), String> {
     let runtime =
         runtime.map_err(|error| format!("the operating system refused threads: {error}"))?;
     let result: Result<(), StartError> = runtime.block_on(async {
-        let signals = StopSignals::install().map_err(|source| StartError::System {
+        let signals = Signals::install().map_err(|source| StartError::System {
             what: "a signal handler",
             source,
         })?;

@@ -1,15 +1,19 @@
 //! The models that are served, by name, and whether the server is ready to serve them.
 //!
-//! Invariant: a name that is not in the registry reaches nothing: no file, no metric series.
+//! Invariant: a name that is not in the registry reaches nothing: no file, no metric series. A request is answered by
+//! the one model that it found here, whatever is published while it is on its way.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Instant;
+
+use arc_swap::ArcSwap;
 
 use crate::batching::{InstanceHealth, Scheduler};
 use crate::model::ModelMetadata;
-use crate::telemetry::metrics::PredictionMetrics;
+use crate::telemetry::metrics::{ModelInfo, PredictionMetrics};
 
 /// One model with everything that answers requests for it.
 pub struct ServedModel {
@@ -25,12 +29,19 @@ pub struct ServedModel {
     pub execution_provider: &'static str,
     /// Why it is not executed on the preferred device, when `auto` fell back.
     pub fallback: Option<String>,
+    /// What the metrics say about it.
+    pub info: ModelInfo,
+    /// Files beside the model's own that hold its weights.
+    pub external_data: Vec<PathBuf>,
 }
+
+/// Models by their names.
+pub type Models = BTreeMap<String, Arc<ServedModel>>;
 
 /// The loaded models, and the server's state.
 #[derive(Default)]
 pub struct Registry {
-    models: OnceLock<BTreeMap<String, Arc<ServedModel>>>,
+    models: ArcSwap<Models>,
     phase: AtomicU8,
     fault: AtomicU8,
 }
@@ -67,14 +78,30 @@ impl Fault {
 }
 
 impl Registry {
-    /// Publishes `models` and becomes ready, unless the server drains already.
-    pub fn publish(&self, models: Vec<ServedModel>) {
-        let models = models
-            .into_iter()
-            .map(|model| (model.metadata.name.clone(), Arc::new(model)))
-            .collect();
-        // A second publication would be a defect; the first one stands.
-        let _ = self.models.set(models);
+    /// Publishes `model` under its name, and returns the one that had it before. Requests that have looked that one up
+    /// already are answered by it; all later ones by the new one.
+    pub fn publish(&self, model: &Arc<ServedModel>) -> Option<Arc<ServedModel>> {
+        let name = model.metadata.name.clone();
+        let before = self.models.rcu(|models| {
+            let mut models = Models::clone(models);
+            models.insert(name.clone(), Arc::clone(model));
+            models
+        });
+        before.get(&name).cloned()
+    }
+
+    /// Takes the model called `name` out.
+    pub fn remove(&self, name: &str) -> Option<Arc<ServedModel>> {
+        let before = self.models.rcu(|models| {
+            let mut models = Models::clone(models);
+            models.remove(name);
+            models
+        });
+        before.get(name).cloned()
+    }
+
+    /// Becomes ready, unless the server drains already.
+    pub fn become_ready(&self) {
         let _ = self
             .phase
             .compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire);
@@ -113,26 +140,29 @@ impl Registry {
 
     /// The model called `name`.
     #[must_use]
-    pub fn get(&self, name: &str) -> Option<&Arc<ServedModel>> {
-        self.models.get()?.get(name)
+    pub fn get(&self, name: &str) -> Option<Arc<ServedModel>> {
+        self.models.load().get(name).cloned()
     }
 
-    /// The models, in the order of their names.
-    pub fn models(&self) -> impl Iterator<Item = &Arc<ServedModel>> {
-        self.models.get().into_iter().flat_map(BTreeMap::values)
+    /// The models as they are now, in the order of their names.
+    #[must_use]
+    pub fn models(&self) -> Arc<Models> {
+        self.models.load_full()
     }
 
     /// The model that `/predict` means: the only one.
     #[must_use]
-    pub fn default_model(&self) -> Option<&Arc<ServedModel>> {
-        let mut models = self.models();
-        models.next().filter(|_| models.next().is_none())
+    pub fn default_model(&self) -> Option<Arc<ServedModel>> {
+        let models = self.models.load();
+        let mut all = models.values();
+        all.next().filter(|_| all.next().is_none()).cloned()
     }
 
     /// Looks at every instance: interrupts runs that nobody waits for, updates gauges, and notes faults.
     pub fn check(&self, now: Instant) {
         let mut fault = 0;
-        for model in self.models() {
+        for model in self.models.load().values() {
+            model.scheduler.update_gauges();
             fault = fault.max(match model.scheduler.check(now) {
                 InstanceHealth::Well => 0,
                 InstanceHealth::Hung => 1,

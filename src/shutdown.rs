@@ -1,14 +1,14 @@
-//! Stopping: signals as a future, and the drain sequence under one grace period.
+//! Stopping: the drain sequence under one grace period.
 //!
 //! Invariant: what was accepted is answered before the process ends, unless the grace period ends first.
 
 use std::time::{Duration, Instant};
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 
 use crate::http::drain::Drain;
 use crate::registry::Registry;
+use crate::signals::Stop;
 
 /// How the server stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,42 +17,6 @@ pub struct DrainConfig {
     pub delay: Duration,
     /// How long accepted requests may then take.
     pub timeout: Duration,
-}
-
-/// Why the server stops.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stop {
-    /// SIGTERM: the platform replaces us, and its load balancers need the drain delay.
-    Terminate,
-    /// SIGINT: somebody at a terminal waits.
-    Interrupt,
-}
-
-/// The signals that stop the server, from the moment this is made.
-pub struct StopSignals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl StopSignals {
-    /// Takes over SIGTERM and SIGINT.
-    ///
-    /// # Errors
-    /// When the operating system refuses.
-    pub fn install() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    /// Waits for the next signal.
-    pub async fn next(&mut self) -> Stop {
-        tokio::select! {
-            _ = self.terminate.recv() => Stop::Terminate,
-            _ = self.interrupt.recv() => Stop::Interrupt,
-        }
-    }
 }
 
 /// Drains the server: unready at once, a delay, no new connections, the accepted requests, the instances.
@@ -98,10 +62,11 @@ pub(crate) async fn drain(
         Instant::now()
     };
     let mut joined = true;
-    for model in registry.models() {
+    let models = registry.models();
+    for model in models.values() {
         model.scheduler.close();
     }
-    for model in registry.models() {
+    for model in models.values() {
         joined &= model.scheduler.join(deadline);
     }
     let seconds = started.elapsed().as_secs_f64();

@@ -216,9 +216,8 @@ impl Scheduler {
         )
     }
 
-    /// Brings the gauges up to date, interrupts runs that nobody waits for, and says how the worst instance is.
-    #[must_use]
-    pub fn check(&self, now: Instant) -> InstanceHealth {
+    /// Brings the gauges up to date.
+    pub fn update_gauges(&self) {
         let metrics = &self.shared.metrics;
         metrics
             .queue_rows
@@ -227,6 +226,11 @@ impl Scheduler {
         metrics
             .saturation
             .set(self.predicted_wait().as_secs_f64() / timeout.max(f64::MIN_POSITIVE));
+    }
+
+    /// Interrupts runs that nobody waits for, and says how the worst instance is.
+    #[must_use]
+    pub fn check(&self, now: Instant) -> InstanceHealth {
         let mut worst = InstanceHealth::Well;
         for status in &self.shared.statuses {
             match status.check(now) {

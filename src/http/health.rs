@@ -71,7 +71,8 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
         (Phase::Starting, None) => (Some("the models are being loaded"), Some("not_ready")),
         (Phase::Ready, None) => (None, None),
     };
-    let models = app.registry.models().map(|model| ReadyModel {
+    let models = app.registry.models();
+    let models = models.values().map(|model| ReadyModel {
         name: &model.metadata.name,
         version: &model.metadata.version,
         device: &model.device,

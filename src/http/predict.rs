@@ -68,7 +68,7 @@ fn model_or_reason(app: &App, name: Option<&str>) -> Result<Arc<ServedModel>, Ap
         Some(name) => app.registry.get(name),
         None => app.registry.default_model(),
     };
-    model.cloned().ok_or_else(|| {
+    model.ok_or_else(|| {
         ApiError::NotFound(match name {
             Some(_) => "no such model; GET /ready lists the models".to_owned(),
             None => "several models are served; call one as /v1/models/{model}:predict (GET /ready lists them)".to_owned(),

@@ -5,6 +5,7 @@
 pub mod onnx;
 pub mod repository;
 pub mod sidecar;
+pub mod stamp;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -68,6 +69,17 @@ impl TensorSpec {
             .first()
             .filter(|dim| matches!(dim, Dim::Dynamic(_)))
     }
+}
+
+/// What clients must know of an input or output. How a dynamic dimension is called is not part of it.
+fn interface(spec: &TensorSpec) -> (&str, DataType, Option<Vec<Option<usize>>>) {
+    let size = |dim: &Dim| match dim {
+        Dim::Fixed(size) => Some(*size),
+        Dim::Dynamic(_) => None,
+    };
+    let dims = spec.dims.as_ref();
+    let dims = dims.map(|dims| dims.iter().map(size).collect());
+    (&spec.name, spec.datatype, dims)
 }
 
 impl fmt::Display for TensorSpec {
@@ -151,6 +163,27 @@ pub struct ModelMetadata {
 }
 
 impl ModelMetadata {
+    /// In what `next` asks for or answers something else than this model, if it does.
+    #[must_use]
+    pub fn signature_change(&self, next: &Self) -> Option<String> {
+        let interfaces = |metadata: &Self| {
+            let all = metadata.inputs.iter().chain(&metadata.outputs);
+            all.map(|spec| {
+                let (name, datatype, dims) = interface(spec);
+                (name.to_owned(), datatype, dims)
+            })
+            .collect::<Vec<_>>()
+        };
+        let same = self.inputs.len() == next.inputs.len() && interfaces(self) == interfaces(next);
+        (!same).then(|| {
+            format!(
+                "the signature changed from {} to {}",
+                self.signature_text(),
+                next.signature_text()
+            )
+        })
+    }
+
     /// Whether the first axis of every input is the batch, so that a request has a number of rows.
     #[must_use]
     pub fn has_batch_axis(&self) -> bool {

@@ -12,6 +12,9 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+/// The largest file that Protocol Buffers, and so ONNX, allows.
+const MAX_BYTES: u64 = 2 << 30;
+
 /// Why a model file was refused.
 #[derive(Debug, Error)]
 pub enum OnnxFileError {
@@ -64,6 +67,8 @@ pub struct OnnxFile {
     pub properties: BTreeMap<String, String>,
     /// Names of the inputs and outputs that state no shape at all.
     pub unranked: BTreeSet<String>,
+    /// Files beside the model's own that hold its weights.
+    pub external_data: Vec<PathBuf>,
 }
 
 impl OnnxFile {
@@ -76,6 +81,18 @@ impl OnnxFile {
             path: path.to_owned(),
             source,
         };
+        let not_onnx = |reason: &str| OnnxFileError::NotOnnx {
+            path: path.to_owned(),
+            reason: reason.to_owned(),
+        };
+        // Looked at first: reading a pipe may never end, and a huge file that is no model is not worth its memory.
+        let metadata = fs::metadata(path).map_err(read_error)?;
+        if !metadata.is_file() {
+            return Err(not_onnx("it is not a file"));
+        }
+        if metadata.len() > MAX_BYTES {
+            return Err(not_onnx("no ONNX file is larger than 2 GiB"));
+        }
         let bytes = fs::read(path).map_err(read_error)?;
         let parent = path
             .parent()
@@ -83,10 +100,6 @@ impl OnnxFile {
             .unwrap_or(Path::new("."));
         let folder = parent.canonicalize().map_err(read_error)?;
 
-        let not_onnx = |reason: &str| OnnxFileError::NotOnnx {
-            path: path.to_owned(),
-            reason: reason.to_owned(),
-        };
         if bytes.is_empty() {
             return Err(not_onnx("it is empty"));
         }
@@ -106,6 +119,7 @@ impl OnnxFile {
             .iter()
             .flat_map(|function| &function.node)
             .for_each(|node| node.collect_external(&mut locations));
+        let external_data = locations.iter().map(|name| folder.join(name)).collect();
         for location in locations {
             check_location(&folder, &location).map_err(|reason| OnnxFileError::ExternalData {
                 path: path.to_owned(),
@@ -145,6 +159,7 @@ impl OnnxFile {
                 .map(|entry| (entry.key, entry.value))
                 .collect(),
             unranked,
+            external_data,
         })
     }
 }

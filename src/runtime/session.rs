@@ -2,6 +2,7 @@
 //!
 //! Invariant: what is loaded are the very bytes that were checked and hashed, not whatever lies at the path by then.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -48,6 +49,8 @@ pub struct LoadedModel {
     pub provider: ExecutionProvider,
     /// Why not the preferred one, when `auto` fell back.
     pub fallback: Option<String>,
+    /// Files beside the model's own that hold its weights.
+    pub external_data: Vec<PathBuf>,
 }
 
 /// Loads the model at `source` into `instances` sessions.
@@ -78,6 +81,7 @@ pub fn load(
                     metadata,
                     provider,
                     fallback,
+                    external_data: file.external_data,
                 });
             }
             Err(error) if config.device == Device::Auto && provider != ExecutionProvider::Cpu => {

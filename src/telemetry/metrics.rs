@@ -99,6 +99,8 @@ families! {
     saturation: GaugeVec = "ml_saturation" ["model_name"];
     #[doc = " 1 for each loaded model, with what it is and what executes it."]
     model_info: IntGaugeVec = "ml_model_info" ["model_name", "version", "sha256", "device", "execution_provider", "onnxruntime"];
+    #[doc = " Models loaded again while serving, by result: success, failure (the one before goes on serving)."]
+    model_reloads: IntCounterVec = "ml_model_reloads_total" ["result"];
     #[doc = " Percent of the last second or so in which a kernel ran on the GPU, as NVML reports it."]
     gpu_utilization: IntGaugeVec = "ml_gpu_utilization_percent" ["gpu_id"];
     #[doc = " Bytes of the GPU's memory in use, by this process and others."]
@@ -123,6 +125,10 @@ pub struct Metrics {
     pub ready: IntGauge,
     /// Panics caught anywhere in the process.
     pub panics: IntCounter,
+    /// Models that were loaded again while serving.
+    pub reloads_succeeded: IntCounter,
+    /// Models that could not be loaded again.
+    pub reloads_failed: IntCounter,
 }
 
 /// How a prediction ended, as counted in `ml_predictions_total`.
@@ -189,20 +195,33 @@ pub struct BatchingMetrics {
 }
 
 /// What `ml_model_info` says about one model.
-#[derive(Debug, Clone, Copy)]
-pub struct ModelInfo<'a> {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelInfo {
     /// The name it is served under.
-    pub model_name: &'a str,
+    pub model_name: String,
     /// The version it is served as.
-    pub version: &'a str,
+    pub version: String,
     /// SHA-256 of the `.onnx` file.
-    pub sha256: &'a str,
+    pub sha256: String,
     /// The device that executes it.
-    pub device: &'a str,
+    pub device: String,
     /// ONNX Runtime's name of the provider.
-    pub execution_provider: &'a str,
+    pub execution_provider: &'static str,
     /// ONNX Runtime's version.
-    pub onnxruntime: &'a str,
+    pub onnxruntime: String,
+}
+
+impl ModelInfo {
+    fn values(&self) -> [&str; 6] {
+        [
+            &self.model_name,
+            &self.version,
+            &self.sha256,
+            &self.device,
+            self.execution_provider,
+            &self.onnxruntime,
+        ]
+    }
 }
 
 /// What NVML said about one GPU. What is not given has no series.
@@ -233,11 +252,15 @@ impl Metrics {
         let no_labels: &[&str] = &[];
         let ready = families.ready.with_label_values(no_labels);
         let panics = families.panics.with_label_values(no_labels);
+        let reloads = |result| families.model_reloads.with_label_values(&[result]);
+        let (reloads_succeeded, reloads_failed) = (reloads("success"), reloads("failure"));
         Ok(Self {
             registry,
             families,
             ready,
             panics,
+            reloads_succeeded,
+            reloads_failed,
         })
     }
 
@@ -270,17 +293,16 @@ impl Metrics {
         }
     }
 
-    /// States what is loaded.
-    pub fn set_model_info(&self, info: ModelInfo<'_>) {
-        let values = [
-            info.model_name,
-            info.version,
-            info.sha256,
-            info.device,
-            info.execution_provider,
-            info.onnxruntime,
-        ];
-        self.families.model_info.with_label_values(&values).set(1);
+    /// States what is loaded now, and no longer what it replaced.
+    pub fn set_model_info(&self, now: Option<&ModelInfo>, before: Option<&ModelInfo>) {
+        let family = &self.families.model_info;
+        if let Some(now) = now {
+            family.with_label_values(&now.values()).set(1);
+        }
+        if let Some(before) = before.filter(|before| Some(*before) != now) {
+            // An error says that it is not there, which is what was wanted.
+            drop(family.remove_label_values(&before.values()));
+        }
     }
 
     /// Sets the gauges of the GPU `gpu_id` to what was read, and removes those that could not be read.

@@ -1,0 +1,273 @@
+//! From a file to a served model: read, check, warm up, start its instances.
+//!
+//! Invariant: what comes out of here answers requests at once. Nothing that is served already is touched.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use crate::batching::{BatchingConfig, Scheduler};
+use crate::model::ModelMetadata;
+use crate::model::repository::{self, ModelSource, RepositoryError};
+use crate::registry::ServedModel;
+use crate::runtime::library::Library;
+use crate::runtime::provider::{Device, ExecutionProvider};
+use crate::runtime::session::{self, SessionConfig};
+use crate::runtime::{LoadError, Model, RuntimeError, warmup};
+use crate::telemetry::metrics::{Metrics, ModelInfo};
+
+/// Rows per execution unless a flag, the environment or the sidecar says otherwise.
+pub const DEFAULT_MAX_BATCH_SIZE: usize = 32;
+
+/// What is served, and how it is executed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelsConfig {
+    /// An `.onnx` file, or a repository folder.
+    pub path: PathBuf,
+    /// The name of a single-file model.
+    pub name: Option<String>,
+    /// ONNX Runtime's library; searched if not given.
+    pub library: Option<PathBuf>,
+    /// The device to execute on.
+    pub device: Device,
+    /// Sessions per model; chosen if not given.
+    pub instances: Option<NonZeroUsize>,
+    /// Threads per session; chosen if not given.
+    pub intra_op_threads: Option<NonZeroUsize>,
+    /// Rows per execution; the sidecar's, or the default, if not given.
+    pub max_batch_size: Option<NonZeroUsize>,
+    /// How long the oldest request may wait for company; the sidecar's, or none, if not given.
+    pub max_queue_delay: Option<Duration>,
+    /// Rows that may wait.
+    pub max_queue_size: usize,
+}
+
+/// Why models cannot be served. Each is one line with a cause and a fix.
+#[derive(Debug, Error)]
+pub enum LoadingError {
+    /// No model was found.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// A model could not be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The operating system gave no thread.
+    #[error("the operating system refused a thread for an instance: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Makes served models out of files.
+pub struct Loader {
+    config: ModelsConfig,
+    default_timeout: Duration,
+    metrics: Arc<Metrics>,
+    library: Library,
+}
+
+impl Loader {
+    /// Loads ONNX Runtime.
+    ///
+    /// # Errors
+    /// When there is none, or it is too old.
+    pub fn new(
+        config: ModelsConfig,
+        default_timeout: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, LoadingError> {
+        // The path first: who mistyped it wants to hear that, whatever else is missing.
+        repository::find(&config.path, config.name.as_deref())?;
+        let library = Library::load(config.library.as_deref()).map_err(LoadError::from)?;
+        Ok(Self {
+            config,
+            default_timeout,
+            metrics,
+            library,
+        })
+    }
+
+    /// The models that there are now.
+    ///
+    /// # Errors
+    /// See [`RepositoryError`].
+    pub fn find(&self) -> Result<Vec<ModelSource>, RepositoryError> {
+        repository::find(&self.config.path, self.config.name.as_deref())
+    }
+
+    /// Loads and warms the model at `source`, and starts its instances.
+    ///
+    /// # Errors
+    /// See [`LoadingError`].
+    pub fn load(&self, source: &ModelSource) -> Result<ServedModel, LoadingError> {
+        let (config, library, metrics) = (&self.config, &self.library, &self.metrics);
+        let started = Instant::now();
+        let placement = Placement::choose(config);
+        let session = SessionConfig {
+            device: config.device,
+            intra_op_threads: placement.intra_op_threads,
+        };
+        let mut loaded = session::load(library, source, session, placement.instances)?;
+        let metadata = Arc::clone(&loaded.metadata);
+        let sidecar = &source.sidecar.batching;
+        let max_batch_size = config
+            .max_batch_size
+            .or(sidecar.max_batch_size)
+            .map_or(DEFAULT_MAX_BATCH_SIZE, NonZeroUsize::get);
+        for model in &mut loaded.models {
+            warm_up(model, &metadata, max_batch_size, source)?;
+        }
+        let batching = BatchingConfig {
+            max_batch_size,
+            max_queue_delay: config
+                .max_queue_delay
+                .or(sidecar.max_queue_delay)
+                .unwrap_or_default(),
+            max_queue_size: config.max_queue_size,
+            default_timeout: self.default_timeout,
+        };
+        let (device, provider) = (loaded.provider.device().to_string(), loaded.provider);
+        let info = ModelInfo {
+            model_name: metadata.name.clone(),
+            version: metadata.version.clone(),
+            sha256: metadata.sha256.clone(),
+            device: device.clone(),
+            execution_provider: provider.name(),
+            onnxruntime: library.version().to_owned(),
+        };
+        let models = loaded
+            .models
+            .into_iter()
+            .map(|model| Box::new(model) as Box<dyn Model>)
+            .collect();
+        let scheduler = Scheduler::start(
+            &metadata,
+            models,
+            batching,
+            metrics.batching(&metadata.name),
+        )
+        .map_err(LoadingError::Thread)?;
+        tracing::info!(
+            model = metadata.name, version = metadata.version, signature = metadata.signature_text(),
+            device, execution_provider = provider.name(), fallback = loaded.fallback, onnxruntime = library.version(),
+            instances = placement.instances, intra_op_threads = placement.intra_op_threads, max_batch_size,
+            batching = ?metadata.batchability, seconds = started.elapsed().as_secs_f64(),
+            "model loaded"
+        );
+        let prediction = metrics.prediction(&metadata.name);
+        let execution_provider = provider.name();
+        Ok(ServedModel {
+            metadata,
+            scheduler,
+            metrics: prediction,
+            device,
+            execution_provider,
+            fallback: loaded.fallback,
+            info,
+            external_data: loaded.external_data,
+        })
+    }
+}
+
+/// Runs the batch sizes that will occur.
+fn warm_up(
+    model: &mut dyn Model,
+    metadata: &ModelMetadata,
+    max_batch_size: usize,
+    source: &ModelSource,
+) -> Result<(), LoadError> {
+    let sizes = if metadata.has_batch_axis() {
+        warmup::batch_sizes(max_batch_size)
+    } else {
+        vec![1]
+    };
+    for rows in sizes {
+        match warmup::run_once(model, rows) {
+            Ok(()) => {}
+            Err(RuntimeError::Refused(reason)) => {
+                // Zeros are what we can make up, not what the model was made for; some models rightly refuse them.
+                tracing::warn!(
+                    model = metadata.name,
+                    rows,
+                    reason,
+                    "the model refused zeros, so this size is not warmed up"
+                );
+            }
+            Err(error) => {
+                return Err(LoadError::WarmUp {
+                    path: source.path.clone(),
+                    rows,
+                    source: error,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How many sessions execute a model, and with how many threads each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Placement {
+    instances: usize,
+    intra_op_threads: usize,
+}
+
+impl Placement {
+    /// What the flags say, and otherwise what suits the CPUs that this process may use.
+    fn choose(config: &ModelsConfig) -> Self {
+        // The number that the container's CPU quota allows, not the number that the host has.
+        let cpus = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let on_gpu = ExecutionProvider::candidates(config.device)
+            .first()
+            .is_some_and(|provider| *provider != ExecutionProvider::Cpu);
+        Self::for_cpus(
+            cpus,
+            on_gpu,
+            config.instances.map(NonZeroUsize::get),
+            config.intra_op_threads.map(NonZeroUsize::get),
+        )
+    }
+
+    /// On a CPU, two sessions keep one busy while the other hands out results; more only share the same cores.
+    fn for_cpus(
+        cpus: usize,
+        on_gpu: bool,
+        instances: Option<usize>,
+        intra_op_threads: Option<usize>,
+    ) -> Self {
+        let instances = instances.unwrap_or(if on_gpu { 1 } else { cpus.min(2) });
+        let intra_op_threads =
+            intra_op_threads.unwrap_or(if on_gpu { 1 } else { (cpus / instances).max(1) });
+        Self {
+            instances,
+            intra_op_threads,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_and_instances_never_exceed_the_cpus_unless_asked_to() {
+        for cpus in 1..=64 {
+            let placement = Placement::for_cpus(cpus, false, None, None);
+            assert!(
+                placement.instances * placement.intra_op_threads <= cpus,
+                "{cpus}: {placement:?}"
+            );
+            assert!(placement.intra_op_threads >= 1);
+        }
+        let fixed = Placement::for_cpus(2, false, Some(4), Some(3));
+        assert_eq!(
+            fixed,
+            Placement {
+                instances: 4,
+                intra_op_threads: 3
+            }
+        );
+    }
+}

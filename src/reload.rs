@@ -1,0 +1,294 @@
+//! Loading models again while they serve: on SIGHUP, and when their files change, if that is watched.
+//!
+//! A model is loaded beside the one that serves, checked, warmed up, and only then takes its name. The old one answers
+//! the requests that had found it and is then let go.
+//!
+//! Invariant: whatever lies on the disk, the model that serves goes on until another one can take its place.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use crate::loading::{Loader, LoadingError};
+use crate::model::repository::ModelSource;
+use crate::model::stamp::Stamp;
+use crate::registry::{Phase, Registry, ServedModel};
+use crate::telemetry::metrics::Metrics;
+
+/// How often a replaced model is looked at, until nobody uses it any more.
+const RETIRE_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long a model without requests may take to end its threads.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Why a model does not take the place of the one before.
+#[derive(Debug, Error)]
+enum ReloadError {
+    #[error(transparent)]
+    Loading(#[from] LoadingError),
+    /// Clients were written for the signature that they were told.
+    #[error("{0}; start the server anew, or serve it under another name")]
+    Signature(String),
+    #[error("the server is draining")]
+    Draining,
+}
+
+/// The thread that loads models again.
+pub struct Reloader {
+    requests: Option<Sender<()>>,
+    ended: Receiver<()>,
+}
+
+/// What the thread needs.
+pub struct ReloadConfig {
+    /// What loads models.
+    pub loader: Loader,
+    /// Where they take their names.
+    pub registry: Arc<Registry>,
+    /// Where reloads are counted.
+    pub metrics: Arc<Metrics>,
+    /// How often the files are looked at; never if not given.
+    pub watch: Option<Duration>,
+    /// The longest that a request can need a model that it has found.
+    pub grace: Duration,
+}
+
+impl Reloader {
+    /// Starts the thread. `loaded` are the stamps of the models that serve, from before they were loaded.
+    ///
+    /// # Errors
+    /// When the operating system gives no thread.
+    pub fn start(config: ReloadConfig, loaded: BTreeMap<String, Stamp>) -> std::io::Result<Self> {
+        let (requests, requested) = mpsc::channel();
+        let (ending, ended) = mpsc::channel();
+        let thread = thread::Builder::new().name("reload".to_owned());
+        thread.spawn(move || {
+            let worker = Worker {
+                config,
+                tried: loaded,
+                changing: BTreeMap::new(),
+                problem: None,
+                retired: Vec::new(),
+            };
+            worker.run(&requested);
+            drop(ending);
+        })?;
+        Ok(Self {
+            requests: Some(requests),
+            ended,
+        })
+    }
+
+    /// Asks for every model to be loaded again.
+    pub fn reload(&self) {
+        if let Some(requests) = &self.requests {
+            // The thread ends only after this handle has let go of it.
+            let _ = requests.send(());
+        }
+    }
+
+    /// Starts nothing more, and waits until what is being loaded has ended, or until `deadline`.
+    pub fn join(mut self, deadline: Instant) {
+        drop(self.requests.take());
+        let left = deadline.saturating_duration_since(Instant::now());
+        let _ = self.ended.recv_timeout(left);
+    }
+}
+
+/// The stamp of the files that a model is found by. To be taken before it is loaded, so that what is written meanwhile
+/// is noticed; which files hold its weights is known only afterwards.
+#[must_use]
+pub fn stamp(source: &ModelSource) -> Stamp {
+    Stamp::of([source.path.clone(), source.path.with_extension("toml")])
+}
+
+struct Retired {
+    model: Arc<ServedModel>,
+    deadline: Instant,
+}
+
+struct Worker {
+    config: ReloadConfig,
+    /// The stamp of each model when it was last loaded, or refused.
+    tried: BTreeMap<String, Stamp>,
+    /// Stamps that were new at the last look; nothing for a model that was gone.
+    changing: BTreeMap<String, Option<Stamp>>,
+    /// Why the last look found no models, and whether that was told.
+    problem: Option<(String, bool)>,
+    retired: Vec<Retired>,
+}
+
+impl Worker {
+    fn run(mut self, requested: &Receiver<()>) {
+        let mut look_at = self.config.watch.map(|watch| Instant::now() + watch);
+        loop {
+            let retire_at = (!self.retired.is_empty()).then(|| Instant::now() + RETIRE_INTERVAL);
+            let event = match look_at.into_iter().chain(retire_at).min() {
+                Some(at) => requested.recv_timeout(at.saturating_duration_since(Instant::now())),
+                None => requested.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match event {
+                Ok(()) => {
+                    // Whoever asked meanwhile gets what is there now, too.
+                    while requested.try_recv().is_ok() {}
+                    self.look(true);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if look_at.is_some_and(|at| at <= Instant::now()) {
+                self.look(false);
+                look_at = self.config.watch.map(|watch| Instant::now() + watch);
+            }
+            self.let_go(Instant::now());
+        }
+        for retired in &self.retired {
+            close(&retired.model);
+        }
+    }
+
+    /// Loads the models that have changed, or all of them.
+    fn look(&mut self, all: bool) {
+        let sources = match self.config.loader.find() {
+            Ok(sources) => sources,
+            Err(error) => {
+                let reason = error.to_string();
+                // Trouble that is there at two looks is no file that is just being replaced, and is told once; but
+                // whoever asks is told each time.
+                let known = self.problem.take().filter(|(known, _)| *known == reason);
+                let told = known.as_ref().is_some_and(|(_, told)| *told);
+                let tell = all || (known.is_some() && !told);
+                if tell {
+                    self.failed(None, &reason);
+                }
+                self.problem = Some((reason, told || tell));
+                return;
+            }
+        };
+        self.problem = None;
+        for source in &sources {
+            let own = stamp(source);
+            let served = self.config.registry.get(&source.name);
+            let external = served.iter().flat_map(|model| &model.external_data);
+            let all_files = own.clone().and(external);
+            if all || self.has_settled(&source.name, Some(&all_files)) {
+                let tried = match self.load(source) {
+                    Some(model) => own.and(&model.external_data),
+                    None => all_files,
+                };
+                self.tried.insert(source.name.clone(), tried);
+            }
+        }
+        let served = self.config.registry.models();
+        for name in served.keys() {
+            let gone = !sources.iter().any(|source| source.name == *name);
+            if gone && (all || self.has_settled(name, None)) {
+                self.remove(name);
+            }
+        }
+    }
+
+    /// Whether the model's files differ from those that were tried, and were the same at the last look: somebody may
+    /// still be writing them.
+    fn has_settled(&mut self, name: &str, stamp: Option<&Stamp>) -> bool {
+        if stamp.is_some() && self.tried.get(name) == stamp {
+            self.changing.remove(name);
+            return false;
+        }
+        let last = self.changing.insert(name.to_owned(), stamp.cloned());
+        last.is_some_and(|last| last.as_ref() == stamp)
+    }
+
+    fn load(&mut self, source: &ModelSource) -> Option<Arc<ServedModel>> {
+        self.changing.remove(&source.name);
+        let started = Instant::now();
+        match self.take_place(source) {
+            Ok(model) => {
+                self.config.metrics.reloads_succeeded.inc();
+                tracing::info!(
+                    model = source.name,
+                    version = source.version,
+                    sha256 = model.metadata.sha256,
+                    seconds = started.elapsed().as_secs_f64(),
+                    "model reloaded"
+                );
+                return Some(model);
+            }
+            Err(ReloadError::Draining) => {}
+            Err(error) => self.failed(Some(&source.name), &error.to_string()),
+        }
+        None
+    }
+
+    fn take_place(&mut self, source: &ModelSource) -> Result<Arc<ServedModel>, ReloadError> {
+        let registry = &self.config.registry;
+        let model = Arc::new(self.config.loader.load(source)?);
+        let change = registry
+            .get(&source.name)
+            .and_then(|served| served.metadata.signature_change(&model.metadata));
+        let refused = match change {
+            Some(change) => Some(ReloadError::Signature(change)),
+            None => (registry.phase() == Phase::Draining).then_some(ReloadError::Draining),
+        };
+        if let Some(error) = refused {
+            close(&model);
+            return Err(error);
+        }
+        let before = registry.publish(&model);
+        let info = before.as_ref().map(|before| &before.info);
+        self.config.metrics.set_model_info(Some(&model.info), info);
+        self.retire(before);
+        Ok(model)
+    }
+
+    fn remove(&mut self, name: &str) {
+        self.changing.remove(name);
+        self.tried.remove(name);
+        let before = self.config.registry.remove(name);
+        let info = before.as_ref().map(|before| &before.info);
+        self.config.metrics.set_model_info(None, info);
+        self.retire(before);
+        tracing::info!(model = name, "the model is gone, and is no longer served");
+    }
+
+    fn failed(&self, model: Option<&str>, reason: &str) {
+        self.config.metrics.reloads_failed.inc();
+        tracing::warn!(
+            model,
+            reason,
+            "the model could not be loaded again; what served before goes on serving"
+        );
+    }
+
+    fn retire(&mut self, model: Option<Arc<ServedModel>>) {
+        let deadline = Instant::now() + self.config.grace;
+        self.retired
+            .extend(model.map(|model| Retired { model, deadline }));
+    }
+
+    /// Ends the models that nobody uses any more.
+    fn let_go(&mut self, now: Instant) {
+        self.retired.retain(|retired| {
+            // Nobody can find it any more, so that once we are alone with it we stay alone.
+            let alone = Arc::strong_count(&retired.model) == 1;
+            if alone || now > retired.deadline {
+                close(&retired.model);
+                return false;
+            }
+            let _ = retired.model.scheduler.check(now);
+            true
+        });
+    }
+}
+
+fn close(model: &ServedModel) {
+    model.scheduler.close();
+    if !model.scheduler.join(Instant::now() + JOIN_TIMEOUT) {
+        let name = &model.metadata.name;
+        tracing::warn!(model = name, "an instance of a replaced model did not end");
+    }
+}

@@ -1,0 +1,364 @@
+//! Models that are loaded again while they serve: the good ones take over without a lost request, the bad ones change
+//! nothing.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test stops at the first thing that is wrong"
+)]
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use support::{PATIENCE, Request, Server, fixture};
+
+const BODY: &str = r#"{"inputs": [[1, 2, 3, 4]]}"#;
+
+/// A folder with the models that a server serves, and that tests change.
+struct Models(tempfile::TempDir);
+
+impl Models {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Puts the fixture `name` to `place` in one step, as a careful operator would.
+    fn put(&self, name: &str, place: &str) {
+        self.put_bytes(&fs::read(fixture(name)).unwrap(), place);
+    }
+
+    fn put_bytes(&self, bytes: &[u8], place: &str) {
+        let place = self.path(place);
+        fs::create_dir_all(place.parent().unwrap()).unwrap();
+        let new = self.path("being-written");
+        fs::write(&new, bytes).unwrap();
+        fs::rename(new, place).unwrap();
+    }
+
+    fn serve(&self, what: &str, flags: &[&str]) -> Server {
+        let path = self.path(what);
+        let mut all = vec!["--model", path.to_str().unwrap()];
+        all.extend(flags);
+        Server::start(&all)
+    }
+}
+
+/// How many reloads had this result.
+fn counter(server: &Server, result: &str) -> usize {
+    let labels = [("result", result)];
+    let count = support::sample(&server.metrics(), "ml_model_reloads_total", &labels).unwrap();
+    format!("{count:.0}").parse().unwrap()
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// What the model makes of `[1, 2, 3, 4]`.
+fn predict(server: &Server) -> Value {
+    let answer = server.request(&Request::json("/predict", BODY));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.json()["outputs"]["y"][0].clone()
+}
+
+/// The threads that execute a model, which are as many as its sessions.
+fn instance_threads(server: &Server) -> usize {
+    let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
+    let names = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("comm")).ok());
+    names.filter(|name| name.starts_with("instance-")).count()
+}
+
+fn resident_bytes(server: &Server) -> f64 {
+    support::sample(&server.metrics(), "process_resident_memory_bytes", &[]).unwrap()
+}
+
+fn has_version(line: &Value, version: usize) -> bool {
+    line["message"] == "model reloaded" && line["version"].as_str() == Some(&version.to_string())
+}
+
+#[test]
+fn fifty_versions_take_over_under_load_and_each_answer_is_of_the_version_that_it_names() {
+    const VERSIONS: usize = 51;
+    let models = Models::new();
+    models.put("addone", "repository/adder/1/model.onnx");
+    let server = models.serve("repository", &["--instances", "1"]);
+    // A thread names itself, so that its name may be seen a little after it is there.
+    until("the session's thread is there", || {
+        instance_threads(&server) == 1
+    });
+    let acknowledged = AtomicUsize::new(1);
+    let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let mut after_ten = 0.0;
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut client = server.connect();
+                while !stop.load(Ordering::Relaxed) {
+                    let oldest = acknowledged.load(Ordering::SeqCst);
+                    let answer = client.send(&Request::json("/predict", BODY)).unwrap();
+                    assert_eq!(answer.status, 200, "{}", answer.text());
+                    let answer = answer.json();
+                    let version: usize = answer["model_version"].as_str().unwrap().parse().unwrap();
+                    // Odd versions add 1, even ones 10; and none answers after its successor was announced.
+                    let first = if version % 2 == 1 { 2.0 } else { 11.0 };
+                    assert_eq!(answer["outputs"]["y"][0][0], first, "{answer}");
+                    assert!(version >= oldest, "{version} after {oldest}");
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let swaps = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for version in 2..=VERSIONS {
+                let fixture = if version % 2 == 1 { "addone" } else { "addten" };
+                models.put(fixture, &format!("repository/adder/{version}/model.onnx"));
+                server.signal(Signal::SIGHUP);
+                assert!(
+                    server
+                        .log
+                        .wait_for(|line| has_version(line, version))
+                        .is_some()
+                );
+                acknowledged.store(version, Ordering::SeqCst);
+                if version == 10 {
+                    after_ten = resident_bytes(&server);
+                }
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        swaps.unwrap();
+    });
+    assert!(answered.load(Ordering::Relaxed) > 100);
+    until("the old sessions are gone", || {
+        instance_threads(&server) == 1
+    });
+    let grown = resident_bytes(&server) - after_ten;
+    assert!(grown < 20e6, "{grown} bytes more after 40 reloads");
+    assert_eq!(
+        (counter(&server, "success"), counter(&server, "failure")),
+        (50, 0)
+    );
+    let scrape = server.metrics();
+    let infos: Vec<_> = scrape
+        .samples
+        .iter()
+        .filter(|sample| sample.metric == "ml_model_info")
+        .collect();
+    assert_eq!(infos.len(), 1);
+    assert_eq!(infos[0].labels.get("version"), Some("51"));
+}
+
+#[test]
+fn a_model_that_cannot_take_over_leaves_the_old_one_serving_and_is_counted() {
+    let models = Models::new();
+    models.put("addone", "m.onnx");
+    let server = models.serve("m.onnx", &[]);
+    let good = fs::read(fixture("addten")).unwrap();
+    let place = models.path("m.onnx");
+    let clear = || {
+        let _ = fs::remove_file(&place);
+        let _ = fs::remove_dir(&place);
+        let _ = fs::remove_file(models.path("m.toml"));
+    };
+    let steps: [(&str, &dyn Fn()); 10] = [
+        ("cut", &|| {
+            models.put_bytes(&good[..good.len() / 2], "m.onnx");
+        }),
+        ("empty", &|| models.put_bytes(b"", "m.onnx")),
+        ("no model", &|| {
+            models.put_bytes(b"\xff\x00random\x17 bytes\x03", "m.onnx");
+        }),
+        ("another signature", &|| models.put("two", "m.onnx")),
+        ("another rank", &|| models.put("vector", "m.onnx")),
+        ("a folder", &|| fs::create_dir(&place).unwrap()),
+        ("deleted", &|| {}),
+        ("a broken sidecar", &|| {
+            models.put("addten", "m.onnx");
+            models.put_bytes(b"no_such_key = 1", "m.toml");
+        }),
+        ("a sparse file of 3 GiB", &|| {
+            fs::File::create(&place).unwrap().set_len(3 << 30).unwrap();
+        }),
+        ("a pipe that nobody writes to", &|| {
+            nix::unistd::mkfifo(&place, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        }),
+    ];
+    for (count, (name, step)) in steps.iter().enumerate() {
+        clear();
+        step();
+        server.signal(Signal::SIGHUP);
+        let failures = count + 1;
+        until(name, || counter(&server, "failure") == failures);
+        assert_eq!(predict(&server), json!([2.0, 3.0, 4.0, 5.0]), "{name}");
+        assert_eq!(server.get("/ready").status, 200, "{name}");
+    }
+    let told = |line: &Value| {
+        line["level"] == "WARN"
+            && line["reason"]
+                .as_str()
+                .is_some_and(|reason| reason.contains("the signature changed from"))
+    };
+    assert!(server.log.wait_for(told).is_some());
+    assert_eq!(counter(&server, "success"), 0);
+
+    clear();
+    models.put("addten", "m.onnx");
+    server.signal(Signal::SIGHUP);
+    until("the good model serves", || {
+        predict(&server) == json!([11.0, 12.0, 13.0, 14.0])
+    });
+}
+
+#[test]
+fn a_watched_file_is_loaded_when_it_has_changed_and_only_then() {
+    let models = Models::new();
+    models.put("addone", "m.onnx");
+    let server = models.serve("m.onnx", &["--watch-model", "50ms"]);
+    models.put("addten", "m.onnx");
+    until("the new file serves", || {
+        predict(&server) == json!([11.0, 12.0, 13.0, 14.0])
+    });
+    // One failure, however often the same broken file is looked at: the good one after it comes many looks later.
+    models.put("empty", "m.onnx");
+    until("the broken file was refused", || {
+        counter(&server, "failure") == 1
+    });
+    let looks = |folder: &Path| {
+        // A sidecar that changes nothing is a change that is loaded, so its reload proves that a look took place.
+        fs::write(folder.join("m.toml"), "description = \"again\"").unwrap();
+    };
+    models.put("addone", "m.onnx");
+    until("the old file serves again", || {
+        predict(&server) == json!([2.0, 3.0, 4.0, 5.0])
+    });
+    assert_eq!(
+        (counter(&server, "success"), counter(&server, "failure")),
+        (2, 1)
+    );
+    looks(models.0.path());
+    until("the sidecar was noticed", || {
+        counter(&server, "success") == 3
+    });
+    assert_eq!(counter(&server, "failure"), 1);
+}
+
+#[test]
+fn weights_beside_a_watched_model_are_watched_too() {
+    let models = Models::new();
+    models.put("external", "m.onnx");
+    let weights = Path::new(&fixture("external")).with_extension("weights");
+    let bytes = fs::read(weights).unwrap();
+    models.put_bytes(&bytes, "external.weights");
+    let server = models.serve("m.onnx", &["--watch-model", "50ms"]);
+    assert_eq!(counter(&server, "success"), 0);
+    models.put_bytes(&vec![0; bytes.len()], "external.weights");
+    until("the new weights serve", || counter(&server, "success") == 1);
+}
+
+#[test]
+fn a_file_that_is_written_slowly_is_loaded_when_it_is_whole() {
+    let models = Models::new();
+    models.put("addone", "m.onnx");
+    let server = models.serve("m.onnx", &["--watch-model", "200ms"]);
+    // In place and bit by bit, as 'scp' would.
+    let bytes = fs::read(fixture("addten")).unwrap();
+    let file = fs::File::create(models.path("m.onnx")).unwrap();
+    let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+    for part in bytes.chunks(bytes.len() / 10) {
+        std::io::Write::write_all(&mut &file, part).unwrap();
+        longest = longest.max(last.elapsed());
+        last = Instant::now();
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    until("the whole file serves", || {
+        predict(&server) == json!([11.0, 12.0, 13.0, 14.0])
+    });
+    assert_eq!(counter(&server, "success"), 1);
+    // Only where this machine paused for longer than two looks may the file have seemed whole.
+    if longest < Duration::from_millis(200) {
+        assert_eq!(counter(&server, "failure"), 0);
+    }
+}
+
+#[test]
+fn a_request_on_its_way_is_answered_by_the_model_that_it_found() {
+    let models = Models::new();
+    models.put("loop", "repository/slow/1/model.onnx");
+    let server = models.serve("repository", &["--instances", "1"]);
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| {
+            let request = Request::json("/predict", r#"{"inputs": [3000000]}"#);
+            server.request(&request)
+        });
+        until("the request is executed", || {
+            let scrape = server.metrics();
+            support::sample(&scrape, "ml_requests_in_flight", &[("model_name", "slow")])
+                == Some(1.0)
+        });
+        models.put("loop", "repository/slow/2/model.onnx");
+        server.signal(Signal::SIGHUP);
+        assert!(server.log.wait_for(|line| has_version(line, 2)).is_some());
+        let quick = server.request(&Request::json("/predict", r#"{"inputs": [1]}"#));
+        assert_eq!(quick.json()["model_version"], "2");
+        let answer = slow.join().unwrap();
+        assert_eq!(
+            (answer.status, &answer.json()["model_version"]),
+            (200, &"1".into())
+        );
+    });
+    until("the old session is gone", || instance_threads(&server) == 1);
+}
+
+#[test]
+fn models_of_a_repository_come_and_go() {
+    let models = Models::new();
+    models.put("addone", "repository/first/1/model.onnx");
+    let server = models.serve("repository", &[]);
+    let status = |name: &str| {
+        let path = format!("/v1/models/{name}:predict");
+        server.request(&Request::json(&path, BODY)).status
+    };
+    assert_eq!(["first", "second"].map(status), [200, 404]);
+    models.put("addten", "repository/second/1/model.onnx");
+    server.signal(Signal::SIGHUP);
+    until("the second model serves", || status("second") == 200);
+    fs::remove_dir_all(models.path("repository/first")).unwrap();
+    server.signal(Signal::SIGHUP);
+    until("the first model is gone", || status("first") == 404);
+    assert_eq!(status("second"), 200);
+    let names: Vec<Value> = server.get("/ready").json()["models"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|model| model["name"].clone())
+        .collect();
+    assert_eq!(names, ["second"]);
+}
+
+#[test]
+fn a_stop_in_the_middle_of_a_reload_is_a_clean_stop() {
+    for _ in 0..10 {
+        let models = Models::new();
+        models.put("addone", "m.onnx");
+        let server = models.serve("m.onnx", &[]);
+        server.signal(Signal::SIGHUP);
+        server.signal(Signal::SIGTERM);
+        assert_eq!(server.wait().code(), Some(0));
+    }
+}
