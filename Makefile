@@ -11,6 +11,8 @@ CARGO_DENY := .tools/bin/cargo-deny
 LINTERS := .tools/linters
 CHECKOV := .tools/checkov
 GOOGLE_SCHEMA := .tools/google-schema
+CHECK_OPERATORS_CARGO := CARGO_TARGET_DIR=target/operators $(CARGO)
+CHECK_OPERATORS := --quiet --locked --manifest-path scripts/checks/operators/Cargo.toml
 # The oldest Kubernetes that the manifests are for.
 KUBERNETES := 1.33
 COMPOSE_FILES := -f docker-compose.yml -f docker-compose.gpu.yml
@@ -32,10 +34,12 @@ test: onnxruntime fmt-check lint lint-files lint-monitoring lint-k8s lint-workfl
 
 fmt: $(LINTERS)/ready ## Format the sources
 	$(CARGO) fmt
+	$(CARGO) fmt --manifest-path scripts/checks/operators/Cargo.toml
 	$(LINTERS)/bin/ruff format
 
 fmt-check: $(LINTERS)/ready
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path scripts/checks/operators/Cargo.toml
 	$(LINTERS)/bin/ruff format --check
 
 lint: ## Clippy, warnings denied
@@ -78,7 +82,7 @@ $(GOOGLE_SCHEMA)/ready: scripts/checks/google-schema.txt
 		--dest $(@D) --requirement $<
 	touch $@
 
-# Kubernetes' own schemas; the operators' kinds, whose schemas are in their clusters only, are named by a warning.
+# Kubernetes' own kinds against its schemas, which warn of the operators' kinds; those against the operators'.
 lint-k8s: $(LINTERS)/ready $(CHECKOV)/ready ## Kubernetes manifests: every rendered overlay against the schemas, and checkov
 	@rm -rf target/k8s && mkdir -p target/k8s/with-api-keys
 	@printf '%s\n' 'resources: [../../../k8s/overlays/cpu]' 'components: [../../../k8s/components/api-keys]' > target/k8s/with-api-keys/kustomization.yaml
@@ -91,6 +95,8 @@ lint-k8s: $(LINTERS)/ready $(CHECKOV)/ready ## Kubernetes manifests: every rende
 	cp k8s/load-model.yaml target/k8s/; \
 	$(CHECKOV)/bin/checkov --directory target/k8s --framework kubernetes --skip-download --compact --quiet
 	$(LINTERS)/bin/kubernetes-validate --quiet --strict --kubernetes-version $(KUBERNETES) k8s/load-model.yaml
+	$(CHECK_OPERATORS_CARGO) test $(CHECK_OPERATORS)
+	$(CHECK_OPERATORS_CARGO) run $(CHECK_OPERATORS) -- k8s/overlays/monitoring/*.yaml
 
 compose-config:
 	@if docker compose version >/dev/null 2>&1; then compose="docker compose"; \
