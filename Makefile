@@ -18,7 +18,7 @@ KUBERNETES := 1.33
 COMPOSE_FILES := -f docker-compose.yml -f docker-compose.gpu.yml
 
 .PHONY: help run test fmt fmt-check lint lint-files lint-k8s lint-terraform lint-workflows lint-monitoring monitoring-tools compose-config unit black-box doc deny advisories docker-test docker-test-gpu \
-	bench onnxruntime clean
+	plant-faults bench onnxruntime clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -134,6 +134,9 @@ docker-test: ## The CPU image and the Compose stack, on a Docker engine; skipped
 
 docker-test-gpu: ## The GPU image, as far as a machine without a GPU can (gigabytes of downloads; CUDA_MAJOR=13 for CUDA 13)
 	python3 -B tests/docker/prove.py gpu
+
+plant-faults: onnxruntime monitoring-tools ## A fault in each kind of deployment artifact, and which check catches it (15 minutes)
+	python3 scripts/plant-faults.py
 
 bench: onnxruntime ## Requests/s as ratios to an empty axum route, in one process on this machine
 	$(CARGO) bench --locked --bench rough

@@ -188,13 +188,15 @@ fn dashboards_and_rules_ask_only_for_metrics_that_the_server_has() {
         for panel in dashboard["panels"].as_array().unwrap() {
             for target in panel["targets"].as_array().into_iter().flatten() {
                 assert_eq!(target["datasource"]["uid"], "prometheus");
-                asked += check_metrics(&path, target["expr"].as_str().unwrap());
+                let query = target["expr"].as_str().unwrap();
+                asked += check_metrics(&path, query);
+                check_labels(&path, query);
             }
             if panel["type"] != "row" {
                 let unit = &panel["fieldConfig"]["defaults"]["unit"];
                 assert!(
                     unit.is_string() && panel["description"] != "",
-                    "{}",
+                    "the panel {} needs a unit and a description",
                     panel["title"]
                 );
             }
@@ -202,12 +204,35 @@ fn dashboards_and_rules_ask_only_for_metrics_that_the_server_has() {
         assert!(asked > 10, "{}", path.display());
     }
     for path in files("monitoring/rules", "yml") {
-        assert!(
-            check_metrics(&path, &read(&path)) > 10,
-            "{}",
-            path.display()
-        );
+        let text = read(&path);
+        assert!(check_metrics(&path, &text) > 10, "{}", path.display());
+        check_labels(&path, &text);
     }
+}
+
+/// Panics if `text` groups by a label that no metric has: such a query is no error, and answers nonsense.
+fn check_labels(path: &Path, text: &str) {
+    // Those that Prometheus and the operator add.
+    let of_the_target = ["instance", "job", "le", "namespace", "pod"];
+    for clause in [" by (", " on ("]
+        .iter()
+        .flat_map(|word| text.split(word).skip(1))
+    {
+        let labels = clause.split(')').next().unwrap();
+        for label in labels.split(',').map(str::trim) {
+            let known = of_the_target.contains(&label)
+                || FAMILIES.iter().any(|found| found.labels.contains(&label));
+            assert!(known, "{}: no metric has {label}", path.display());
+        }
+    }
+}
+
+#[test]
+fn prometheus_scrapes_the_service_of_the_stack_at_its_port() {
+    let targets = format!("targets: [\"api:{DEFAULT_PORT}\"]");
+    let config = read("monitoring/prometheus.yml");
+    assert!(config.contains(&targets), "{config}");
+    assert!(read("docker-compose.yml").contains("\n  api:\n"));
 }
 
 /// Every Kubernetes manifest, with its path.
@@ -374,6 +399,21 @@ fn actions_of_others_are_pinned_by_commit() {
         }
     }
     assert!(pinned > 10);
+}
+
+#[test]
+fn workflows_may_do_nothing_but_read_where_a_job_does_not_say_so() {
+    for path in files(".github/workflows", "yml") {
+        let text = read(&path);
+        let permissions = text.split("\npermissions:").nth(1).unwrap();
+        let least = [" {}\n\n", "\n  contents: read\n\n"];
+        let first = permissions.lines().next().unwrap();
+        assert!(
+            least.iter().any(|least| permissions.starts_with(least)),
+            "{}: permissions:{first}",
+            path.display()
+        );
+    }
 }
 
 #[test]
