@@ -8,6 +8,9 @@ CARGO ?= cargo
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := .tools/bin/cargo-deny
 
+# The program under test can be told to fail as a GPU would; a release cannot.
+TESTED := --features testkit
+
 LINTERS := .tools/linters
 CHECKOV := .tools/checkov
 GOOGLE_SCHEMA := .tools/google-schema
@@ -43,7 +46,7 @@ fmt-check: $(LINTERS)/ready
 	$(LINTERS)/bin/ruff format --check
 
 lint: ## Clippy, warnings denied
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 
 lint-files: $(LINTERS)/ready $(CHECKOV)/ready compose-config ## Scripts, Dockerfiles, Compose files and other YAML
 	$(LINTERS)/bin/ruff check --quiet
@@ -124,10 +127,10 @@ $(CARGO_DENY):
 	$(CARGO) install --locked --root .tools --version $(CARGO_DENY_VERSION) cargo-deny
 
 unit: onnxruntime ## Unit tests
-	$(CARGO) test --locked --lib --bins
+	$(CARGO) test --locked $(TESTED) --lib --bins
 
 black-box: onnxruntime monitoring-tools ## Tests of the running server
-	$(CARGO) test --locked --test '*'
+	$(CARGO) test --locked $(TESTED) --test '*'
 
 docker-test: ## The CPU image and the Compose stack, on a Docker engine; skipped, with a word, where none answers
 	python3 -B tests/docker/prove.py cpu

@@ -15,15 +15,15 @@ import typing
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Each is a recipe of `make test`, or one test of it.
-ARTIFACTS = "cargo test --quiet --locked --test artifacts"
-MANIFESTS = "cargo test --quiet --locked --test manifests"
+ARTIFACTS = "cargo test --quiet --locked --features testkit --test artifacts"
+MANIFESTS = "cargo test --quiet --locked --features testkit --test manifests"
 KUBERNETES = "make lint-k8s"
 TERRAFORM = "make lint-terraform"
 MONITORING = "make lint-monitoring"
-LIVE = "cargo test --quiet --locked --test monitoring"
+LIVE = "cargo test --quiet --locked --features testkit --test monitoring"
 WORKFLOWS = "make lint-workflows"
 FILES = "make lint-files"
-DOCS = "cargo test --quiet --locked --test docs"
+DOCS = "cargo test --quiet --locked --features testkit --test docs"
 
 MODULE = "terraform/modules/model-serving"
 DEPLOYMENT = "k8s/base/deployment.yaml"

@@ -3,15 +3,16 @@
 //! Invariant: what is printed is read by the very code that serves.
 
 use std::fmt::Write;
+use std::num::NonZeroUsize;
 use std::path::Path;
 
-use crate::loading::LoadingError;
+use crate::loading::{self, DEFAULT_MAX_BATCH_SIZE, LoadingError};
 use crate::model::repository;
 use crate::model::{Batchability, Dim, ModelMetadata, TensorSpec};
 use crate::runtime::LoadError;
 use crate::runtime::library::Library;
-use crate::runtime::provider::Device;
-use crate::runtime::session::{self, SessionConfig};
+use crate::runtime::provider::{CudaConfig, Device};
+use crate::runtime::session::{self, Placement, SessionConfig};
 use crate::tensor::DataType;
 
 /// Example bodies are printed for inputs of at most this many elements; larger ones are shown as raw tensors.
@@ -28,11 +29,20 @@ pub fn describe(path: &Path, library: Option<&Path>) -> Result<String, LoadingEr
     for source in sources {
         let config = SessionConfig {
             device: Device::Cpu,
-            intra_op_threads: 1,
+            cuda: CudaConfig::default(),
         };
-        let loaded = session::load(&library, &source, config, 1)?;
+        let mut loaded = session::load(&library, &source, config, |_| Placement {
+            instances: 1,
+            intra_op_threads: 1,
+        })?;
+        let batching = &source.sidecar.batching;
+        let max_batch_size = batching
+            .max_batch_size
+            .map_or(DEFAULT_MAX_BATCH_SIZE, NonZeroUsize::get);
+        let (metadata, _) =
+            loading::check_batching(&mut loaded, max_batch_size, config.cuda, &source)?;
         // Writing into a string cannot fail.
-        let _ = describe_model(&mut text, &loaded.metadata, &source.path);
+        let _ = describe_model(&mut text, &metadata, &source.path);
     }
     Ok(text)
 }

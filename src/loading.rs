@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use crate::batching::{BatchingConfig, Scheduler};
-use crate::model::ModelMetadata;
 use crate::model::repository::{self, ModelSource, RepositoryError};
+use crate::model::{Batchability, ModelMetadata};
 use crate::registry::ServedModel;
+use crate::runtime::device_health::DeviceHealth;
 use crate::runtime::library::Library;
-use crate::runtime::provider::{Device, ExecutionProvider};
-use crate::runtime::session::{self, SessionConfig};
-use crate::runtime::{LoadError, Model, RuntimeError, warmup};
-use crate::telemetry::metrics::{Metrics, ModelInfo};
+use crate::runtime::provider::{CudaConfig, Device, ExecutionProvider};
+use crate::runtime::session::{self, LoadedModel, Placement, SessionConfig};
+use crate::runtime::{LoadError, Model, RuntimeError, batch_check, warmup};
+use crate::telemetry::metrics::{Merging, Metrics, ModelInfo};
 
 /// Rows per execution unless a flag, the environment or the sidecar says otherwise.
 pub const DEFAULT_MAX_BATCH_SIZE: usize = 32;
@@ -34,6 +35,8 @@ pub struct ModelsConfig {
     pub library: Option<PathBuf>,
     /// The device to execute on.
     pub device: Device,
+    /// How CUDA is used, where it is.
+    pub cuda: CudaConfig,
     /// Sessions per model; chosen if not given.
     pub instances: Option<NonZeroUsize>,
     /// Threads per session; chosen if not given.
@@ -65,6 +68,7 @@ pub struct Loader {
     config: ModelsConfig,
     default_timeout: Duration,
     metrics: Arc<Metrics>,
+    device: Arc<DeviceHealth>,
     library: Library,
 }
 
@@ -77,6 +81,7 @@ impl Loader {
         config: ModelsConfig,
         default_timeout: Duration,
         metrics: Arc<Metrics>,
+        device: Arc<DeviceHealth>,
     ) -> Result<Self, LoadingError> {
         // The path first: who mistyped it wants to hear that, whatever else is missing.
         repository::find(&config.path, config.name.as_deref())?;
@@ -85,6 +90,7 @@ impl Loader {
             config,
             default_timeout,
             metrics,
+            device,
             library,
         })
     }
@@ -104,18 +110,21 @@ impl Loader {
     pub fn load(&self, source: &ModelSource) -> Result<ServedModel, LoadingError> {
         let (config, library, metrics) = (&self.config, &self.library, &self.metrics);
         let started = Instant::now();
-        let placement = Placement::choose(config);
         let session = SessionConfig {
             device: config.device,
-            intra_op_threads: placement.intra_op_threads,
+            cuda: config.cuda,
         };
-        let mut loaded = session::load(library, source, session, placement.instances)?;
-        let metadata = Arc::clone(&loaded.metadata);
+        let mut loaded =
+            session::load(library, source, session, |provider| place(config, provider))?;
         let sidecar = &source.sidecar.batching;
         let max_batch_size = config
             .max_batch_size
             .or(sidecar.max_batch_size)
             .map_or(DEFAULT_MAX_BATCH_SIZE, NonZeroUsize::get);
+        if let Device::Cuda(index) = loaded.provider.device() {
+            self.device.set_serving(index);
+        }
+        let (metadata, merging) = check_batching(&mut loaded, max_batch_size, config.cuda, source)?;
         for model in &mut loaded.models {
             warm_up(model, &metadata, max_batch_size, source)?;
         }
@@ -136,6 +145,7 @@ impl Loader {
             device: device.clone(),
             execution_provider: provider.name(),
             onnxruntime: library.version().to_owned(),
+            merging,
         };
         let models = loaded
             .models
@@ -146,14 +156,15 @@ impl Loader {
             &metadata,
             models,
             batching,
+            &self.device,
             metrics.batching(&metadata.name),
         )
         .map_err(LoadingError::Thread)?;
         tracing::info!(
             model = metadata.name, version = metadata.version, signature = metadata.signature_text(),
             device, execution_provider = provider.name(), fallback = loaded.fallback, onnxruntime = library.version(),
-            instances = placement.instances, intra_op_threads = placement.intra_op_threads, max_batch_size,
-            batching = ?metadata.batchability, seconds = started.elapsed().as_secs_f64(),
+            instances = loaded.placement.instances, intra_op_threads = loaded.placement.intra_op_threads, max_batch_size,
+            batching = ?metadata.batchability, nodes = ?loaded.assignment.counts(), seconds = started.elapsed().as_secs_f64(),
             "model loaded"
         );
         let prediction = metrics.prediction(&metadata.name);
@@ -165,10 +176,57 @@ impl Loader {
             device,
             execution_provider,
             fallback: loaded.fallback,
+            assignment: loaded.assignment,
             info,
             external_data: loaded.external_data,
         })
     }
+}
+
+/// Tries whether rows depend on each other, and describes the model as what came out.
+///
+/// # Errors
+/// When the device or the runtime fails.
+pub fn check_batching(
+    loaded: &mut LoadedModel,
+    max_batch_size: usize,
+    cuda: CudaConfig,
+    source: &ModelSource,
+) -> Result<(Arc<ModelMetadata>, Merging), LoadError> {
+    let metadata = Arc::clone(&loaded.metadata);
+    if metadata.batchability != Batchability::Rows {
+        return Ok((metadata, Merging::Off("signature")));
+    }
+    if max_batch_size == 1 {
+        return Ok((metadata, Merging::Off("limit")));
+    }
+    let Some(model) = loaded.models.first_mut() else {
+        return Ok((metadata, Merging::On));
+    };
+    if source.sidecar.batching.check == Some(false) {
+        return Ok((metadata, Merging::On));
+    }
+    let sizes = warmup::batch_sizes(max_batch_size);
+    let doubt = batch_check::check(model, &sizes, cuda.tf32).map_err(|source_error| {
+        LoadError::BatchCheck {
+            path: source.path.clone(),
+            source: source_error,
+        }
+    })?;
+    let Some(doubt) = doubt else {
+        return Ok((metadata, Merging::On));
+    };
+    let reason = doubt.to_string();
+    tracing::warn!(
+        model = metadata.name,
+        reason,
+        "requests for this model are executed one by one; if its rows are independent all the same, say 'check = false' under [batching] in its sidecar"
+    );
+    let metadata = ModelMetadata {
+        batchability: Batchability::Never(reason),
+        ..ModelMetadata::clone(&metadata)
+    };
+    Ok((Arc::new(metadata), Merging::Off(doubt.kind())))
 }
 
 /// Runs the batch sizes that will occur.
@@ -207,43 +265,32 @@ fn warm_up(
     Ok(())
 }
 
-/// How many sessions execute a model, and with how many threads each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Placement {
-    instances: usize,
-    intra_op_threads: usize,
+/// How many sessions execute a model on `provider`: what the flags say, and otherwise what suits the CPUs that this
+/// process may use.
+fn place(config: &ModelsConfig, provider: ExecutionProvider) -> Placement {
+    // The number that the container's CPU quota allows, not the number that the host has.
+    let cpus = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    place_on(
+        cpus,
+        provider != ExecutionProvider::Cpu,
+        config.instances.map(NonZeroUsize::get),
+        config.intra_op_threads.map(NonZeroUsize::get),
+    )
 }
 
-impl Placement {
-    /// What the flags say, and otherwise what suits the CPUs that this process may use.
-    fn choose(config: &ModelsConfig) -> Self {
-        // The number that the container's CPU quota allows, not the number that the host has.
-        let cpus = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let on_gpu = ExecutionProvider::candidates(config.device)
-            .first()
-            .is_some_and(|provider| *provider != ExecutionProvider::Cpu);
-        Self::for_cpus(
-            cpus,
-            on_gpu,
-            config.instances.map(NonZeroUsize::get),
-            config.intra_op_threads.map(NonZeroUsize::get),
-        )
-    }
-
-    /// On a CPU, two sessions keep one busy while the other hands out results; more only share the same cores.
-    fn for_cpus(
-        cpus: usize,
-        on_gpu: bool,
-        instances: Option<usize>,
-        intra_op_threads: Option<usize>,
-    ) -> Self {
-        let instances = instances.unwrap_or(if on_gpu { 1 } else { cpus.min(2) });
-        let intra_op_threads =
-            intra_op_threads.unwrap_or(if on_gpu { 1 } else { (cpus / instances).max(1) });
-        Self {
-            instances,
-            intra_op_threads,
-        }
+/// On a CPU, two sessions keep one busy while the other hands out results; more only share the same cores.
+fn place_on(
+    cpus: usize,
+    on_gpu: bool,
+    instances: Option<usize>,
+    intra_op_threads: Option<usize>,
+) -> Placement {
+    let instances = instances.unwrap_or(if on_gpu { 1 } else { cpus.min(2) });
+    let intra_op_threads =
+        intra_op_threads.unwrap_or(if on_gpu { 1 } else { (cpus / instances).max(1) });
+    Placement {
+        instances,
+        intra_op_threads,
     }
 }
 
@@ -254,14 +301,14 @@ mod tests {
     #[test]
     fn threads_and_instances_never_exceed_the_cpus_unless_asked_to() {
         for cpus in 1..=64 {
-            let placement = Placement::for_cpus(cpus, false, None, None);
+            let placement = place_on(cpus, false, None, None);
             assert!(
                 placement.instances * placement.intra_op_threads <= cpus,
                 "{cpus}: {placement:?}"
             );
             assert!(placement.intra_op_threads >= 1);
         }
-        let fixed = Placement::for_cpus(2, false, Some(4), Some(3));
+        let fixed = place_on(2, false, Some(4), Some(3));
         assert_eq!(
             fixed,
             Placement {

@@ -13,6 +13,8 @@ use arc_swap::ArcSwap;
 
 use crate::batching::{InstanceHealth, Scheduler};
 use crate::model::ModelMetadata;
+use crate::runtime::assignment::Assignment;
+use crate::runtime::device_health::DeviceHealth;
 use crate::telemetry::metrics::{ModelInfo, PredictionMetrics};
 
 /// One model with everything that answers requests for it.
@@ -29,6 +31,8 @@ pub struct ServedModel {
     pub execution_provider: &'static str,
     /// Why it is not executed on the preferred device, when `auto` fell back.
     pub fallback: Option<String>,
+    /// Which nodes of its graph each provider executes.
+    pub assignment: Assignment,
     /// What the metrics say about it.
     pub info: ModelInfo,
     /// Files beside the model's own that hold its weights.
@@ -44,6 +48,7 @@ pub struct Registry {
     models: ArcSwap<Models>,
     phase: AtomicU8,
     fault: AtomicU8,
+    device: Arc<DeviceHealth>,
 }
 
 /// Where in its life the server is.
@@ -64,6 +69,8 @@ pub enum Fault {
     InstanceHung,
     /// An instance's thread ended.
     InstanceDead,
+    /// The GPU cannot be used any more.
+    DeviceLost,
 }
 
 impl Fault {
@@ -73,11 +80,30 @@ impl Fault {
         match self {
             Self::InstanceHung => "an instance hangs in an execution",
             Self::InstanceDead => "an instance has died",
+            Self::DeviceLost => "the GPU is lost",
+        }
+    }
+
+    /// The word by which programs tell it apart.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::InstanceHung | Self::InstanceDead => "not_ready",
+            Self::DeviceLost => "device_lost",
         }
     }
 }
 
 impl Registry {
+    /// An empty registry of models that are executed on `device`.
+    #[must_use]
+    pub fn new(device: Arc<DeviceHealth>) -> Self {
+        Self {
+            device,
+            ..Self::default()
+        }
+    }
+
     /// Publishes `model` under its name, and returns the one that had it before. Requests that have looked that one up
     /// already are answered by it; all later ones by the new one.
     pub fn publish(&self, model: &Arc<ServedModel>) -> Option<Arc<ServedModel>> {
@@ -125,6 +151,9 @@ impl Registry {
     /// What a restart would cure, if anything.
     #[must_use]
     pub fn fault(&self) -> Option<Fault> {
+        if self.device.is_lost() {
+            return Some(Fault::DeviceLost);
+        }
         match self.fault.load(Ordering::Acquire) {
             1 => Some(Fault::InstanceHung),
             2 => Some(Fault::InstanceDead),

@@ -22,6 +22,7 @@ use crate::loading::{Loader, LoadingError, ModelsConfig};
 use crate::model::stamp::Stamp;
 use crate::registry::{Registry, ServedModel};
 use crate::reload::{self, ReloadConfig, Reloader};
+use crate::runtime::device_health::DeviceHealth;
 use crate::shutdown::{self, DrainConfig};
 use crate::signals::{Signals, Stop};
 use crate::telemetry::collector::Endpoint;
@@ -106,8 +107,10 @@ pub async fn run(
     let started = Instant::now();
     let metrics = Arc::new(Metrics::new()?);
     crate::telemetry::count_panics(&metrics);
-    let _sampler_until_the_end = gpu::start(Arc::clone(&metrics)).map_err(no_thread)?;
-    let registry = Arc::new(Registry::default());
+    let device = Arc::new(DeviceHealth::default());
+    let _sampler_until_the_end =
+        gpu::start(Arc::clone(&metrics), Arc::clone(&device)).map_err(no_thread)?;
+    let registry = Arc::new(Registry::new(Arc::clone(&device)));
     let drain = Drain::default();
     let budget = MemoryBudget::new(config.max_inflight_bytes);
     let app = Arc::new(App::new(
@@ -141,7 +144,7 @@ pub async fn run(
     });
     let (stop, reloader) = tokio::select! {
         stop = signals.stop.next() => (stop, None),
-        loaded = load_models(&config, &metrics) => {
+        loaded = load_models(&config, &metrics, &device) => {
             let reloader = publish(loaded?, &config, &registry, metrics)?;
             tracing::info!(seconds = started.elapsed().as_secs_f64(), "ready");
             let stop = loop {
@@ -174,11 +177,16 @@ struct Loaded {
 }
 
 /// Loads every model, on a thread of its own. Whoever stops waiting leaves that thread to the end of the process.
-async fn load_models(config: &Config, metrics: &Arc<Metrics>) -> Result<Loaded, StartError> {
+async fn load_models(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    device: &Arc<DeviceHealth>,
+) -> Result<Loaded, StartError> {
     let (models, metrics) = (config.models.clone(), Arc::clone(metrics));
+    let device = Arc::clone(device);
     let timeout = config.http.request_timeout;
     let load = move || -> Result<Loaded, LoadingError> {
-        let loader = Loader::new(models, timeout, metrics)?;
+        let loader = Loader::new(models, timeout, metrics, device)?;
         let (mut models, mut stamps) = (Vec::new(), BTreeMap::new());
         for source in loader.find()? {
             let own = reload::stamp(&source);

@@ -81,7 +81,13 @@ fn probes_and_metrics_need_none_and_nothing_else_is_told_without_one() {
     for path in ["/health", "/ready", "/ping", "/metrics", "/alive"] {
         assert_eq!(server.get(path).status, 200, "{path}");
     }
-    for path in ["/", "/admin", "/v1/models/other:predict", "/predict"] {
+    for path in [
+        "/",
+        "/admin",
+        "/v1/models/other:predict",
+        "/v2/models/addone",
+        "/predict",
+    ] {
         assert_eq!(server.get(path).status, 401, "{path}");
     }
     let known = Request::new("GET", "/admin").header("Authorization", "Bearer key-of-the-lab");

@@ -563,6 +563,8 @@ fn only_the_documented_routes_answer() {
         ("HEAD", "/ping"),
         ("GET", "/metrics"),
         ("HEAD", "/metrics"),
+        ("GET", "/v2/models/addone"),
+        ("HEAD", "/v2/models/addone"),
     ];
     let paths = [
         "/",
@@ -593,6 +595,7 @@ fn only_the_documented_routes_answer() {
         "//predict",
         "/%2e%2e/predict",
         "/PREDICT",
+        "/v2/models/addone",
         "/v2/repository/models/addone/load",
         "/.env",
     ];

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use model_serving::model::repository;
 use model_serving::runtime::library::Library;
 use model_serving::runtime::provider::Device;
-use model_serving::runtime::session::{self, OrtModel, SessionConfig};
+use model_serving::runtime::session::{self, OrtModel, Placement, SessionConfig};
 use model_serving::runtime::{InputView, Model};
 use model_serving::tensor::{Shape, TensorView};
 use serde_json::Value;
@@ -55,9 +55,13 @@ fn in_process() -> OrtModel {
         Library::load(Some(&support::repository(".onnxruntime/libonnxruntime.so"))).unwrap();
     let config = SessionConfig {
         device: Device::Cpu,
+        cuda: model_serving::runtime::provider::CudaConfig::default(),
+    };
+    let one = |_| Placement {
+        instances: 1,
         intra_op_threads: 1,
     };
-    session::load(&library, &source, config, 1)
+    session::load(&library, &source, config, one)
         .unwrap()
         .models
         .remove(0)

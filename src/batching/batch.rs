@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use super::queue::Pending;
-use super::request::OutputRows;
+use super::request::{OutputRows, ScheduleError};
 use crate::model::ModelMetadata;
 use crate::runtime::{BatchInput, InputView, RuntimeError};
 use crate::tensor::{OutputTensor, Shape, TensorData};
@@ -58,10 +58,11 @@ impl Batch {
         &self.members
     }
 
-    /// The requests, to be answered.
-    #[must_use]
-    pub fn into_members(self) -> Vec<Pending> {
-        self.members
+    /// Answers every member with `error`.
+    pub fn refuse(self, error: &ScheduleError) {
+        for member in self.members {
+            member.answer(Err(error.clone()));
+        }
     }
 
     /// The last moment at which anybody waits for this batch.

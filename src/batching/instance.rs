@@ -13,6 +13,7 @@ use super::batch::{Batch, InputBuffers};
 use super::load::LoadEstimate;
 use super::queue::RequestQueue;
 use super::request::{InferenceResponse, ScheduleError, Timings};
+use crate::runtime::device_health::DeviceHealth;
 use crate::runtime::{BatchOutput, Interrupt, Model, RuntimeError};
 use crate::telemetry::metrics::BatchingMetrics;
 
@@ -82,6 +83,7 @@ pub(super) struct Instance {
     pub(super) queue: Arc<RequestQueue>,
     pub(super) status: Arc<InstanceStatus>,
     pub(super) load: Arc<LoadEstimate>,
+    pub(super) device: Arc<DeviceHealth>,
     pub(super) metrics: BatchingMetrics,
 }
 
@@ -95,7 +97,13 @@ impl Instance {
         };
         let mut buffers = InputBuffers::new(self.model.metadata());
         while let Some(members) = self.queue.next_batch() {
-            self.execute(Batch::new(members), &mut buffers);
+            let batch = Batch::new(members);
+            // What a GPU in this state answers, if anything, must not be believed.
+            if self.device.is_lost() {
+                batch.refuse(&ScheduleError::DeviceLost);
+            } else {
+                self.execute(batch, &mut buffers);
+            }
         }
         mark.finished = true;
     }
@@ -111,6 +119,8 @@ impl Instance {
         *self.status.running.lock() = None;
 
         match result {
+            // The GPU may have been lost to another instance while this one was computing.
+            Ok(_) if self.device.is_lost() => batch.refuse(&ScheduleError::DeviceLost),
             Ok((outputs, mut timings)) if batch.can_scatter(&outputs) => {
                 self.metrics
                     .executed_batch_size
@@ -133,23 +143,20 @@ impl Instance {
                     }));
                 }
             }
-            Err(RuntimeError::Interrupted) => {
-                batch
-                    .into_members()
-                    .into_iter()
-                    .for_each(|member| member.answer(Err(ScheduleError::DeadlineExceeded)));
+            Err(RuntimeError::DeviceLost(reason)) => {
+                self.device.lose(&reason);
+                batch.refuse(&ScheduleError::DeviceLost);
             }
+            Err(RuntimeError::Interrupted) => batch.refuse(&ScheduleError::DeadlineExceeded),
             Err(error) if batch.members().len() == 1 => {
                 tracing::warn!(error = %error, rows = batch.rows(), "an execution failed");
                 let error = match error {
                     RuntimeError::Refused(reason) => ScheduleError::Refused(reason.into()),
                     RuntimeError::Broken(reason) => ScheduleError::Internal(reason.into()),
+                    RuntimeError::DeviceLost(_) => ScheduleError::DeviceLost,
                     RuntimeError::Interrupted => ScheduleError::DeadlineExceeded,
                 };
-                batch
-                    .into_members()
-                    .into_iter()
-                    .for_each(|member| member.answer(Err(error.clone())));
+                batch.refuse(&error);
             }
             Ok(_) | Err(_) => {
                 let (first, second) = batch.split();

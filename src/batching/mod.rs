@@ -33,6 +33,7 @@ pub use request::{
 
 use crate::model::{Batchability, ModelMetadata};
 use crate::runtime::Model;
+use crate::runtime::device_health::DeviceHealth;
 use crate::telemetry::metrics::BatchingMetrics;
 use instance::{Instance, InstanceStatus};
 use load::LoadEstimate;
@@ -65,6 +66,7 @@ struct Shared {
     statuses: Vec<Arc<InstanceStatus>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     running: Arc<RunningThreads>,
+    device: Arc<DeviceHealth>,
     metrics: BatchingMetrics,
 }
 
@@ -85,7 +87,8 @@ impl Drop for CountOut {
 }
 
 impl Scheduler {
-    /// Starts one instance thread for each of `models`, which are sessions of the model that `metadata` describes.
+    /// Starts one instance thread for each of `models`, which are sessions of the model that `metadata` describes and
+    /// are executed on `device`.
     ///
     /// # Errors
     /// When the operating system gives no thread.
@@ -93,6 +96,7 @@ impl Scheduler {
         metadata: &ModelMetadata,
         models: Vec<Box<dyn Model>>,
         config: BatchingConfig,
+        device: &Arc<DeviceHealth>,
         metrics: BatchingMetrics,
     ) -> std::io::Result<Self> {
         let policy = BatchPolicy {
@@ -116,6 +120,7 @@ impl Scheduler {
                 queue: Arc::clone(&queue),
                 status,
                 load: Arc::clone(&load),
+                device: Arc::clone(device),
                 metrics: metrics.clone(),
             };
             *running.count.lock() += 1;
@@ -141,6 +146,7 @@ impl Scheduler {
             statuses,
             threads: Mutex::new(threads),
             running,
+            device: Arc::clone(device),
             metrics,
         };
         Ok(Self {
@@ -168,6 +174,9 @@ impl Scheduler {
         &self,
         request: InferenceRequest,
     ) -> Result<InferenceResponse, ScheduleError> {
+        if self.shared.device.is_lost() {
+            return Err(ScheduleError::DeviceLost);
+        }
         let now = Instant::now();
         let deadline = request.deadline();
         if deadline <= now {

@@ -291,6 +291,9 @@ pub enum ScheduleError {
     /// The model refused the values.
     #[error("the model refused the values")]
     Refused(Arc<str>),
+    /// The GPU is lost, and only a restart may help.
+    #[error("the GPU is lost")]
+    DeviceLost,
     /// Our fault.
     #[error("the execution failed")]
     Internal(Arc<str>),

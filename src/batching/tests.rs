@@ -14,7 +14,14 @@ fn config() -> BatchingConfig {
 
 fn start(model: FakeModel, config: BatchingConfig) -> Scheduler {
     let metadata = metadata(&[("x", &["N", "1"])], &[("y", &["N", "1"])]);
-    Scheduler::start(&metadata, vec![Box::new(model)], config, metrics()).unwrap()
+    Scheduler::start(
+        &metadata,
+        vec![Box::new(model)],
+        config,
+        &Arc::default(),
+        metrics(),
+    )
+    .unwrap()
 }
 
 fn soon() -> Instant {

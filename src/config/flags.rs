@@ -55,6 +55,16 @@ pub struct ServeFlags {
     #[arg(long, env = "DEVICE", value_name = "DEVICE", default_value = "auto")]
     pub device: Device,
 
+    /// Bytes of the GPU's memory that one session may take for its tensors; all there is if not given. Set it when
+    /// several programs share the GPU.
+    #[arg(long, env = "GPU_MEMORY_LIMIT", value_name = "SIZE")]
+    pub gpu_memory_limit: Option<ByteSize>,
+
+    /// on multiplies FP32 with TF32's 10 bits of precision on GPUs that can; faster, and less exact. Set it when the
+    /// model was checked with it.
+    #[arg(long, env = "TF32", value_name = "on|off", default_value = "off")]
+    pub tf32: Switch,
+
     /// Path of libonnxruntime.so (1.24 or newer); searched beside the executable, in .onnxruntime/ and in the system's
     /// library folders if not given.
     #[arg(long, env = "ORT_DYLIB_PATH", value_name = "PATH")]
@@ -289,6 +299,22 @@ pub struct HealthcheckFlags {
     /// The server's port.
     #[arg(long, env = "PORT", value_name = "PORT")]
     pub port: Option<u16>,
+}
+
+/// Something that is on or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Switch(pub bool);
+
+impl FromStr for Switch {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "on" => Ok(Self(true)),
+            "off" => Ok(Self(false)),
+            _ => Err(format!("'{text}' is neither on nor off")),
+        }
+    }
 }
 
 /// How often something is looked at, if at all.

@@ -18,10 +18,12 @@ use crate::http::accept::ListenerConfig;
 use crate::http::api_keys::ApiKeys;
 use crate::http::connection::ConnectionConfig;
 use crate::loading::ModelsConfig;
+use crate::runtime::provider::CudaConfig;
 use crate::server::Config;
 use crate::shutdown::DrainConfig;
 use crate::telemetry::logging::LogConfig;
-use crate::units::DurationText;
+
+use crate::units::{ByteSize, DurationText};
 pub use flags::{HealthcheckFlags, InspectFlags, ServeFlags};
 
 /// The port if neither a flag nor the environment names one.
@@ -119,6 +121,10 @@ impl ServeFlags {
                 name: self.model_name,
                 library: self.onnxruntime,
                 device: self.device,
+                cuda: CudaConfig {
+                    memory_limit: self.gpu_memory_limit.map(ByteSize::bytes),
+                    tf32: self.tf32.0,
+                },
                 instances: self.instances,
                 intra_op_threads: self.intra_op_threads,
                 max_batch_size: self.max_batch_size,

@@ -50,6 +50,8 @@ pub enum ApiError {
     Internal,
     /// 503: the server starts, or something in it is broken.
     NotReady(&'static str),
+    /// 503: the GPU is lost.
+    DeviceLost,
     /// 503: the server is about to stop.
     Draining,
     /// 504: not answered within the deadline.
@@ -101,6 +103,11 @@ impl ApiError {
                 Outcome::Error,
             ),
             Self::NotReady(_) => (StatusCode::SERVICE_UNAVAILABLE, "not_ready", Outcome::Error),
+            Self::DeviceLost => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "device_lost",
+                Outcome::Error,
+            ),
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining", Outcome::Error),
             Self::DeadlineExceeded => (
                 StatusCode::GATEWAY_TIMEOUT,
@@ -156,6 +163,10 @@ impl ApiError {
                     .to_owned()
             }
             Self::NotReady(reason) => format!("the server is not ready: {reason}"),
+            Self::DeviceLost => {
+                "the server has lost its GPU and waits to be restarted; try another replica"
+                    .to_owned()
+            }
             Self::Draining => {
                 "the server is draining and takes no more requests; try another replica".to_owned()
             }
@@ -179,7 +190,7 @@ impl ApiError {
             Self::Overloaded { retry_after, .. } => {
                 Some(retry_after.as_millis().div_ceil(1000).clamp(1, 60) as u64)
             }
-            Self::NotReady(_) | Self::Draining => Some(1),
+            Self::NotReady(_) | Self::DeviceLost | Self::Draining => Some(1),
             _ => None,
         }
     }
@@ -282,6 +293,7 @@ impl From<ScheduleError> for ApiError {
         match error {
             ScheduleError::Overloaded { reason, retry_after } => Self::Overloaded { reason, retry_after },
             ScheduleError::ShuttingDown => Self::Draining,
+            ScheduleError::DeviceLost => Self::DeviceLost,
             ScheduleError::DeadlineExceeded => Self::DeadlineExceeded,
             ScheduleError::Refused(_) => Self::Unprocessable(
                 "the model cannot compute these values (for example, an index is out of range or a size does not fit)".to_owned(),

@@ -2,6 +2,7 @@
 //!
 //! Invariant: liveness depends on nothing that a restart would not cure; not on load, not on the queue.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -39,6 +40,7 @@ struct ReadyModel<'a> {
     execution_provider: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     device_reason: Option<&'a str>,
+    nodes: BTreeMap<&'a str, usize>,
     instances: usize,
     max_batch_size: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -51,7 +53,7 @@ pub(super) async fn live(State(app): State<Arc<App>>) -> Response {
     let body = Live {
         live: fault.is_none(),
         error: fault.map(crate::registry::Fault::reason),
-        code: fault.map(|_| "not_ready"),
+        code: fault.map(crate::registry::Fault::code),
     };
     json(
         if fault.is_none() {
@@ -67,7 +69,7 @@ pub(super) async fn live(State(app): State<Arc<App>>) -> Response {
 pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
     let (error, code) = match (app.registry.phase(), app.registry.fault()) {
         (Phase::Draining, _) => (Some("the server is draining"), Some("draining")),
-        (_, Some(fault)) => (Some(fault.reason()), Some("not_ready")),
+        (_, Some(fault)) => (Some(fault.reason()), Some(fault.code())),
         (Phase::Starting, None) => (Some("the models are being loaded"), Some("not_ready")),
         (Phase::Ready, None) => (None, None),
     };
@@ -78,6 +80,7 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
         device: &model.device,
         execution_provider: model.execution_provider,
         device_reason: model.fallback.as_deref(),
+        nodes: model.assignment.counts(),
         instances: model.scheduler.instances(),
         max_batch_size: model.scheduler.config().max_batch_size,
         not_batched_because: match &model.metadata.batchability {
@@ -101,7 +104,8 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
     )
 }
 
-fn json(status: StatusCode, body: &impl Serialize) -> Response {
+/// Writes `body` as an answer that nobody may keep.
+pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Response {
     let body = serde_json::to_vec(body).unwrap_or_default();
     let mut response = (status, body).into_response();
     let headers = response.headers_mut();

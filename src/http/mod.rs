@@ -12,6 +12,7 @@ pub mod error;
 mod exposition;
 mod health;
 mod media;
+mod metadata;
 mod middleware;
 mod predict;
 pub mod wire;
@@ -101,11 +102,12 @@ impl App {
 }
 
 /// The fixed routes. No route changes the server.
-fn routes() -> [(&'static str, MethodRouter<Arc<App>>); 7] {
+fn routes() -> [(&'static str, MethodRouter<Arc<App>>); 8] {
     [
         ("/predict", post(predict::predict)),
         ("/invocations", post(predict::predict)),
         ("/v1/models/{call}", post(predict::predict_named)),
+        ("/v2/models/{model}", get(metadata::metadata)),
         ("/health", get(health::live)),
         ("/ready", get(health::ready)),
         ("/ping", get(health::ready)),

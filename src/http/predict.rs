@@ -19,7 +19,7 @@ use super::middleware::{Arrival, PredictionRecord};
 use super::wire::{self, DecodeLimits, Decoded, Form, Selection};
 use crate::batching::{InferenceResponse, Reservation};
 use crate::model::ModelMetadata;
-use crate::registry::{Phase, ServedModel};
+use crate::registry::{Fault, Phase, ServedModel};
 use crate::telemetry::metrics::Outcome;
 
 /// Bodies from this size on are decoded on a thread of their own, so that probes and small requests do not wait.
@@ -58,9 +58,6 @@ pub(super) async fn predict_named(
 
 /// The model that is meant, or why there is none.
 fn model_or_reason(app: &App, name: Option<&str>) -> Result<Arc<ServedModel>, ApiError> {
-    if let Some(fault) = app.registry.fault() {
-        return Err(ApiError::NotReady(fault.reason()));
-    }
     if app.registry.phase() == Phase::Starting {
         return Err(ApiError::NotReady("the models are being loaded"));
     }
@@ -130,6 +127,12 @@ async fn run(
     arrived_at: Instant,
     arrival: Option<&Arrival>,
 ) -> Result<Response, ApiError> {
+    if let Some(fault) = app.registry.fault() {
+        return Err(match fault {
+            Fault::DeviceLost => ApiError::DeviceLost,
+            Fault::InstanceHung | Fault::InstanceDead => ApiError::NotReady(fault.reason()),
+        });
+    }
     let (head, body) = request.into_parts();
     let deadline = arrived_at
         + requested_timeout(&head.headers)?.map_or(app.config.request_timeout, |asked| {

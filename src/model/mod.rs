@@ -194,6 +194,15 @@ impl ModelMetadata {
                 .all(|spec| spec.dynamic_first().is_some())
     }
 
+    /// Whether a request may choose the size of a dimension other than the batch.
+    #[must_use]
+    pub fn has_open_shapes(&self) -> bool {
+        let first = usize::from(self.has_batch_axis());
+        let is_open = |dim: &Dim| matches!(dim, Dim::Dynamic(_));
+        let mut inputs = self.inputs.iter();
+        inputs.any(|spec| spec.dims().iter().skip(first).any(is_open))
+    }
+
     /// The signature as people write it, for example `image FP32[N,1,8,8] -> label INT64[N]`.
     #[must_use]
     pub fn signature_text(&self) -> String {

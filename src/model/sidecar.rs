@@ -70,6 +70,8 @@ pub struct BatchingSettings {
     /// How long the oldest request may wait for company.
     #[serde(default, deserialize_with = "duration")]
     pub max_queue_delay: Option<Duration>,
+    /// Whether it is tried at load that rows do not depend on each other; it is, if not given.
+    pub check: Option<bool>,
 }
 
 fn duration<'de, D: serde::Deserializer<'de>>(

@@ -2,10 +2,16 @@
 //!
 //! Invariant: no type of `ort` leaves this module; the layers above see [`Model`], tensors and [`RuntimeError`].
 
+pub mod assignment;
+pub mod batch_check;
+mod cuda;
+pub mod device_health;
 pub mod library;
 mod output;
 pub mod provider;
 pub mod session;
+#[cfg(feature = "testkit")]
+mod testkit;
 pub mod warmup;
 
 use std::sync::Arc;
@@ -42,7 +48,7 @@ pub trait Model: Send {
     /// Executes `input` and returns every output of the signature.
     ///
     /// # Errors
-    /// See [`RuntimeError`]; the model can be run again after any of them but [`RuntimeError::Broken`].
+    /// See [`RuntimeError`]; the model can be run again after any of them but [`RuntimeError::DeviceLost`].
     fn run(&mut self, input: BatchInput<'_>) -> Result<BatchOutput, RuntimeError>;
 
     /// A handle by which another thread can end a run that nobody waits for any more.
@@ -64,6 +70,9 @@ pub enum RuntimeError {
     /// The run was ended because nobody waited for it any more.
     #[error("the run was interrupted")]
     Interrupted,
+    /// The GPU is lost to this process; only a restart may help.
+    #[error("the GPU is lost: {0}")]
+    DeviceLost(String),
     /// The runtime itself failed.
     #[error("the runtime failed: {0}")]
     Broken(String),
@@ -79,14 +88,14 @@ pub enum LoadError {
     #[error(transparent)]
     File(#[from] crate::model::onnx::OnnxFileError),
     /// The requested device cannot be had.
-    #[error(
-        "device {device} cannot be used: {reason}; set --device (DEVICE) to cpu, or run an image with CUDA on a host with an NVIDIA driver"
-    )]
+    #[error("device {device} cannot be used: {reason}; {fix}, or set --device (DEVICE) to cpu")]
     Device {
         /// The device that was asked for.
         device: provider::Device,
-        /// What ONNX Runtime said.
+        /// What is missing.
         reason: String,
+        /// What to do about it.
+        fix: String,
     },
     /// ONNX Runtime refused the model.
     #[error("ONNX Runtime cannot load {path}: {reason}", path = .path.display())]
@@ -111,6 +120,14 @@ pub enum LoadError {
         path: std::path::PathBuf,
         /// What does not fit.
         reason: String,
+    },
+    /// The runs that try whether rows depend on each other failed.
+    #[error("{path} could not be tried: {source}", path = .path.display())]
+    BatchCheck {
+        /// The model's path.
+        path: std::path::PathBuf,
+        /// Why.
+        source: RuntimeError,
     },
     /// The first runs failed.
     #[error("warm-up of {path} failed at {rows} row(s): {source}", path = .path.display())]

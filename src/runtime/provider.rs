@@ -57,17 +57,31 @@ pub enum ExecutionProvider {
     Cuda(u16),
 }
 
+/// How CUDA is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CudaConfig {
+    /// Bytes of the GPU's memory that one session may take for its tensors; what there is if not given.
+    pub memory_limit: Option<usize>,
+    /// Whether FP32 is multiplied with the precision of TF32.
+    pub tf32: bool,
+}
+
 impl ExecutionProvider {
     /// The providers to try for `device`, in order. More than one means that falling back was asked for (`auto`).
     #[must_use]
     pub fn candidates(device: Device) -> Vec<Self> {
         match device {
             Device::Cuda(index) => vec![Self::Cuda(index)],
-            Device::Auto if ep::CUDA::is_available().unwrap_or(false) => {
+            Device::Auto if Self::has_cuda() => {
                 vec![Self::Cuda(0), Self::Cpu]
             }
             Device::Cpu | Device::Auto => vec![Self::Cpu],
         }
+    }
+
+    /// Whether this ONNX Runtime is built with CUDA; that does not mean that there is a GPU.
+    pub(super) fn has_cuda() -> bool {
+        ep::CUDA::is_available().unwrap_or(false)
     }
 
     /// The name in ONNX Runtime, as `ml_model_info` reports it.
@@ -89,15 +103,21 @@ impl ExecutionProvider {
     }
 
     /// What to register with a session; the CPU is always there and needs nothing.
-    pub(super) fn registration(self) -> Vec<ExecutionProviderDispatch> {
+    pub(super) fn registration(self, config: CudaConfig) -> Vec<ExecutionProviderDispatch> {
         match self {
             Self::Cpu => Vec::new(),
             Self::Cuda(index) => {
-                let cuda = ep::CUDA::default()
+                let mut cuda = ep::CUDA::default()
                     .with_device_id(i32::from(index))
                     // An exhaustive search costs hundreds of milliseconds for every new batch size.
                     .with_conv_algorithm_search(ep::cuda::ConvAlgorithmSearch::Heuristic)
-                    .with_tf32(false);
+                    // The shapes of padded batches repeat, so that memory which was needed once suffices; doubling it
+                    // each time would take up to twice of what is ever used.
+                    .with_arena_extend_strategy(ep::ArenaExtendStrategy::SameAsRequested)
+                    .with_tf32(config.tf32);
+                if let Some(limit) = config.memory_limit {
+                    cuda = cuda.with_memory_limit(limit);
+                }
                 vec![cuda.build().error_on_failure()]
             }
         }

@@ -12,10 +12,13 @@ use ort::session::{RunOptions, Session, SessionInputValue};
 use ort::value::{Outlet, Tensor, TensorRef, ValueType};
 use smallvec::SmallVec;
 
+use super::assignment::{self, Assignment};
 use super::library::{Library, one_line};
-use super::provider::{Device, ExecutionProvider};
+use super::provider::{CudaConfig, Device, ExecutionProvider};
+#[cfg(feature = "testkit")]
+use super::testkit::Faults;
 use super::{
-    BatchInput, BatchOutput, InputView, Interrupt, LoadError, Model, RuntimeError, output,
+    BatchInput, BatchOutput, InputView, Interrupt, LoadError, Model, RuntimeError, cuda, output,
 };
 use crate::model::onnx::OnnxFile;
 use crate::model::repository::ModelSource;
@@ -28,6 +31,15 @@ use crate::tensor::{TensorView, for_each_plain_datatype};
 pub struct SessionConfig {
     /// The device to execute on.
     pub device: Device,
+    /// How CUDA is used, where it is.
+    pub cuda: CudaConfig,
+}
+
+/// How many sessions execute a model, and with how many threads each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    /// Sessions.
+    pub instances: usize,
     /// Threads that one run may use, the calling one included.
     pub intra_op_threads: usize,
 }
@@ -36,6 +48,7 @@ pub struct SessionConfig {
 pub struct OrtModel {
     session: Session,
     metadata: Arc<ModelMetadata>,
+    provider: ExecutionProvider,
     interrupt: Arc<RunInterrupt>,
 }
 
@@ -47,13 +60,17 @@ pub struct LoadedModel {
     pub metadata: Arc<ModelMetadata>,
     /// The provider that all of them use.
     pub provider: ExecutionProvider,
+    /// How many sessions there are, and their threads.
+    pub placement: Placement,
     /// Why not the preferred one, when `auto` fell back.
     pub fallback: Option<String>,
+    /// Which nodes of the graph each provider executes.
+    pub assignment: Assignment,
     /// Files beside the model's own that hold its weights.
     pub external_data: Vec<PathBuf>,
 }
 
-/// Loads the model at `source` into `instances` sessions.
+/// Loads the model at `source` into as many sessions as `placement` says for the provider that can be had.
 ///
 /// # Errors
 /// See [`LoadError`].
@@ -61,54 +78,100 @@ pub fn load(
     library: &Library,
     source: &ModelSource,
     config: SessionConfig,
-    instances: usize,
+    placement: impl Fn(ExecutionProvider) -> Placement,
 ) -> Result<LoadedModel, LoadError> {
     let file = OnnxFile::read(&source.path)?;
     let mut fallback = None;
+    if config.device == Device::Auto && !ExecutionProvider::has_cuda() {
+        fallback = Some(cuda::NOT_BUILT_IN.to_owned());
+    }
     for provider in ExecutionProvider::candidates(config.device) {
-        match create_session(library, &file, provider, config.intra_op_threads) {
-            Ok(first) => {
+        let pretended = pretended(provider);
+        let placement = placement(provider);
+        let create = || create_session(library, &file, provider, config, placement);
+        let attempt = create().and_then(|session| {
+            let assignment = check_assignment(&session, &file, provider, config.device)?;
+            Ok((session, assignment))
+        });
+        match attempt {
+            Ok((first, assignment)) => {
                 let metadata = Arc::new(read_metadata(&first, &file, source)?);
-                let mut models = vec![OrtModel::new(first, Arc::clone(&metadata))?];
+                let model = |session| {
+                    OrtModel::new(session, Arc::clone(&metadata), pretended)
+                        .map_err(|error| refused(&file, &error))
+                };
+                let mut models = vec![model(first)?];
                 // One after another: concurrent creation of CUDA sessions on one GPU fails.
-                while models.len() < instances {
-                    let session = create_session(library, &file, provider, config.intra_op_threads)
-                        .map_err(|error| refused(&file, provider, config.device, &error))?;
-                    models.push(OrtModel::new(session, Arc::clone(&metadata))?);
+                while models.len() < placement.instances {
+                    models.push(model(create()?)?);
                 }
                 return Ok(LoadedModel {
                     models,
                     metadata,
-                    provider,
+                    provider: pretended,
+                    placement,
                     fallback,
+                    assignment,
                     external_data: file.external_data,
                 });
             }
-            Err(error) if config.device == Device::Auto && provider != ExecutionProvider::Cpu => {
-                fallback = Some(one_line(&error.to_string()));
+            Err(LoadError::Device { reason, .. }) if config.device == Device::Auto => {
+                fallback = Some(reason);
             }
-            Err(error) => return Err(refused(&file, provider, config.device, &error)),
+            Err(error) => return Err(error),
         }
     }
     Err(LoadError::Device {
         device: config.device,
         reason: "no execution provider offers it".to_owned(),
+        fix: "choose another".to_owned(),
     })
 }
 
-fn refused(
+/// The provider as which `provider` is to be treated: itself.
+#[cfg(not(feature = "testkit"))]
+fn pretended(provider: ExecutionProvider) -> ExecutionProvider {
+    provider
+}
+
+/// The provider as which `provider` is to be treated: itself, unless a test wants a GPU where there is none.
+#[cfg(feature = "testkit")]
+fn pretended(provider: ExecutionProvider) -> ExecutionProvider {
+    let cuda = Faults::now().cuda;
+    cuda.map_or(provider, ExecutionProvider::Cuda)
+}
+
+/// The nodes that each provider executes, if the one that was asked for executes any.
+///
+/// A few on the CPU are normal: ONNX Runtime computes shapes there on purpose. All of them are the accident that
+/// everybody has once.
+fn check_assignment(
+    session: &Session,
     file: &OnnxFile,
     provider: ExecutionProvider,
     device: Device,
-    error: &ort::Error,
-) -> LoadError {
-    let reason = one_line(&error.to_string());
-    match provider {
-        ExecutionProvider::Cpu => LoadError::Refused {
-            path: file.path.clone(),
-            reason,
-        },
-        ExecutionProvider::Cuda(_) => LoadError::Device { device, reason },
+) -> Result<Assignment, LoadError> {
+    let assignment = Assignment::of(session).map_err(|error| refused(file, &error))?;
+    let cpu = ExecutionProvider::Cpu.name();
+    let on_cpu = assignment.nodes(cpu);
+    if provider != ExecutionProvider::Cpu && assignment.nodes(provider.name()) == 0 && on_cpu > 0 {
+        return Err(LoadError::Device {
+            device,
+            reason: format!(
+                "it has kernels for none of the {on_cpu} nodes of {} ({})",
+                file.path.display(),
+                assignment.operators(cpu)
+            ),
+            fix: "export the model with other operators or datatypes".to_owned(),
+        });
+    }
+    Ok(assignment)
+}
+
+fn refused(file: &OnnxFile, error: &ort::Error) -> LoadError {
+    LoadError::Refused {
+        path: file.path.clone(),
+        reason: one_line(&error.to_string()),
     }
 }
 
@@ -116,21 +179,47 @@ fn create_session(
     library: &Library,
     file: &OnnxFile,
     provider: ExecutionProvider,
-    intra_op_threads: usize,
-) -> Result<Session, ort::Error> {
-    let mut builder = Session::builder(&library.environment)?
-        .with_optimization_level(GraphOptimizationLevel::All)?
-        .with_intra_threads(intra_op_threads)?
-        .with_inter_threads(1)?
-        // Spinning threads burn the CPU that the HTTP threads need, and the quota that a container is billed for.
-        .with_intra_op_spinning(false)?
-        .with_inter_op_spinning(false)?
-        .with_execution_providers(provider.registration())?
-        .with_config_entry(
-            "session.model_external_initializers_file_folder_path",
-            file.folder.to_string_lossy(),
-        )?;
-    builder.commit_from_memory(&file.bytes)
+    config: SessionConfig,
+    placement: Placement,
+) -> Result<Session, LoadError> {
+    let unavailable = |error: &ort::Error| {
+        let complaint = one_line(&error.to_string());
+        match provider {
+            ExecutionProvider::Cpu => refused(file, error),
+            ExecutionProvider::Cuda(index) => {
+                let explanation = cuda::explain(&complaint, index);
+                LoadError::Device {
+                    device: config.device,
+                    reason: explanation.cause,
+                    fix: explanation.fix,
+                }
+            }
+        }
+    };
+    let configure = || {
+        let builder = Session::builder(&library.environment)?
+            .with_optimization_level(GraphOptimizationLevel::All)?
+            .with_intra_threads(placement.intra_op_threads)?
+            .with_inter_threads(1)?
+            // Spinning threads burn the CPU that the HTTP threads need, and the quota that a container is billed for.
+            .with_intra_op_spinning(false)?
+            .with_inter_op_spinning(false)?
+            .with_config_entry(assignment::CONFIG_ENTRY, "1")?
+            .with_config_entry(
+                "session.model_external_initializers_file_folder_path",
+                file.folder.to_string_lossy(),
+            )?;
+        Ok(builder.with_execution_providers(provider.registration(config.cuda))?)
+    };
+    let mut builder = configure().map_err(|error: ort::Error| unavailable(&error))?;
+    builder.commit_from_memory(&file.bytes).map_err(|error| {
+        // The model's own faults are told as such, whatever device was asked for.
+        if provider != ExecutionProvider::Cpu && cuda::is_concerned(&error.to_string()) {
+            unavailable(&error)
+        } else {
+            refused(file, &error)
+        }
+    })
 }
 
 /// Reads the signature out of the session, and adds what the file and its sidecar say.
@@ -263,16 +352,17 @@ impl Interrupt for RunInterrupt {
 }
 
 impl OrtModel {
-    fn new(session: Session, metadata: Arc<ModelMetadata>) -> Result<Self, LoadError> {
-        let options = RunOptions::new().map_err(|error| LoadError::Device {
-            device: Device::Auto,
-            reason: one_line(&error.to_string()),
-        })?;
+    fn new(
+        session: Session,
+        metadata: Arc<ModelMetadata>,
+        provider: ExecutionProvider,
+    ) -> Result<Self, ort::Error> {
         Ok(Self {
             session,
             metadata,
+            provider,
             interrupt: Arc::new(RunInterrupt {
-                options,
+                options: RunOptions::new()?,
                 asked: AtomicBool::new(false),
             }),
         })
@@ -292,13 +382,24 @@ impl Model for OrtModel {
                 .unterminate()
                 .map_err(|error| RuntimeError::Broken(error.to_string()))?;
         }
+        #[cfg(feature = "testkit")]
+        if let Some(text) = Faults::now().run {
+            let error = ort::Error::new(text);
+            return Err(classify(&error, false, self.provider, &self.metadata));
+        }
         let values: Result<SmallVec<[SessionInputValue<'_>; 4]>, ort::Error> =
             input.iter().map(to_value).collect();
         let values = values.map_err(|error| RuntimeError::Refused(error.to_string()))?;
-        let outputs = self
+        let outputs = match self
             .session
             .run_with_options(values.as_slice(), &self.interrupt.options)
-            .map_err(|error| classify(&error, self.interrupt.asked.load(Ordering::Relaxed)))?;
+        {
+            Ok(outputs) => outputs,
+            Err(error) => {
+                let interrupted = self.interrupt.asked.load(Ordering::Relaxed);
+                return Err(classify(&error, interrupted, self.provider, &self.metadata));
+            }
+        };
         outputs
             .into_iter()
             .map(|(name, value)| output::wrap(name, value))
@@ -313,11 +414,26 @@ impl Model for OrtModel {
 /// Sorts a failed run by whose fault it is.
 ///
 /// On the CPU, an operator that fails on checked names, datatypes and shapes has met values that it cannot compute,
-/// an index out of range or a size that does not fit into memory; those are the request's. What is left is ours.
-fn classify(error: &ort::Error, interrupted: bool) -> RuntimeError {
+/// an index out of range or a size that does not fit into memory; those are the request's. What a GPU says of itself
+/// never is, but for a request that may choose its own size.
+fn classify(
+    error: &ort::Error,
+    interrupted: bool,
+    provider: ExecutionProvider,
+    metadata: &ModelMetadata,
+) -> RuntimeError {
     let text = one_line(&error.to_string());
     if interrupted {
         return RuntimeError::Interrupted;
+    }
+    if provider != ExecutionProvider::Cpu {
+        if cuda::is_lost(&text) {
+            return RuntimeError::DeviceLost(text);
+        }
+        let its_own_size = cuda::is_out_of_memory(&text) && metadata.has_open_shapes();
+        if cuda::is_concerned(&text) && !its_own_size {
+            return RuntimeError::Broken(text);
+        }
     }
     match error.code() {
         ErrorCode::GenericFailure

@@ -99,6 +99,8 @@ families! {
     saturation: GaugeVec = "ml_saturation" ["model_name"];
     #[doc = " 1 for each loaded model, with what it is and what executes it."]
     model_info: IntGaugeVec = "ml_model_info" ["model_name", "version", "sha256", "device", "execution_provider", "onnxruntime"];
+    #[doc = " 1 for each loaded model, with whether requests are merged (batching on or off), and if not, why: signature, limit, neighbours, random, untested."]
+    model_batching_info: IntGaugeVec = "ml_model_batching_info" ["model_name", "batching", "reason"];
     #[doc = " Models loaded again while serving, by result: success, failure (the one before goes on serving)."]
     model_reloads: IntCounterVec = "ml_model_reloads_total" ["result"];
     #[doc = " Percent of the last second or so in which a kernel ran on the GPU, as NVML reports it."]
@@ -194,7 +196,25 @@ pub struct BatchingMetrics {
     pub saturation: Gauge,
 }
 
-/// What `ml_model_info` says about one model.
+/// Whether requests for a model are merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Merging {
+    /// Rows of several requests share executions.
+    On,
+    /// Requests are executed one by one, for a reason of this kind.
+    Off(&'static str),
+}
+
+impl Merging {
+    fn values(self) -> [&'static str; 2] {
+        match self {
+            Self::On => ["on", ""],
+            Self::Off(reason) => ["off", reason],
+        }
+    }
+}
+
+/// What `ml_model_info` and `ml_model_batching_info` say about one model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelInfo {
     /// The name it is served under.
@@ -209,9 +229,16 @@ pub struct ModelInfo {
     pub execution_provider: &'static str,
     /// ONNX Runtime's version.
     pub onnxruntime: String,
+    /// Whether its requests are merged.
+    pub merging: Merging,
 }
 
 impl ModelInfo {
+    fn batching_values(&self) -> [&str; 3] {
+        let [batching, reason] = self.merging.values();
+        [&self.model_name, batching, reason]
+    }
+
     fn values(&self) -> [&str; 6] {
         [
             &self.model_name,
@@ -295,13 +322,34 @@ impl Metrics {
 
     /// States what is loaded now, and no longer what it replaced.
     pub fn set_model_info(&self, now: Option<&ModelInfo>, before: Option<&ModelInfo>) {
-        let family = &self.families.model_info;
-        if let Some(now) = now {
-            family.with_label_values(&now.values()).set(1);
+        let set = |info: &ModelInfo| {
+            self.families
+                .model_info
+                .with_label_values(&info.values())
+                .set(1);
+            self.families
+                .model_batching_info
+                .with_label_values(&info.batching_values())
+                .set(1);
+        };
+        if now == before {
+            return;
         }
-        if let Some(before) = before.filter(|before| Some(*before) != now) {
+        if let Some(before) = before {
             // An error says that it is not there, which is what was wanted.
-            drop(family.remove_label_values(&before.values()));
+            drop(
+                self.families
+                    .model_info
+                    .remove_label_values(&before.values()),
+            );
+            drop(
+                self.families
+                    .model_batching_info
+                    .remove_label_values(&before.batching_values()),
+            );
+        }
+        if let Some(now) = now {
+            set(now);
         }
     }
 

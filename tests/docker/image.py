@@ -40,6 +40,16 @@ class Image:
     def build_final(self):
         return self.build("--tag", self.name, log=f"{self.dockerfile}.log")
 
+    def program(self):
+        """The bytes of the server."""
+        container = docker("create", self.name).stdout.strip()
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                docker("cp", f"{container}:/usr/local/bin/model-serving", folder)
+                return pathlib.Path(folder, "model-serving").read_bytes()
+        finally:
+            docker("rm", container)
+
     def prove_contents(self):
         """Non-root, no shell, no model, and its size; returns the row of the closing table."""
         base = inspect(self.bases["RUNTIME"], "image")
@@ -70,6 +80,7 @@ class Image:
         prove("no shell and no downloader in any layer", not shells, " ".join(shells))
         models = [name for name in files if re.search(r"\.(onnx|ort|pb|data)$|(^|/)models?(/|$)", name)]
         prove("no model in any layer", not models, " ".join(models))
+        prove("its program has no faults on demand", b"TESTKIT_FAULTS" not in self.program())
         in_base = sum(size for layer in layers[:below] for _, size, plain in layer if plain)
         content = sum(size for layer in layers[below:] for _, size, plain in layer if plain)
         return {

@@ -106,10 +106,10 @@ def prove_gpu(bases):
     row = image.prove_contents()
     say("without a GPU")
     models = ("--volume", f"{ROOT}/models:/app/models:ro")
-    prove_failed_start("the lack of a GPU", ["cuda:0", "DEVICE"], *models, image.name)
+    prove_failed_start("the lack of a GPU", ["cuda:0", "no NVIDIA driver", "DEVICE"], *models, image.name)
     prove_failed_start(
         "a CUDA library that cannot be found",
-        ["cuda:0", "cannot open shared object file"],
+        ["cuda:0", "the library lib", "is missing"],
         *models,
         "--env",
         "LD_LIBRARY_PATH=/nowhere",

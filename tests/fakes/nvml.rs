@@ -2,14 +2,17 @@
 //!
 //! It has the functions that the server calls, with their C signatures, and answers from the file named by
 //! `FAKE_NVML_STATE`, read anew at each call. Its lines are `key value`: `init` and `count` for the whole, and for
-//! each GPU `0.handle`, `0.utilization`, `0.memory_used`, `0.memory_total`, `0.temperature`, `0.power`. A value is a
-//! number, or `error CODE` for the return code of NVML; a GPU's key that is missing is "not supported".
+//! each GPU `0.handle`, `0.utilization`, `0.memory_used`, `0.memory_total`, `0.temperature`, `0.power`, and `0.xid`, an
+//! error of the driver that is reported once. A value is a number, or `error CODE` for the return code of NVML; a GPU's
+//! key that is missing is "not supported".
 
 use std::ffi::{c_char, c_uint, c_ulonglong, c_void};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const SUCCESS: c_uint = 0;
 const UNINITIALIZED: c_uint = 1;
 const NOT_SUPPORTED: c_uint = 3;
+const TIMEOUT: c_uint = 10;
 
 fn value_of(key: &str) -> Result<u64, c_uint> {
     let path = std::env::var_os("FAKE_NVML_STATE").ok_or(UNINITIALIZED)?;
@@ -131,4 +134,74 @@ pub unsafe extern "C" fn nvmlDeviceGetPowerUsage(
 ) -> c_uint {
     let value = of_device(device, "power");
     status(value.map(|value| unsafe { *milliwatts = value as c_uint }))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetUUID(
+    device: *mut c_void,
+    text: *mut c_char,
+    length: c_uint,
+) -> c_uint {
+    let uuid = format!("GPU-{}\0", device as usize - 1);
+    assert!(length as usize >= uuid.len());
+    unsafe { std::ptr::copy_nonoverlapping(uuid.as_ptr().cast(), text, uuid.len()) };
+    SUCCESS
+}
+
+/// The set of one GPU's events is its handle.
+static WATCHED: AtomicU64 = AtomicU64::new(0);
+static REPORTED: AtomicU64 = AtomicU64::new(0);
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlEventSetCreate(set: *mut *mut c_void) -> c_uint {
+    unsafe { *set = std::ptr::without_provenance_mut(1) };
+    SUCCESS
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlEventSetFree(_set: *mut c_void) -> c_uint {
+    SUCCESS
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlDeviceRegisterEvents(
+    device: *mut c_void,
+    _types: c_ulonglong,
+    _set: *mut c_void,
+) -> c_uint {
+    WATCHED.store(device as u64, Ordering::Relaxed);
+    SUCCESS
+}
+
+#[repr(C)]
+pub struct EventData {
+    device: *mut c_void,
+    event_type: c_ulonglong,
+    event_data: c_ulonglong,
+    gpu_instance_id: c_uint,
+    compute_instance_id: c_uint,
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlEventSetWait_v2(
+    _set: *mut c_void,
+    data: *mut EventData,
+    _timeout_ms: c_uint,
+) -> c_uint {
+    const XID_CRITICAL_ERROR: c_ulonglong = 8;
+    let handle = WATCHED.load(Ordering::Relaxed);
+    let xid = value_of(&format!("{}.xid", handle - 1)).unwrap_or(0);
+    if xid == 0 || REPORTED.swap(xid, Ordering::Relaxed) == xid {
+        return TIMEOUT;
+    }
+    unsafe {
+        *data = EventData {
+            device: handle as *mut c_void,
+            event_type: XID_CRITICAL_ERROR,
+            event_data: xid,
+            gpu_instance_id: 0,
+            compute_instance_id: 0,
+        }
+    };
+    SUCCESS
 }

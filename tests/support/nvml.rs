@@ -62,15 +62,20 @@ impl FakeNvml {
 
     /// A server that finds the library where loaders look, and has `flags`.
     pub fn serve(&self, flags: &[&str]) -> Server {
+        self.serve_with(flags, &[])
+    }
+
+    /// The same, with more in its environment.
+    pub fn serve_with(&self, flags: &[&str], environment: &[(&str, &str)]) -> Server {
         let (state, text) = (self.state(), |path: &Path| {
             path.to_str().unwrap().to_owned()
         });
-        Server::start_with(
-            flags,
-            &[
-                ("LD_LIBRARY_PATH", &text(self.folder.path())),
-                ("FAKE_NVML_STATE", &text(&state)),
-            ],
-        )
+        let (folder, state) = (text(self.folder.path()), text(&state));
+        let mut all = vec![
+            ("LD_LIBRARY_PATH", folder.as_str()),
+            ("FAKE_NVML_STATE", state.as_str()),
+        ];
+        all.extend(environment);
+        Server::start_with(flags, &all)
     }
 }

@@ -1,8 +1,12 @@
 //! What the GPUs of this machine do: a thread that reads NVML once a second and sets the gauges.
 //!
 //! NVML is the driver's own library and is loaded when the server starts, so one binary runs with and without a GPU.
+//! The same thread tells when the GPU that serves is lost.
+//!
 //! Invariant: nothing waits for NVML, and a reading that cannot be had is a gauge that is not there, never a zero and
 //! never an error.
+
+mod watch;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -15,7 +19,9 @@ use nvml_wrapper::Nvml;
 use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
 use nvml_wrapper::error::NvmlError;
 
+use crate::runtime::device_health::DeviceHealth;
 use crate::telemetry::metrics::{GpuReading, Metrics};
+use watch::Watch;
 
 /// The driver averages utilisation over up to a second, so reading more often shows nothing new.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -32,16 +38,16 @@ pub struct Sampler {
     ended: Receiver<()>,
 }
 
-/// Starts to set the GPU gauges of `metrics`. A machine without NVML has none, which is one line in the log.
+/// Starts to set the GPU gauges of `metrics`, and to watch the GPU of `device`. A machine without NVML has none, which is one line in the log.
 ///
 /// # Errors
 /// When the operating system gives no thread.
-pub fn start(metrics: Arc<Metrics>) -> std::io::Result<Sampler> {
+pub fn start(metrics: Arc<Metrics>, device: Arc<DeviceHealth>) -> std::io::Result<Sampler> {
     let (stop, stopped) = mpsc::channel();
     let (ending, ended) = mpsc::channel();
     let thread = thread::Builder::new().name("gpu".to_owned());
     thread.spawn(move || {
-        sample_until(&stopped, &metrics);
+        sample_until(&stopped, &metrics, &device);
         drop(ending);
     })?;
     Ok(Sampler {
@@ -57,7 +63,7 @@ impl Drop for Sampler {
     }
 }
 
-fn sample_until(stopped: &Receiver<()>, metrics: &Metrics) {
+fn sample_until(stopped: &Receiver<()>, metrics: &Metrics, device: &DeviceHealth) {
     let nvml = match open() {
         Ok(nvml) => nvml,
         Err(reason) => {
@@ -79,11 +85,21 @@ fn sample_until(stopped: &Receiver<()>, metrics: &Metrics) {
         "NVML is read for the GPU metrics"
     );
     let mut faults = Faults::default();
+    // Nothing until it is known what serves; then it may be nothing that can be watched.
+    let mut watch: Option<Option<Watch<'_>>> = None;
     loop {
         let round = Instant::now();
+        if let (None, Some(cuda)) = (&watch, device.serving()) {
+            watch = Some(Watch::start(&nvml, count, cuda));
+        }
         for index in 0..count {
             let reading = read(&nvml, index);
-            faults.note(index, reading.as_ref().err());
+            let error = reading.as_ref().err();
+            faults.note(index, error);
+            let watched = watch.iter().flatten().find(|watch| watch.index == index);
+            if let Some(reason) = watched.and_then(|watch| watch.loss(error)) {
+                device.lose(&reason);
+            }
             metrics.set_gpu(&index.to_string(), &reading.unwrap_or_default());
         }
         let rest = INTERVAL.saturating_sub(round.elapsed());

@@ -1,0 +1,97 @@
+//! `GET /v2/models/{model}`: what a model is, as the Open Inference Protocol says it.
+//!
+//! Invariant: what stands here is what requests are held against.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use serde::Serialize;
+
+use super::App;
+use super::error::ApiError;
+use super::health::json;
+use crate::model::{Batchability, Dim, TensorSpec};
+use crate::registry::ServedModel;
+
+#[derive(Serialize)]
+struct Metadata<'a> {
+    name: &'a str,
+    versions: [&'a str; 1],
+    platform: &'static str,
+    inputs: Vec<TensorMetadata<'a>>,
+    outputs: Vec<TensorMetadata<'a>>,
+    /// What the protocol leaves to servers: the device and why it is that one, and how requests are merged.
+    properties: BTreeMap<&'static str, String>,
+}
+
+#[derive(Serialize)]
+struct TensorMetadata<'a> {
+    name: &'a str,
+    datatype: &'static str,
+    /// A dimension that a request may choose is -1.
+    shape: Vec<i64>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    labels: &'a [String],
+}
+
+impl<'a> TensorMetadata<'a> {
+    fn of(spec: &'a TensorSpec) -> Self {
+        let size = |dim: &Dim| match dim {
+            Dim::Fixed(size) => i64::try_from(*size).unwrap_or(i64::MAX),
+            Dim::Dynamic(_) => -1,
+        };
+        Self {
+            name: &spec.name,
+            datatype: spec.datatype.name(),
+            shape: spec.dims().iter().map(size).collect(),
+            labels: &spec.labels,
+        }
+    }
+}
+
+/// The metadata of the model, or 404.
+pub(super) async fn metadata(State(app): State<Arc<App>>, Path(name): Path<String>) -> Response {
+    match app.registry.get(&name) {
+        Some(model) => json(StatusCode::OK, &describe(&model)),
+        None => ApiError::NotFound("no such model; GET /ready lists the models".to_owned())
+            .into_response(),
+    }
+}
+
+fn describe(model: &ServedModel) -> Metadata<'_> {
+    let metadata = &model.metadata;
+    let mut properties = BTreeMap::from([
+        ("device", model.device.clone()),
+        ("execution_provider", model.execution_provider.to_owned()),
+        (
+            "max_batch_size",
+            model.scheduler.config().max_batch_size.to_string(),
+        ),
+        ("sha256", metadata.sha256.clone()),
+    ]);
+    let nodes = model.assignment.counts().into_iter();
+    let nodes: Vec<String> = nodes
+        .map(|(provider, nodes)| format!("{provider} {nodes}"))
+        .collect();
+    properties.insert("nodes", nodes.join(", "));
+    if !metadata.description.is_empty() {
+        properties.insert("description", metadata.description.clone());
+    }
+    if let Some(reason) = &model.fallback {
+        properties.insert("device_reason", reason.clone());
+    }
+    if let Batchability::Never(reason) = &metadata.batchability {
+        properties.insert("not_batched_because", reason.clone());
+    }
+    Metadata {
+        name: &metadata.name,
+        versions: [&metadata.version],
+        platform: "onnxruntime_onnx",
+        inputs: metadata.inputs.iter().map(TensorMetadata::of).collect(),
+        outputs: metadata.outputs.iter().map(TensorMetadata::of).collect(),
+        properties,
+    }
+}

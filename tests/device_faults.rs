@@ -1,0 +1,231 @@
+//! A GPU that is lost while it serves. There is none here, so the faults come from the program's test kit: it treats the
+//! CPU as a GPU, and lets runs fail with the texts that CUDA's errors have. What follows from them is the real thing.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test stops at the first thing that is wrong"
+)]
+
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde_json::json;
+use support::nvml::FakeNvml;
+use support::{PATIENCE, Request, Server, fixture};
+
+const BODY: &str = r#"{"inputs": [[1, 2, 3, 4]]}"#;
+const LOST: &str = "CUDA failure 700: an illegal memory access was encountered";
+
+/// The file that says which faults there are.
+struct Faults(tempfile::TempDir);
+
+impl Faults {
+    /// No faults, but a GPU that is none.
+    fn new() -> Self {
+        let faults = Self(tempfile::tempdir().unwrap());
+        faults.set("");
+        faults
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("faults")
+    }
+
+    fn set(&self, more: &str) {
+        let new = self.0.path().join("new");
+        fs::write(&new, format!("cuda 0\n{more}")).unwrap();
+        fs::rename(new, self.path()).unwrap();
+    }
+
+    fn fail_runs(&self, text: &str) {
+        self.set(&format!("run {text}"));
+    }
+
+    fn serve(&self, flags: &[&str]) -> Server {
+        Server::start_with(flags, &[("TESTKIT_FAULTS", self.path().to_str().unwrap())])
+    }
+}
+
+fn predict(server: &Server) -> (u16, String) {
+    let answer = server.request(&Request::json("/predict", BODY));
+    let code = answer.json()["code"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    (answer.status, code)
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::park_timeout(std::time::Duration::from_millis(10));
+    }
+}
+
+/// Checks everything that a lost GPU is to be told by.
+fn assert_lost(server: &Server, reason: &str) {
+    for route in ["/ready", "/health"] {
+        let answer = server.get(route);
+        assert_eq!(
+            (answer.status, &answer.json()["code"]),
+            (503, &json!("device_lost")),
+            "{route}"
+        );
+    }
+    assert_eq!(predict(server), (503, "device_lost".to_owned()));
+    assert_eq!(server.metric("ml_ready", &[]), Some(0.0));
+    let told = server.log.wait_for(|line| {
+        line["level"] == "ERROR"
+            && line["reason"]
+                .as_str()
+                .is_some_and(|text| text.contains(reason))
+    });
+    assert_eq!(told.unwrap()["device"], "cuda:0");
+}
+
+#[test]
+fn a_sticky_cuda_error_makes_the_server_unready_and_unhealthy_at_once_and_for_good() {
+    let faults = Faults::new();
+    let server = faults.serve(&["--model", &fixture("addone")]);
+    assert_eq!(predict(&server).0, 200);
+    faults.fail_runs(LOST);
+    assert_eq!(predict(&server), (503, "device_lost".to_owned()));
+    assert_lost(&server, "CUDA failure 700");
+    // A context that is broken stays broken, whatever the next run would say.
+    faults.set("");
+    assert_lost(&server, "CUDA failure 700");
+}
+
+#[test]
+fn requests_on_their_way_get_503_when_the_gpu_is_lost_and_none_a_wrong_answer() {
+    let faults = Faults::new();
+    let server = faults.serve(&["--model", &fixture("addone"), "--max-batch-size", "4"]);
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..8)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut client = server.connect();
+                    let mut statuses = Vec::new();
+                    // Each goes on until it has met the fault, and then a little longer.
+                    while statuses.iter().filter(|status| **status == 503).count() < 20 {
+                        let answer = client.send(&Request::json("/predict", BODY)).unwrap();
+                        if answer.status == 200 {
+                            let expected = json!([[2.0, 3.0, 4.0, 5.0]]);
+                            assert_eq!(answer.json()["outputs"]["y"], expected);
+                        } else {
+                            assert_eq!(answer.json()["code"], "device_lost", "{}", answer.text());
+                        }
+                        statuses.push(answer.status);
+                    }
+                    statuses
+                })
+            })
+            .collect();
+        until("the load runs", || {
+            server.metric("ml_predictions_total", &[("status", "success")]) > Some(100.0)
+        });
+        faults.fail_runs(LOST);
+        clients
+            .into_iter()
+            .flat_map(|client| client.join().unwrap())
+            .collect()
+    });
+    assert!(statuses.contains(&200));
+    let errors = statuses.iter().filter(|status| **status == 503).count();
+    let counted = server.metric("ml_predictions_total", &[("status", "error")]);
+    assert_eq!(
+        counted.map(|count| format!("{count}")),
+        Some(format!("{errors}"))
+    );
+}
+
+#[test]
+fn an_error_of_the_gpu_that_passes_is_500_and_the_next_request_is_answered() {
+    let faults = Faults::new();
+    let server = faults.serve(&["--model", &fixture("addone")]);
+    for passing in [
+        "CUDNN failure 8: CUDNN_STATUS_EXECUTION_FAILED",
+        "BFCArena: Failed to allocate memory for requested buffer of size 4096",
+    ] {
+        faults.fail_runs(passing);
+        // Never 4xx: the request is as good as any.
+        assert_eq!(predict(&server), (500, "internal".to_owned()), "{passing}");
+        assert_eq!(server.get("/ready").status, 200);
+        faults.set("");
+        assert_eq!(predict(&server).0, 200);
+    }
+}
+
+#[test]
+fn a_request_that_chose_its_own_size_is_told_that_it_is_too_large_for_the_gpu() {
+    let faults = Faults::new();
+    let server = faults.serve(&["--model", &fixture("dyn")]);
+    faults.fail_runs("BFCArena: Failed to allocate memory for requested buffer of size 4096");
+    assert_eq!(predict(&server), (422, "unprocessable".to_owned()));
+}
+
+#[test]
+fn a_gpu_that_nvml_or_the_driver_gives_up_is_lost_before_a_request_meets_it() {
+    let one_gpu = || FakeNvml::two_gpus().replace("count 2", "count 1");
+    for (fault, reason) in [
+        // NVML's code for a GPU that is lost, and the driver's for one that has left the bus.
+        (one_gpu().replace("0.handle 1", "0.handle error 15"), "NVML"),
+        (format!("{}\n0.xid 79", one_gpu()), "XID 79"),
+    ] {
+        let (faults, nvml) = (Faults::new(), FakeNvml::new(&one_gpu()));
+        let path = faults.path();
+        let environment = [("TESTKIT_FAULTS", path.to_str().unwrap())];
+        let server = nvml.serve_with(&["--model", &fixture("addone")], &environment);
+        assert_eq!(predict(&server).0, 200);
+        nvml.set(&fault);
+        until(reason, || server.get("/health").status == 503);
+        assert_lost(&server, reason);
+    }
+}
+
+#[test]
+fn errors_of_other_programs_and_other_gpus_are_no_loss() {
+    let (faults, nvml) = (Faults::new(), FakeNvml::new(&FakeNvml::two_gpus()));
+    let path = faults.path();
+    let environment = [
+        ("TESTKIT_FAULTS", path.to_str().unwrap()),
+        ("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
+    ];
+    let server = nvml.serve_with(&["--model", &fixture("addone")], &environment);
+    // A program's own fault on our GPU, and the loss of the other one.
+    let state = FakeNvml::two_gpus().replace("1.handle 1", "1.handle error 15");
+    nvml.set(&format!("{state}\n0.xid 31"));
+    let noted = |line: &serde_json::Value| line["xid"] == 31;
+    assert!(server.log.wait_for(noted).is_some());
+    assert!(
+        server
+            .log
+            .wait_for(|line| line["gpu_id"] == 1 && line["level"] == "WARN")
+            .is_some()
+    );
+    assert_eq!(server.get("/health").status, 200);
+    assert_eq!(predict(&server).0, 200);
+}
+
+#[test]
+fn a_cpu_that_serves_beside_a_lost_gpu_goes_on() {
+    let nvml = FakeNvml::new(&FakeNvml::two_gpus());
+    let server = nvml.serve(&["--model", &fixture("addone")]);
+    nvml.set(&FakeNvml::two_gpus().replace("0.handle 1", "0.handle error 15"));
+    assert!(
+        server
+            .log
+            .wait_for(|line| line["gpu_id"] == 0 && line["level"] == "WARN")
+            .is_some()
+    );
+    assert_eq!(server.get("/health").status, 200);
+    assert_eq!(predict(&server).0, 200);
+}
