@@ -14,6 +14,7 @@ use crate::batching::{BatchingConfig, Scheduler};
 use crate::model::repository::{self, ModelSource, RepositoryError};
 use crate::model::{Batchability, ModelMetadata};
 use crate::registry::ServedModel;
+use crate::runtime::buckets::Buckets;
 use crate::runtime::device_health::DeviceHealth;
 use crate::runtime::library::Library;
 use crate::runtime::provider::{CudaConfig, Device, ExecutionProvider};
@@ -121,6 +122,7 @@ impl Loader {
             .max_batch_size
             .or(sidecar.max_batch_size)
             .map_or(DEFAULT_MAX_BATCH_SIZE, NonZeroUsize::get);
+        let on_gpu = loaded.provider != ExecutionProvider::Cpu;
         if let Device::Cuda(index) = loaded.provider.device() {
             self.device.set_serving(index);
         }
@@ -136,6 +138,9 @@ impl Loader {
                 .unwrap_or_default(),
             max_queue_size: config.max_queue_size,
             default_timeout: self.default_timeout,
+            // Rows that nobody asked for are computed only where repeated shapes are worth more, and where they were
+            // shown not to touch the others.
+            buckets: (on_gpu && merging == Merging::On).then(|| Buckets::up_to(max_batch_size)),
         };
         let (device, provider) = (loaded.provider.device().to_string(), loaded.provider);
         let info = ModelInfo {
@@ -206,7 +211,7 @@ pub fn check_batching(
     if source.sidecar.batching.check == Some(false) {
         return Ok((metadata, Merging::On));
     }
-    let sizes = warmup::batch_sizes(max_batch_size);
+    let sizes = Buckets::up_to(max_batch_size).sizes();
     let doubt = batch_check::check(model, &sizes, cuda.tf32).map_err(|source_error| {
         LoadError::BatchCheck {
             path: source.path.clone(),
@@ -237,7 +242,7 @@ fn warm_up(
     source: &ModelSource,
 ) -> Result<(), LoadError> {
     let sizes = if metadata.has_batch_axis() {
-        warmup::batch_sizes(max_batch_size)
+        Buckets::up_to(max_batch_size).sizes()
     } else {
         vec![1]
     };

@@ -151,6 +151,17 @@ macro_rules! define_tensor_types {
                 }
             }
 
+            /// Makes `padded` rows out of `rows` by repeating the last one.
+            pub fn pad(&mut self, rows: usize, padded: usize) {
+                match self {
+                    Self::Bool(elements) => repeat_last(elements, rows, padded),
+                    $(Self::$variant(elements) => if let Some(owned) = elements.owned_mut() {
+                        repeat_last(owned, rows, padded);
+                    },)+
+                    Self::Bytes(elements) => repeat_last(elements, rows, padded),
+                }
+            }
+
             /// Appends the elements of `view`.
             ///
             /// Returns `false`, and appends nothing, when the datatypes differ or this buffer is borrowed.
@@ -219,6 +230,14 @@ macro_rules! define_tensor_types {
     };
 }
 for_each_plain_datatype!(define_tensor_types);
+
+/// Makes `padded` rows out of `rows` by repeating the last one.
+fn repeat_last<T: Clone>(elements: &mut Vec<T>, rows: usize, padded: usize) {
+    let row = elements.len().checked_div(rows).unwrap_or_default();
+    for _ in rows..padded {
+        elements.extend_from_within(elements.len() - row..);
+    }
+}
 
 /// A Rust type that stands for the elements of one datatype.
 pub trait Element: Sized {

@@ -148,6 +148,38 @@ fn requests_on_their_way_get_503_when_the_gpu_is_lost_and_none_a_wrong_answer() 
 }
 
 #[test]
+fn batches_that_are_padded_as_for_a_gpu_give_each_request_its_own_rows() {
+    let faults = Faults::new();
+    let server = faults.serve(&[
+        "--model",
+        &fixture("dyn"),
+        "--max-batch-size",
+        "7",
+        "--instances",
+        "1",
+    ]);
+    std::thread::scope(|scope| {
+        for number in 1..8_u32 {
+            let server = &server;
+            scope.spawn(move || {
+                let mut client = server.connect();
+                for round in 0..50 {
+                    // Rows and lengths vary, so that whole and merged batches of every size occur.
+                    let (rows, value) = (1 + (number + round) % 7, f64::from(number));
+                    let row = vec![value; 1 + round as usize % 2];
+                    let inputs = vec![row.clone(); rows as usize];
+                    let body = json!({"inputs": inputs}).to_string();
+                    let answer = client.send(&Request::json("/predict", body)).unwrap();
+                    assert_eq!(answer.status, 200, "{}", answer.text());
+                    let expected = vec![vec![2.0 * value; row.len()]; rows as usize];
+                    assert_eq!(answer.json()["outputs"]["y"], json!(expected));
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn an_error_of_the_gpu_that_passes_is_500_and_the_next_request_is_answered() {
     let faults = Faults::new();
     let server = faults.serve(&["--model", &fixture("addone")]);

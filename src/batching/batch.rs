@@ -90,15 +90,17 @@ impl Batch {
         unwanted
     }
 
-    /// The inputs of the execution: a single member's are borrowed, those of several are copied once, side by side.
+    /// The inputs of the execution: a single member's are borrowed, those of several are copied once, side by side. If
+    /// `padded` is more than the rows there are, the last row is repeated: values that the model takes for sure.
     ///
     /// # Errors
     /// When members do not fit together, which the queue rules out.
     pub fn gather<'a>(
         &'a self,
         buffers: &'a mut InputBuffers,
+        padded: usize,
     ) -> Result<BatchInput<'a>, RuntimeError> {
-        if let [only] = self.members.as_slice() {
+        if let ([only], true) = (self.members.as_slice(), padded <= self.rows) {
             let lend = |tensor: &'a crate::tensor::Tensor| InputView {
                 shape: Shape::from_slice(tensor.shape()),
                 elements: tensor.view(),
@@ -121,8 +123,9 @@ impl Batch {
                 shape = Shape::from_slice(tensor.shape());
             }
             if let Some(first) = shape.first_mut() {
-                *first = self.rows;
+                *first = self.rows.max(padded);
             }
+            buffer.pad(self.rows, padded);
             input.push(InputView {
                 shape,
                 elements: buffer.view(),
@@ -131,21 +134,28 @@ impl Batch {
         Ok(input)
     }
 
-    /// Whether `outputs` can be handed out by rows: every one has the batch's rows as its first dimension.
+    /// Whether `outputs` of an execution of `padded` rows can be handed out: to a single member as they are, and by rows
+    /// if every one has as many.
     #[must_use]
-    pub fn can_scatter(&self, outputs: &[OutputTensor]) -> bool {
-        self.members.len() == 1
+    pub fn can_scatter(&self, outputs: &[OutputTensor], padded: usize) -> bool {
+        self.is_whole(padded)
             || outputs
                 .iter()
-                .all(|output| output.shape().first() == Some(&self.rows))
+                .all(|output| output.shape().first() == Some(&padded))
     }
 
-    /// Each member with its rows of `outputs`.
+    /// Whether an execution of `padded` rows is all of a single member.
+    fn is_whole(&self, padded: usize) -> bool {
+        self.members.len() == 1 && padded == self.rows
+    }
+
+    /// Each member with its rows of `outputs` of an execution of `padded` rows.
     pub fn scatter(
         self,
         outputs: &[OutputTensor],
+        padded: usize,
     ) -> impl Iterator<Item = (Pending, Vec<OutputRows>)> {
-        let alone = self.members.len() == 1;
+        let alone = self.is_whole(padded);
         let mut start = 0;
         self.members.into_iter().map(move |member| {
             let rows: Range<usize> = start..start + member.request.rows();
@@ -191,7 +201,7 @@ mod tests {
             &[&[7.0][..]][..],
         ] {
             let batch = batch(values);
-            let input = batch.gather(&mut buffers).unwrap();
+            let input = batch.gather(&mut buffers, batch.rows()).unwrap();
             let all: Vec<f32> = values.concat();
             assert_eq!(input[0].shape.as_slice(), [all.len(), 1]);
             assert_eq!(input[0].elements, TensorView::Fp32(&all));
@@ -201,12 +211,39 @@ mod tests {
             )
             .unwrap();
             drop(input);
-            assert!(batch.can_scatter(std::slice::from_ref(&output)));
-            let parts: Vec<Vec<OutputRows>> =
-                batch.scatter(&[output]).map(|(_, rows)| rows).collect();
+            let rows = batch.rows();
+            assert!(batch.can_scatter(std::slice::from_ref(&output), rows));
+            let parts: Vec<Vec<OutputRows>> = batch
+                .scatter(&[output], rows)
+                .map(|(_, rows)| rows)
+                .collect();
             for (part, expected) in parts.iter().zip(values) {
                 assert_eq!(part[0].view(), TensorView::Fp32(expected));
                 assert_eq!(part[0].shape().as_slice(), [expected.len(), 1]);
+            }
+        }
+    }
+
+    #[test]
+    fn padding_repeats_the_last_row_and_is_given_to_nobody() {
+        let metadata = testing::metadata(&[("x", &["N", "1"])], &[("y", &["N", "1"])]);
+        let mut buffers = InputBuffers::new(&metadata);
+        for (values, padded) in [
+            (&[&[1.0_f32, 2.0][..], &[3.0]][..], [1.0_f32, 2.0, 3.0, 3.0]),
+            (&[&[7.0, 8.0, 9.0][..]][..], [7.0, 8.0, 9.0, 9.0]),
+        ] {
+            let batch = batch(values);
+            let input = batch.gather(&mut buffers, 4).unwrap();
+            assert_eq!(input[0].shape.as_slice(), [4, 1]);
+            assert_eq!(input[0].elements, TensorView::Fp32(&padded));
+            drop(input);
+            let data = Arc::new(TensorData::from(padded.to_vec()));
+            let output = OutputTensor::new(Shape::from_slice(&[4, 1]), data).unwrap();
+            assert!(batch.can_scatter(std::slice::from_ref(&output), 4));
+            let outputs = [output];
+            let parts = batch.scatter(&outputs, 4).map(|(_, rows)| rows);
+            for (part, expected) in parts.zip(values) {
+                assert_eq!(part[0].view(), TensorView::Fp32(expected));
             }
         }
     }
@@ -218,8 +255,9 @@ mod tests {
             Arc::new(TensorData::from(vec![0.0_f32; 4])),
         )
         .unwrap();
-        assert!(!batch(&[&[1.0], &[2.0]]).can_scatter(std::slice::from_ref(&output)));
-        assert!(batch(&[&[1.0]]).can_scatter(&[output]));
+        assert!(!batch(&[&[1.0], &[2.0]]).can_scatter(std::slice::from_ref(&output), 2));
+        assert!(batch(&[&[1.0]]).can_scatter(std::slice::from_ref(&output), 1));
+        assert!(!batch(&[&[1.0]]).can_scatter(&[output], 2));
     }
 
     #[test]

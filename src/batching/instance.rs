@@ -13,6 +13,7 @@ use super::batch::{Batch, InputBuffers};
 use super::load::LoadEstimate;
 use super::queue::RequestQueue;
 use super::request::{InferenceResponse, ScheduleError, Timings};
+use crate::runtime::buckets::Buckets;
 use crate::runtime::device_health::DeviceHealth;
 use crate::runtime::{BatchOutput, Interrupt, Model, RuntimeError};
 use crate::telemetry::metrics::BatchingMetrics;
@@ -84,6 +85,7 @@ pub(super) struct Instance {
     pub(super) status: Arc<InstanceStatus>,
     pub(super) load: Arc<LoadEstimate>,
     pub(super) device: Arc<DeviceHealth>,
+    pub(super) buckets: Option<Buckets>,
     pub(super) metrics: BatchingMetrics,
 }
 
@@ -118,10 +120,11 @@ impl Instance {
         let result = self.run_once(&batch, buffers);
         *self.status.running.lock() = None;
 
+        let padded = self.padded(batch.rows());
         match result {
             // The GPU may have been lost to another instance while this one was computing.
             Ok(_) if self.device.is_lost() => batch.refuse(&ScheduleError::DeviceLost),
-            Ok((outputs, mut timings)) if batch.can_scatter(&outputs) => {
+            Ok((outputs, mut timings)) if batch.can_scatter(&outputs, padded) => {
                 self.metrics
                     .executed_batch_size
                     .observe(to_f64(batch.rows()));
@@ -130,7 +133,7 @@ impl Instance {
                     .observe(timings.compute_infer.as_secs_f64());
                 self.load.record(timings.compute_infer);
                 let batch_rows = batch.rows();
-                for (member, outputs) in batch.scatter(&outputs) {
+                for (member, outputs) in batch.scatter(&outputs, padded) {
                     timings.queue = started.saturating_duration_since(member.enqueued_at);
                     self.metrics
                         .queue_duration
@@ -175,15 +178,21 @@ impl Instance {
         self.execute(batch, buffers);
     }
 
+    /// The rows of an execution of `rows` rows.
+    fn padded(&self, rows: usize) -> usize {
+        self.buckets.map_or(rows, |buckets| buckets.fit(rows))
+    }
+
     /// Runs the model once. A panic in it is an error like others, so that the thread and its queue live on.
     fn run_once(
         &mut self,
         batch: &Batch,
         buffers: &mut InputBuffers,
     ) -> Result<(BatchOutput, Timings), RuntimeError> {
+        let padded = self.padded(batch.rows());
         let mut run = || {
             let started = Instant::now();
-            let input = batch.gather(buffers)?;
+            let input = batch.gather(buffers, padded)?;
             let gathered = Instant::now();
             let outputs = self.model.run(input)?;
             let timings = Timings {

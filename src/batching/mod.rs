@@ -33,6 +33,7 @@ pub use request::{
 
 use crate::model::{Batchability, ModelMetadata};
 use crate::runtime::Model;
+use crate::runtime::buckets::Buckets;
 use crate::runtime::device_health::DeviceHealth;
 use crate::telemetry::metrics::BatchingMetrics;
 use instance::{Instance, InstanceStatus};
@@ -51,6 +52,8 @@ pub struct BatchingConfig {
     pub max_queue_size: usize,
     /// The deadline of a request that brings none of its own, the yardstick of `ml_saturation`.
     pub default_timeout: Duration,
+    /// The sizes to which executions are padded, with copies of their last row; as many rows as there are if not given.
+    pub buckets: Option<Buckets>,
 }
 
 /// A cheap handle to the queue and the instances of one model.
@@ -121,6 +124,7 @@ impl Scheduler {
                 status,
                 load: Arc::clone(&load),
                 device: Arc::clone(device),
+                buckets: config.buckets,
                 metrics: metrics.clone(),
             };
             *running.count.lock() += 1;

@@ -9,6 +9,7 @@ fn config() -> BatchingConfig {
         max_queue_delay: Duration::ZERO,
         max_queue_size: 16,
         default_timeout: Duration::from_secs(30),
+        buckets: None,
     }
 }
 
@@ -69,6 +70,30 @@ async fn merges_what_came_while_the_instance_was_busy() {
     }
     scheduler.close();
     assert!(scheduler.join(soon()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn executions_are_padded_to_the_next_size_and_answers_are_not() {
+    let model = FakeModel::open();
+    let executed = model.executed_rows();
+    let buckets = Some(Buckets::up_to(8));
+    let scheduler = start(
+        model,
+        BatchingConfig {
+            buckets,
+            ..config()
+        },
+    );
+    let mut all = 0;
+    for (rows, padded) in [(1_u8, 1), (2, 2), (3, 4), (5, 8), (8, 8)] {
+        let given: Vec<f32> = (0..rows).map(f32::from).collect();
+        let answer = scheduler.submit(request(&given, soon())).await.unwrap();
+        let expected: Vec<f32> = given.iter().map(|value| value + 1.0).collect();
+        assert_eq!(values(&answer), expected);
+        assert_eq!(answer.batch_rows, usize::from(rows));
+        all += padded;
+        assert_eq!(executed.load(std::sync::atomic::Ordering::Relaxed), all);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

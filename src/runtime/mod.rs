@@ -4,6 +4,7 @@
 
 pub mod assignment;
 pub mod batch_check;
+pub mod buckets;
 mod cuda;
 pub mod device_health;
 pub mod library;

@@ -11,16 +11,6 @@ use crate::tensor::{Shape, TensorData, element_count};
 /// The largest input, in bytes, that is made up for a warm-up run.
 const LARGEST_INPUT: usize = 256 << 20;
 
-/// The batch sizes to run: powers of two up to `max_rows`, and `max_rows` itself.
-#[must_use]
-pub fn batch_sizes(max_rows: usize) -> Vec<usize> {
-    let mut sizes: Vec<usize> = std::iter::successors(Some(1_usize), |size| size.checked_mul(2))
-        .take_while(|size| *size < max_rows)
-        .collect();
-    sizes.push(max_rows.max(1));
-    sizes
-}
-
 /// Runs `model` once on zeros with `rows` rows; dynamic dimensions other than the batch are taken as 1.
 ///
 /// # Errors
@@ -52,16 +42,4 @@ pub fn run_once(model: &mut dyn Model, rows: usize) -> Result<(), RuntimeError> 
         })
         .collect();
     model.run(input).map(drop)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn batch_sizes_are_powers_of_two_and_the_maximum() {
-        assert_eq!(batch_sizes(1), [1]);
-        assert_eq!(batch_sizes(8), [1, 2, 4, 8]);
-        assert_eq!(batch_sizes(20), [1, 2, 4, 8, 16, 20]);
-    }
 }
