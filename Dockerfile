@@ -33,6 +33,7 @@ COPY Cargo.toml Cargo.lock ./
 RUN mkdir src benches \
     && echo 'fn main() {}' > src/main.rs \
     && cp src/main.rs benches/rough.rs \
+    && cp src/main.rs benches/gpu_check.rs \
     && touch src/lib.rs \
     && cargo build --release --locked \
     && rm -r src

@@ -8,6 +8,11 @@ CARGO ?= cargo
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := .tools/bin/cargo-deny
 
+GPU_CHECK := target/gpu-check
+CUDA_MAJOR ?= 12
+NAME ?= unnamed
+gpu-check: DEVICE ?= cuda
+GPU_CHECK_LIBRARIES := $(GPU_CHECK)/libraries-$(CUDA_MAJOR)/usr/local/lib
 # The program under test can be told to fail as a GPU would; a release cannot.
 TESTED := --features testkit
 
@@ -21,7 +26,7 @@ KUBERNETES := 1.33
 COMPOSE_FILES := -f docker-compose.yml -f docker-compose.gpu.yml
 
 .PHONY: help run test fmt fmt-check lint lint-files lint-k8s lint-terraform lint-workflows lint-monitoring monitoring-tools compose-config unit black-box doc deny advisories docker-test docker-test-gpu \
-	plant-faults bench onnxruntime clean
+	plant-faults gpu-check bench onnxruntime clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -140,6 +145,23 @@ docker-test-gpu: ## The GPU image, as far as a machine without a GPU can (gigaby
 
 plant-faults: onnxruntime monitoring-tools ## A fault in each kind of deployment artifact, and which check catches it (15 minutes)
 	python3 scripts/plant-faults.py
+
+# The CPU's library serves to compare with; DEVICE=cpu tries the check itself.
+gpu-check: onnxruntime $(GPU_CHECK)/resnet50.onnx $(GPU_CHECK)/libraries-$(CUDA_MAJOR) ## Everything that is promised of a GPU, shown on this machine's (NAME=... CUDA_MAJOR=12|13)
+	$(CARGO) build --locked --release
+	LD_LIBRARY_PATH="$(CURDIR)/$(GPU_CHECK_LIBRARIES):$${LD_LIBRARY_PATH:-}" $(CARGO) bench --locked --bench gpu_check -- \
+		--server target/release/model-serving --conv $(GPU_CHECK)/resnet50.onnx --device $(DEVICE) \
+		--library $(GPU_CHECK_LIBRARIES)/libonnxruntime.so --name "$(NAME)" --out benches/results/gpu-$(NAME).md $(GPU_CHECK_FLAGS)
+
+$(GPU_CHECK)/resnet50.onnx: scripts/make-gpu-models.py tests/fixtures/requirements.txt
+	scripts/make-environment.sh .tools/fixtures tests/fixtures/requirements.txt
+	.tools/fixtures/bin/python $< $(@D)
+
+# What the GPU image has, on top of this machine's own libraries.
+$(GPU_CHECK)/libraries-$(CUDA_MAJOR): scripts/gpu-cuda$(CUDA_MAJOR).txt scripts/fetch-gpu-libraries.py
+	rm -rf $@ && mkdir -p $@.new
+	python3 scripts/fetch-gpu-libraries.py fetch $< / $@.new
+	mv $@.new $@
 
 bench: onnxruntime ## Requests/s as ratios to an empty axum route, in one process on this machine
 	$(CARGO) bench --locked --bench rough

@@ -127,7 +127,9 @@ impl Loader {
             self.device.set_serving(index);
         }
         let (metadata, merging) = check_batching(&mut loaded, max_batch_size, config.cuda, source)?;
-        for model in &mut loaded.models {
+        // The check has run every size on the first session already.
+        let checked = merging == Merging::On && source.sidecar.batching.check != Some(false);
+        for model in loaded.models.iter_mut().skip(usize::from(checked)) {
             warm_up(model, &metadata, max_batch_size, source)?;
         }
         let batching = BatchingConfig {

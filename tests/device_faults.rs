@@ -1,6 +1,7 @@
 //! A GPU that is lost while it serves. There is none here, so the faults come from the program's test kit: it treats the
 //! CPU as a GPU, and lets runs fail with the texts that CUDA's errors have. What follows from them is the real thing.
 
+#![cfg(feature = "testkit")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
