@@ -181,6 +181,73 @@ fn batches_that_are_padded_as_for_a_gpu_give_each_request_its_own_rows() {
 }
 
 #[test]
+fn every_datatype_passes_unchanged_through_the_memory_that_a_gpu_copies_from() {
+    let faults = Faults::new();
+    for (datatype, size) in [
+        ("bool", 1),
+        ("uint8", 1),
+        ("uint16", 2),
+        ("uint32", 4),
+        ("uint64", 8),
+        ("int8", 1),
+        ("int16", 2),
+        ("int32", 4),
+        ("int64", 8),
+        ("float16", 2),
+        ("bfloat16", 2),
+        ("float32", 4),
+        ("float64", 8),
+    ] {
+        let server = faults.serve(&["--model", &fixture(&format!("identity_{datatype}"))]);
+        // More shapes than are kept, and each of them twice.
+        for rows in (1..=20).chain(1..=20) {
+            let largest = if datatype == "bool" { 2 } else { 60 };
+            let bytes: Vec<u8> = (0..largest).cycle().take(rows * 3 * size).collect();
+            let request = Request::raw("/predict", bytes.clone())
+                .header("Accept", "application/octet-stream");
+            let answer = server.request(&request);
+            assert_eq!(
+                (answer.status, &answer.body),
+                (200, &bytes),
+                "{datatype}, {rows} rows"
+            );
+        }
+    }
+    // Strings cannot lie there, and are answered all the same.
+    let server = faults.serve(&["--model", &fixture("identity_string")]);
+    let answer = server.request(&Request::json(
+        "/predict",
+        r#"{"inputs": [["a", "", "ü"]]}"#,
+    ));
+    assert_eq!(answer.json()["outputs"]["y"], json!([["a", "", "ü"]]));
+}
+
+#[test]
+fn an_answer_that_is_still_being_sent_is_not_overwritten_by_the_next_run() {
+    const LENGTH: usize = 300_000;
+    let faults = Faults::new();
+    let server = faults.serve(&["--model", &fixture("dyn"), "--instances", "1"]);
+    std::thread::scope(|scope| {
+        for number in 1..6_u8 {
+            let server = &server;
+            scope.spawn(move || {
+                let row = f32::from(number).to_le_bytes().repeat(LENGTH);
+                let expected = (2.0 * f32::from(number)).to_le_bytes().repeat(LENGTH);
+                let request = Request::raw("/predict?outputs=y", row)
+                    .header("X-Tensor-Shape", &format!("1,{LENGTH}"))
+                    .header("Accept", "application/octet-stream");
+                let mut client = server.connect();
+                for _ in 0..20 {
+                    let answer = client.send(&request).unwrap();
+                    assert_eq!(answer.status, 200, "{}", answer.text());
+                    assert!(answer.body == expected, "the answer is another one's");
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn an_error_of_the_gpu_that_passes_is_500_and_the_next_request_is_answered() {
     let faults = Faults::new();
     let server = faults.serve(&["--model", &fixture("addone")]);

@@ -427,8 +427,16 @@ impl Check<'_> {
         let rows = self.arguments.max_batch_size;
         let whole = subject.request(rows);
         let single = subject.request(1);
+        let plain = CudaConfig {
+            pinned: false,
+            ..CudaConfig::default()
+        };
+        let device = self.arguments.device;
+        let mut unpinned = self.in_process_with(subject.path, device, plain).unwrap();
+        let mut unpinned_rates = Vec::new();
         let (mut ceilings, mut wholes, mut singles) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
+            unpinned_rates.push(in_process_rate(&mut unpinned, subject, rows, self.time));
             ceilings.push(in_process_rate(model, subject, rows, self.time) * as_f64(rows));
             wholes.push(
                 load(served.address, &whole, 8, self.time).requests_per_second * as_f64(rows),
@@ -436,6 +444,12 @@ impl Check<'_> {
             singles.push(load(served.address, &single, 128, self.time).requests_per_second);
         }
         let ceiling = median(&mut ceilings);
+        if self.on_gpu {
+            let gain = ceiling / (median(&mut unpinned_rates) * as_f64(rows));
+            let what = format!("{}: what pinned memory gains in process", subject.name);
+            let found = format!("{gain:.3} times the rows/s without");
+            self.report.add(&what, found, Verdict::Figure);
+        }
         for (what, rates) in [
             ("8 connections with batches", &mut wholes),
             ("128 connections with single rows", &mut singles),
@@ -476,12 +490,18 @@ impl Check<'_> {
 
     /// The same session without a server.
     fn in_process(&self, path: &Path, device: Device) -> Result<OrtModel, String> {
+        self.in_process_with(path, device, CudaConfig::default())
+    }
+
+    fn in_process_with(
+        &self,
+        path: &Path,
+        device: Device,
+        cuda: CudaConfig,
+    ) -> Result<OrtModel, String> {
         let source = repository::find(path, None).unwrap().remove(0);
         let library = Library::load(self.arguments.library.as_deref().map(Path::new)).unwrap();
-        let config = SessionConfig {
-            device,
-            cuda: CudaConfig::default(),
-        };
+        let config = SessionConfig { device, cuda };
         let cpus = std::thread::available_parallelism().unwrap().get();
         let on_gpu = device != Device::Cpu;
         let placement = |_| Placement {

@@ -124,6 +124,7 @@ impl ServeFlags {
                 cuda: CudaConfig {
                     memory_limit: self.gpu_memory_limit.map(ByteSize::bytes),
                     tf32: self.tf32.0,
+                    ..CudaConfig::default()
                 },
                 instances: self.instances,
                 intra_op_threads: self.intra_op_threads,

@@ -4,6 +4,7 @@
 
 pub mod assignment;
 pub mod batch_check;
+mod binding;
 pub mod buckets;
 mod cuda;
 pub mod device_health;

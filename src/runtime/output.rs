@@ -4,9 +4,10 @@
 
 use std::sync::Arc;
 
+use ort::session::SessionOutputs;
 use ort::value::{DynValue, TensorElementType, ValueType};
 
-use super::RuntimeError;
+use super::{BatchOutput, RuntimeError};
 use crate::tensor::{
     DataType, OutputTensor, Shape, TensorBuffer, TensorData, TensorView, for_each_plain_datatype,
 };
@@ -58,8 +59,14 @@ macro_rules! view_of {
 }
 for_each_plain_datatype!(view_of);
 
+/// Wraps the outputs of a run, in the order of the signature.
+pub(super) fn wrap_all(outputs: SessionOutputs<'_>) -> Result<BatchOutput, RuntimeError> {
+    let outputs = outputs.into_iter();
+    outputs.map(|(name, value)| wrap(name, value)).collect()
+}
+
 /// Wraps the output `name` of a run.
-pub(super) fn wrap(name: &str, value: DynValue) -> Result<OutputTensor, RuntimeError> {
+fn wrap(name: &str, value: DynValue) -> Result<OutputTensor, RuntimeError> {
     let broken = |what: &str| RuntimeError::Broken(format!("output {name} {what}"));
     let ValueType::Tensor { ty, shape, .. } = value.dtype() else {
         return Err(broken("is not a tensor"));

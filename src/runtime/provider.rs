@@ -58,12 +58,24 @@ pub enum ExecutionProvider {
 }
 
 /// How CUDA is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CudaConfig {
     /// Bytes of the GPU's memory that one session may take for its tensors; what there is if not given.
     pub memory_limit: Option<usize>,
     /// Whether FP32 is multiplied with the precision of TF32.
     pub tf32: bool,
+    /// Whether inputs and outputs pass through pinned memory.
+    pub pinned: bool,
+}
+
+impl Default for CudaConfig {
+    fn default() -> Self {
+        Self {
+            memory_limit: None,
+            tf32: false,
+            pinned: true,
+        }
+    }
 }
 
 impl ExecutionProvider {

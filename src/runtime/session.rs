@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ort::error::ErrorCode;
 use ort::session::builder::GraphOptimizationLevel;
-use ort::session::{RunOptions, Session, SessionInputValue};
+use ort::session::{RunOptions, Session, SessionInputValue, SessionOutputs};
 use ort::value::{Outlet, Tensor, TensorRef, ValueType};
 use smallvec::SmallVec;
 
 use super::assignment::{self, Assignment};
+use super::binding::Binding;
 use super::library::{Library, one_line};
 use super::provider::{CudaConfig, Device, ExecutionProvider};
 #[cfg(feature = "testkit")]
@@ -47,6 +48,8 @@ pub struct Placement {
 /// A model in one ONNX Runtime session.
 pub struct OrtModel {
     session: Session,
+    /// What is used where a GPU copies inputs and outputs.
+    binding: Option<Binding>,
     metadata: Arc<ModelMetadata>,
     provider: ExecutionProvider,
     interrupt: Arc<RunInterrupt>,
@@ -97,7 +100,9 @@ pub fn load(
             Ok((first, assignment)) => {
                 let metadata = Arc::new(read_metadata(&first, &file, source)?);
                 let model = |session| {
-                    OrtModel::new(session, Arc::clone(&metadata), pretended)
+                    let bound = (pretended != ExecutionProvider::Cpu && config.cuda.pinned)
+                        .then_some(provider);
+                    OrtModel::new(session, Arc::clone(&metadata), pretended, bound)
                         .map_err(|error| refused(&file, &error))
                 };
                 let mut models = vec![model(first)?];
@@ -356,9 +361,15 @@ impl OrtModel {
         session: Session,
         metadata: Arc<ModelMetadata>,
         provider: ExecutionProvider,
+        bound: Option<ExecutionProvider>,
     ) -> Result<Self, ort::Error> {
+        let bound = bound.filter(|_| Binding::suits(&metadata));
+        let binding = bound
+            .map(|provider| Binding::new(&session, provider))
+            .transpose()?;
         Ok(Self {
             session,
+            binding,
             metadata,
             provider,
             interrupt: Arc::new(RunInterrupt {
@@ -367,6 +378,17 @@ impl OrtModel {
             }),
         })
     }
+}
+
+/// Runs `session` on memory that is lent to it.
+fn run_lent<'s>(
+    session: &'s mut Session,
+    input: &BatchInput<'_>,
+    options: &'s RunOptions,
+) -> Result<SessionOutputs<'s>, ort::Error> {
+    let values: Result<SmallVec<[SessionInputValue<'_>; 4]>, ort::Error> =
+        input.iter().map(to_value).collect();
+    session.run_with_options(values?.as_slice(), options)
 }
 
 impl Model for OrtModel {
@@ -387,23 +409,17 @@ impl Model for OrtModel {
             let error = ort::Error::new(text);
             return Err(classify(&error, false, self.provider, &self.metadata));
         }
-        let values: Result<SmallVec<[SessionInputValue<'_>; 4]>, ort::Error> =
-            input.iter().map(to_value).collect();
-        let values = values.map_err(|error| RuntimeError::Refused(error.to_string()))?;
-        let outputs = match self
-            .session
-            .run_with_options(values.as_slice(), &self.interrupt.options)
-        {
-            Ok(outputs) => outputs,
-            Err(error) => {
-                let interrupted = self.interrupt.asked.load(Ordering::Relaxed);
-                return Err(classify(&error, interrupted, self.provider, &self.metadata));
+        let (session, options) = (&mut self.session, &self.interrupt.options);
+        let result = match &mut self.binding {
+            Some(binding) => {
+                binding.run(session, &self.metadata, &input, options, output::wrap_all)
             }
+            None => run_lent(session, &input, options).map(output::wrap_all),
         };
-        outputs
-            .into_iter()
-            .map(|(name, value)| output::wrap(name, value))
-            .collect()
+        result.unwrap_or_else(|error| {
+            let interrupted = self.interrupt.asked.load(Ordering::Relaxed);
+            Err(classify(&error, interrupted, self.provider, &self.metadata))
+        })
     }
 
     fn interrupt(&self) -> Arc<dyn Interrupt> {

@@ -1,0 +1,167 @@
+//! The memory of a GPU's runs on the host's side: pinned, so that the GPU copies it by itself, and kept from run to run.
+//!
+//! Invariant: the outputs of a run are never written by a later one; requests hold them for as long as they need.
+
+use std::collections::VecDeque;
+
+use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::{IoBinding, RunOptions, Session, SessionOutputs};
+use ort::value::{DynTensor, TensorElementType};
+use smallvec::SmallVec;
+
+use super::provider::ExecutionProvider;
+use super::{BatchInput, InputView};
+use crate::model::ModelMetadata;
+use crate::tensor::{DataType, Shape, TensorView, for_each_plain_datatype};
+
+/// How many different shapes of inputs are kept. Batches are padded, so that these are all the sizes up to 32,768 rows;
+/// of models with other open dimensions, the oldest go.
+const KEPT: usize = 16;
+
+/// One session's binding.
+pub(super) struct Binding {
+    binding: IoBinding,
+    memory: MemoryInfo<'static>,
+    allocator: Allocator,
+    kept: VecDeque<Inputs>,
+}
+
+/// Input tensors of these shapes.
+struct Inputs {
+    shapes: SmallVec<[Shape; 4]>,
+    tensors: Vec<DynTensor>,
+}
+
+impl Binding {
+    /// A binding for `session`, whose inputs and outputs lie in memory from which `provider` copies best.
+    ///
+    /// # Errors
+    /// When the provider has no such memory.
+    pub(super) fn new(session: &Session, provider: ExecutionProvider) -> Result<Self, ort::Error> {
+        let memory = match provider {
+            ExecutionProvider::Cpu => MemoryInfo::default(),
+            ExecutionProvider::Cuda(index) => MemoryInfo::new(
+                AllocationDevice::CUDA_PINNED,
+                i32::from(index),
+                AllocatorType::Device,
+                MemoryType::CPUOutput,
+            )?,
+        };
+        Ok(Self {
+            binding: session.create_binding()?,
+            allocator: Allocator::new(session, memory.clone())?,
+            memory,
+            kept: VecDeque::new(),
+        })
+    }
+
+    /// Whether `metadata`'s inputs and outputs can lie in such memory; strings cannot.
+    pub(super) fn suits(metadata: &ModelMetadata) -> bool {
+        let mut specs = metadata.inputs.iter().chain(&metadata.outputs);
+        specs.all(|spec| spec.datatype != DataType::Bytes)
+    }
+
+    /// Runs `session` and gives its outputs to `take`.
+    ///
+    /// # Errors
+    /// What ONNX Runtime said.
+    pub(super) fn run<T>(
+        &mut self,
+        session: &mut Session,
+        metadata: &ModelMetadata,
+        input: &BatchInput<'_>,
+        options: &RunOptions,
+        take: impl FnOnce(SessionOutputs<'_>) -> T,
+    ) -> Result<T, ort::Error> {
+        self.bind_inputs(metadata, input)?;
+        for spec in &metadata.outputs {
+            // Bound anew each time, and so allocated anew: the last run's outputs may still be read.
+            self.binding
+                .bind_output_to_device(spec.name.as_str(), &self.memory)?;
+        }
+        let outputs = session.run_binding_with_options(&self.binding, options)?;
+        self.binding.synchronize_outputs()?;
+        let taken = take(outputs);
+        self.binding.clear_outputs();
+        Ok(taken)
+    }
+
+    /// Copies `input` into the tensors kept for its shapes, and binds them.
+    fn bind_inputs(
+        &mut self,
+        metadata: &ModelMetadata,
+        input: &BatchInput<'_>,
+    ) -> Result<(), ort::Error> {
+        let same = |kept: &Inputs| kept.shapes.iter().eq(input.iter().map(|view| &view.shape));
+        let inputs = match self.kept.iter().position(same) {
+            Some(position) => self.kept.remove(position),
+            None => None,
+        };
+        let mut inputs = match inputs {
+            Some(inputs) => inputs,
+            None => self.allocate(input)?,
+        };
+        for ((spec, tensor), view) in metadata.inputs.iter().zip(&mut inputs.tensors).zip(input) {
+            fill(tensor, &view.elements)?;
+            self.binding.bind_input(spec.name.as_str(), &*tensor)?;
+        }
+        self.kept.push_back(inputs);
+        if self.kept.len() > KEPT {
+            self.kept.pop_front();
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, input: &BatchInput<'_>) -> Result<Inputs, ort::Error> {
+        let tensor = |view: &InputView<'_>| {
+            let element = element_of(view.elements.datatype());
+            DynTensor::new(&self.allocator, element, view.shape.as_slice())
+        };
+        Ok(Inputs {
+            shapes: input.iter().map(|view| view.shape.clone()).collect(),
+            tensors: input.iter().map(tensor).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+macro_rules! plain {
+    ($(($variant:ident, $element:ty, $name:literal, $size:literal)),+) => {
+        /// Copies `elements` into `tensor`, which has as many of the same datatype.
+        fn fill(tensor: &mut DynTensor, elements: &TensorView<'_>) -> Result<(), ort::Error> {
+            match elements {
+                TensorView::Bool(elements) => copy(tensor.try_extract_tensor_mut::<bool>()?.1, elements),
+                $(TensorView::$variant(elements) => copy(tensor.try_extract_tensor_mut::<$element>()?.1, elements),)+
+                TensorView::Bytes(_) => Err(ort::Error::new("strings cannot be bound")),
+            }
+        }
+    };
+}
+for_each_plain_datatype!(plain);
+
+fn copy<T: Copy>(into: &mut [T], from: &[T]) -> Result<(), ort::Error> {
+    if into.len() != from.len() {
+        return Err(ort::Error::new("a bound input has another size"));
+    }
+    into.copy_from_slice(from);
+    Ok(())
+}
+
+/// ONNX Runtime's name of a datatype.
+fn element_of(datatype: DataType) -> TensorElementType {
+    match datatype {
+        DataType::Bool => TensorElementType::Bool,
+        DataType::Uint8 => TensorElementType::Uint8,
+        DataType::Uint16 => TensorElementType::Uint16,
+        DataType::Uint32 => TensorElementType::Uint32,
+        DataType::Uint64 => TensorElementType::Uint64,
+        DataType::Int8 => TensorElementType::Int8,
+        DataType::Int16 => TensorElementType::Int16,
+        DataType::Int32 => TensorElementType::Int32,
+        DataType::Int64 => TensorElementType::Int64,
+        DataType::Fp16 => TensorElementType::Float16,
+        DataType::Bf16 => TensorElementType::Bfloat16,
+        DataType::Fp32 => TensorElementType::Float32,
+        DataType::Fp64 => TensorElementType::Float64,
+        DataType::Bytes => TensorElementType::String,
+    }
+}
