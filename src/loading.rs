@@ -59,6 +59,9 @@ pub enum LoadingError {
     /// A model could not be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The GPU is lost.
+    #[error("the GPU is lost; restart the server")]
+    DeviceLost,
     /// The operating system gave no thread.
     #[error("the operating system refused a thread for an instance: {0}")]
     Thread(std::io::Error),
@@ -109,10 +112,42 @@ impl Loader {
     /// # Errors
     /// See [`LoadingError`].
     pub fn load(&self, source: &ModelSource) -> Result<ServedModel, LoadingError> {
+        self.load_onto(source, self.config.device)
+    }
+
+    /// The same, onto the device that executes `served` now if that is a GPU: what is replaced on a GPU must not come
+    /// back on a CPU because the two did not fit beside each other.
+    ///
+    /// # Errors
+    /// See [`LoadingError`].
+    pub fn load_again(
+        &self,
+        source: &ModelSource,
+        served: Option<&ServedModel>,
+    ) -> Result<ServedModel, LoadingError> {
+        let device = served.and_then(|served| served.device.parse().ok());
+        let on_gpu = device.filter(|device| matches!(device, Device::Cuda(_)));
+        self.load_onto(source, on_gpu.unwrap_or(self.config.device))
+    }
+
+    fn load_onto(&self, source: &ModelSource, device: Device) -> Result<ServedModel, LoadingError> {
+        if self.device.is_lost() {
+            return Err(LoadingError::DeviceLost);
+        }
+        let loaded = self.try_load(source, device);
+        if let Err(LoadingError::Load(error)) = &loaded
+            && let Some(reason) = error.loss()
+        {
+            self.device.lose(reason);
+        }
+        loaded
+    }
+
+    fn try_load(&self, source: &ModelSource, device: Device) -> Result<ServedModel, LoadingError> {
         let (config, library, metrics) = (&self.config, &self.library, &self.metrics);
         let started = Instant::now();
         let session = SessionConfig {
-            device: config.device,
+            device,
             cuda: config.cuda,
         };
         let mut loaded =

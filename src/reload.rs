@@ -226,10 +226,10 @@ impl Worker {
 
     fn take_place(&mut self, source: &ModelSource) -> Result<Arc<ServedModel>, ReloadError> {
         let registry = &self.config.registry;
-        let model = Arc::new(self.config.loader.load(source)?);
-        let change = registry
-            .get(&source.name)
-            .and_then(|served| served.metadata.signature_change(&model.metadata));
+        let served = registry.get(&source.name);
+        let model = self.config.loader.load_again(source, served.as_deref())?;
+        let model = Arc::new(model);
+        let change = served.and_then(|served| served.metadata.signature_change(&model.metadata));
         let refused = match change {
             Some(change) => Some(ReloadError::Signature(change)),
             None => (registry.phase() == Phase::Draining).then_some(ReloadError::Draining),

@@ -224,17 +224,24 @@ fn every_datatype_passes_unchanged_through_the_memory_that_a_gpu_copies_from() {
 
 #[test]
 fn an_answer_that_is_still_being_sent_is_not_overwritten_by_the_next_run() {
-    const LENGTH: usize = 300_000;
+    // Long enough that a run is over before the answer of the last one is.
+    const ROWS: usize = 100_000;
     let faults = Faults::new();
-    let server = faults.serve(&["--model", &fixture("dyn"), "--instances", "1"]);
+    let rows = ROWS.to_string();
+    let flags = ["--model", &fixture("identity_float32"), "--instances", "1"];
+    let server = faults.serve(
+        &[
+            &flags[..],
+            &["--max-batch-size", &rows, "--max-queue-size", "1000000"],
+        ]
+        .concat(),
+    );
     std::thread::scope(|scope| {
         for number in 1..6_u8 {
             let server = &server;
             scope.spawn(move || {
-                let row = f32::from(number).to_le_bytes().repeat(LENGTH);
-                let expected = (2.0 * f32::from(number)).to_le_bytes().repeat(LENGTH);
-                let request = Request::raw("/predict?outputs=y", row)
-                    .header("X-Tensor-Shape", &format!("1,{LENGTH}"))
+                let expected = f32::from(number).to_le_bytes().repeat(ROWS * 3);
+                let request = Request::raw("/predict", expected.clone())
                     .header("Accept", "application/octet-stream");
                 let mut client = server.connect();
                 for _ in 0..20 {
@@ -248,28 +255,30 @@ fn an_answer_that_is_still_being_sent_is_not_overwritten_by_the_next_run() {
 }
 
 #[test]
-fn an_error_of_the_gpu_that_passes_is_500_and_the_next_request_is_answered() {
+fn an_error_of_the_gpu_that_passes_is_not_the_request_s_fault_and_the_next_request_is_answered() {
     let faults = Faults::new();
     let server = faults.serve(&["--model", &fixture("addone")]);
-    for passing in [
-        "CUDNN failure 8: CUDNN_STATUS_EXECUTION_FAILED",
-        "BFCArena: Failed to allocate memory for requested buffer of size 4096",
+    for (passing, status, code) in [
+        // Not 400 or 422: the request is as good as any.
+        (
+            "CUDNN failure 8: CUDNN_STATUS_EXECUTION_FAILED",
+            500,
+            "internal",
+        ),
+        ("CUFFT failure 5: CUFFT_INTERNAL_ERROR", 500, "internal"),
+        // Worth trying again.
+        (
+            "BFCArena: Failed to allocate memory for requested buffer of size 4096",
+            429,
+            "overloaded",
+        ),
     ] {
         faults.fail_runs(passing);
-        // Never 4xx: the request is as good as any.
-        assert_eq!(predict(&server), (500, "internal".to_owned()), "{passing}");
+        assert_eq!(predict(&server), (status, code.to_owned()), "{passing}");
         assert_eq!(server.get("/ready").status, 200);
         faults.set("");
         assert_eq!(predict(&server).0, 200);
     }
-}
-
-#[test]
-fn a_request_that_chose_its_own_size_is_told_that_it_is_too_large_for_the_gpu() {
-    let faults = Faults::new();
-    let server = faults.serve(&["--model", &fixture("dyn")]);
-    faults.fail_runs("BFCArena: Failed to allocate memory for requested buffer of size 4096");
-    assert_eq!(predict(&server), (422, "unprocessable".to_owned()));
 }
 
 #[test]
@@ -288,6 +297,68 @@ fn a_gpu_that_nvml_or_the_driver_gives_up_is_lost_before_a_request_meets_it() {
         nvml.set(&fault);
         until(reason, || server.get("/health").status == 503);
         assert_lost(&server, reason);
+    }
+}
+
+/// Asks for a reload and waits until one more has failed.
+fn reload_fails(server: &Server, failures: f64) {
+    server.signal(nix::sys::signal::Signal::SIGHUP);
+    until("the reload has failed", || {
+        server.metric("ml_model_reloads_total", &[("result", "failure")]) >= Some(failures)
+    });
+}
+
+#[test]
+fn a_model_on_a_gpu_is_not_replaced_by_one_on_the_cpu() {
+    let faults = Faults::new();
+    // The test kit's GPU is no GPU, so that nothing can be loaded onto it again; "auto" would allow the CPU.
+    let server = faults.serve(&["--model", &fixture("addone"), "--device", "auto"]);
+    reload_fails(&server, 1.0);
+    assert_eq!(server.get("/ready").json()["models"][0]["device"], "cuda:0");
+    assert_eq!(predict(&server).0, 200);
+}
+
+#[test]
+fn nothing_is_loaded_onto_a_gpu_that_is_lost() {
+    let faults = Faults::new();
+    let server = faults.serve(&["--model", &fixture("addone")]);
+    faults.fail_runs(LOST);
+    assert_eq!(predict(&server).0, 503);
+    reload_fails(&server, 1.0);
+    let told = |line: &serde_json::Value| {
+        let reason = line["reason"].as_str().unwrap_or_default();
+        reason == "the GPU is lost; restart the server"
+    };
+    assert!(server.log.wait_for(told).is_some());
+    assert_lost(&server, "CUDA failure 700");
+}
+
+#[test]
+fn a_gpu_that_fails_or_fills_up_during_the_load_fails_the_load() {
+    for (text, expected) in [
+        (LOST, "CUDA failure 700"),
+        (
+            "BFCArena: Failed to allocate memory",
+            "memory does not suffice",
+        ),
+    ] {
+        let faults = Faults::new();
+        faults.fail_runs(text);
+        let output = support::program()
+            .args([
+                "--model",
+                &fixture("dyn"),
+                "--host",
+                "127.0.0.1",
+                "--port",
+                "0",
+            ])
+            .env("TESTKIT_FAULTS", faults.path())
+            .output()
+            .unwrap();
+        let complaint = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{complaint}");
+        assert!(complaint.contains(expected), "{complaint}");
     }
 }
 

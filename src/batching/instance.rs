@@ -18,6 +18,9 @@ use crate::runtime::device_health::DeviceHealth;
 use crate::runtime::{BatchOutput, Interrupt, Model, RuntimeError};
 use crate::telemetry::metrics::BatchingMetrics;
 
+/// When it is worth trying again to get memory of the GPU.
+const MEMORY_RETRY: Duration = Duration::from_secs(1);
+
 /// How long a run may go on after its interruption before the instance counts as hung.
 const HANG_GRACE: Duration = Duration::from_secs(20);
 
@@ -157,6 +160,10 @@ impl Instance {
                     RuntimeError::Refused(reason) => ScheduleError::Refused(reason.into()),
                     RuntimeError::Broken(reason) => ScheduleError::Internal(reason.into()),
                     RuntimeError::DeviceLost(_) => ScheduleError::DeviceLost,
+                    RuntimeError::OutOfMemory(_) => ScheduleError::Overloaded {
+                        reason: "the GPU's memory is full",
+                        retry_after: MEMORY_RETRY,
+                    },
                     RuntimeError::Interrupted => ScheduleError::DeadlineExceeded,
                 };
                 batch.refuse(&error);
@@ -175,7 +182,11 @@ impl Instance {
         for member in unwanted {
             member.answer(Err(ScheduleError::DeadlineExceeded));
         }
-        self.execute(batch, buffers);
+        if self.device.is_lost() {
+            batch.refuse(&ScheduleError::DeviceLost);
+        } else {
+            self.execute(batch, buffers);
+        }
     }
 
     /// The rows of an execution of `rows` rows.

@@ -26,6 +26,9 @@ use watch::Watch;
 /// The driver averages utilisation over up to a second, so reading more often shows nothing new.
 const INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long NVML is waited for at a time.
+const TURN: Duration = Duration::from_millis(100);
+
 /// How long a stop waits for the thread. A driver that has lost its GPU can hold a call for long.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -96,16 +99,27 @@ fn sample_until(stopped: &Receiver<()>, metrics: &Metrics, device: &DeviceHealth
             let reading = read(&nvml, index);
             let error = reading.as_ref().err();
             faults.note(index, error);
-            let watched = watch.iter().flatten().find(|watch| watch.index == index);
-            if let Some(reason) = watched.and_then(|watch| watch.loss(error)) {
+            let watched = watch.iter().flatten().any(|watch| watch.index == index);
+            if let Some(reason) = Watch::loss_by(error).filter(|_| watched) {
                 device.lose(&reason);
             }
             metrics.set_gpu(&index.to_string(), &reading.unwrap_or_default());
         }
-        let rest = INTERVAL.saturating_sub(round.elapsed());
-        match stopped.recv_timeout(rest) {
-            Err(RecvTimeoutError::Timeout) => {}
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+        while round.elapsed() < INTERVAL {
+            let rest = INTERVAL.saturating_sub(round.elapsed());
+            let reporting = watch.iter().flatten().find(|watch| watch.reports());
+            // NVML cannot be told to stop waiting, so that it is asked in short turns.
+            let (pause, turn) = match reporting {
+                Some(_) => (Duration::ZERO, rest.min(TURN)),
+                None => (rest, Duration::ZERO),
+            };
+            if let Some(reason) = reporting.and_then(|watch| watch.wait(turn)) {
+                device.lose(&reason);
+            }
+            match stopped.recv_timeout(pause) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+            }
         }
     }
 }

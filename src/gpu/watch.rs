@@ -3,15 +3,17 @@
 //! CUDA says so only to whoever asks it for something, and a request should not be the first to learn it. Invariant:
 //! only the serving GPU counts, and only what a restart of the process, or of its node, can cure.
 
+use std::time::Duration;
+
 use nvml_wrapper::bitmasks::event::EventTypes;
 use nvml_wrapper::enums::event::XidError;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{EventSet, Nvml};
 
-/// The driver's errors ("XID") after which a GPU serves nobody until it is reset: memory errors that could not be
-/// contained, a halted controller, a card that has left the bus, a system processor that does not answer. The rest are
-/// the faults of single programs, which CUDA tells to those concerned.
-const FATAL: [u64; 9] = [48, 62, 64, 79, 95, 119, 120, 140, 143];
+/// The driver's errors ("XID") after which a GPU serves nobody until it is reset: a halted controller, a card that has
+/// left the bus, memory errors that could not be contained, a system processor that does not answer. The rest are the
+/// faults of single programs, or contained, which CUDA tells to those concerned.
+const FATAL: [u64; 7] = [62, 79, 95, 119, 120, 140, 143];
 
 /// How the user chooses and orders GPUs for CUDA; NVML heeds neither.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -85,25 +87,42 @@ impl<'nvml> Watch<'nvml> {
         Some(Self { index, errors })
     }
 
-    /// Why the GPU is lost, if it is: by `error`, the last reading's, or by an error that the driver has reported.
-    pub(super) fn loss(&self, error: Option<&NvmlError>) -> Option<String> {
-        if let Some(NvmlError::GpuLost | NvmlError::ResetRequired) = error {
-            return error.map(|error| format!("NVML: {error}"));
-        }
-        // An end of the events is an error too, and so is their absence.
-        while let Ok(event) = self.errors.as_ref()?.wait(0) {
-            if let Some(XidError::Value(xid)) = event.event_data {
-                if FATAL.contains(&xid) {
-                    return Some(format!("the driver reports XID {xid}"));
-                }
-                tracing::warn!(
-                    gpu_id = self.index,
-                    xid,
-                    "the driver reports an error of a program on this GPU"
-                );
+    /// Why the GPU is lost, if the last reading's `error` says so.
+    pub(super) fn loss_by(error: Option<&NvmlError>) -> Option<String> {
+        match error {
+            Some(error @ (NvmlError::GpuLost | NvmlError::ResetRequired)) => {
+                Some(format!("NVML: {error}"))
             }
+            _ => None,
         }
+    }
+
+    /// Waits for `time`, or until the driver reports an error; says why the GPU is lost if that means it. Of several
+    /// errors the driver gives only the last, so that each must be taken when it comes. `None` at once if this GPU
+    /// reports none.
+    pub(super) fn wait(&self, time: Duration) -> Option<String> {
+        let timeout = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        let event = match self.errors.as_ref()?.wait(timeout) {
+            Ok(event) => event,
+            Err(error) => return Self::loss_by(Some(&error)),
+        };
+        let Some(XidError::Value(xid)) = event.event_data else {
+            return None;
+        };
+        if FATAL.contains(&xid) {
+            return Some(format!("the driver reports XID {xid}"));
+        }
+        tracing::warn!(
+            gpu_id = self.index,
+            xid,
+            "the driver reports an error of a program on this GPU"
+        );
         None
+    }
+
+    /// Whether this GPU reports errors.
+    pub(super) fn reports(&self) -> bool {
+        self.errors.is_some()
     }
 }
 

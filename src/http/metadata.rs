@@ -11,8 +11,8 @@ use http::StatusCode;
 use serde::Serialize;
 
 use super::App;
-use super::error::ApiError;
 use super::health::json;
+use super::predict::model_or_reason;
 use crate::model::{Batchability, Dim, TensorSpec};
 use crate::registry::ServedModel;
 
@@ -54,10 +54,9 @@ impl<'a> TensorMetadata<'a> {
 
 /// The metadata of the model, or 404.
 pub(super) async fn metadata(State(app): State<Arc<App>>, Path(name): Path<String>) -> Response {
-    match app.registry.get(&name) {
-        Some(model) => json(StatusCode::OK, &describe(&model)),
-        None => ApiError::NotFound("no such model; GET /ready lists the models".to_owned())
-            .into_response(),
+    match model_or_reason(&app, Some(&name)) {
+        Ok(model) => json(StatusCode::OK, &describe(&model)),
+        Err(error) => error.into_response(),
     }
 }
 

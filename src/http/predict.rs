@@ -57,7 +57,7 @@ pub(super) async fn predict_named(
 }
 
 /// The model that is meant, or why there is none.
-fn model_or_reason(app: &App, name: Option<&str>) -> Result<Arc<ServedModel>, ApiError> {
+pub(super) fn model_or_reason(app: &App, name: Option<&str>) -> Result<Arc<ServedModel>, ApiError> {
     if app.registry.phase() == Phase::Starting {
         return Err(ApiError::NotReady("the models are being loaded"));
     }

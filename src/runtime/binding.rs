@@ -14,8 +14,8 @@ use super::{BatchInput, InputView};
 use crate::model::ModelMetadata;
 use crate::tensor::{DataType, Shape, TensorView, for_each_plain_datatype};
 
-/// How many different shapes of inputs are kept. Batches are padded, so that these are all the sizes up to 32,768 rows;
-/// of models with other open dimensions, the oldest go.
+/// How many different shapes of inputs are kept; the one used longest ago goes. Where batches are padded, these are all
+/// the sizes up to 32,768 rows.
 const KEPT: usize = 16;
 
 /// One session's binding.
@@ -55,8 +55,12 @@ impl Binding {
         })
     }
 
-    /// Whether `metadata`'s inputs and outputs can lie in such memory; strings cannot.
+    /// Whether `metadata`'s inputs and outputs can lie in such memory. Strings cannot; and where a request may choose
+    /// sizes, what is kept for them would be as large as clients want.
     pub(super) fn suits(metadata: &ModelMetadata) -> bool {
+        if metadata.has_open_shapes() {
+            return false;
+        }
         let mut specs = metadata.inputs.iter().chain(&metadata.outputs);
         specs.all(|spec| spec.datatype != DataType::Bytes)
     }

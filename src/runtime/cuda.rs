@@ -110,8 +110,8 @@ fn explain_with(complaint: &str, index: u16, driver: Option<&str>) -> Explanatio
 
 /// The errors of CUDA after which a process can use its GPU no more, whatever it does: faults of the memory, of the
 /// link or of the card, and kernels that went wrong.
-const STICKY: [u32; 14] = [
-    214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 720, 999,
+const STICKY: [u32; 15] = [
+    214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 999,
 ];
 
 /// Whether the GPU is lost to this process after this error of a run.
@@ -129,9 +129,12 @@ pub(super) fn is_concerned(complaint: &str) -> bool {
     let marks = [
         "cuda failure",
         "cuda error",
+        "cuda driver",
         "cudnn",
         "cublas",
-        "cuda driver",
+        "cufft",
+        "curand",
+        "cusparse",
     ];
     marks.iter().any(|mark| text.contains(mark)) || is_out_of_memory(complaint)
 }

@@ -75,9 +75,31 @@ pub enum RuntimeError {
     /// The GPU is lost to this process; only a restart may help.
     #[error("the GPU is lost: {0}")]
     DeviceLost(String),
+    /// The GPU has not enough free memory, now.
+    #[error("the GPU's memory does not suffice: {0}")]
+    OutOfMemory(String),
     /// The runtime itself failed.
     #[error("the runtime failed: {0}")]
     Broken(String),
+}
+
+impl LoadError {
+    /// Why the GPU is lost, if this is what the load has shown.
+    #[must_use]
+    pub fn loss(&self) -> Option<&str> {
+        match self {
+            Self::DeviceLost { reason, .. }
+            | Self::BatchCheck {
+                source: RuntimeError::DeviceLost(reason),
+                ..
+            }
+            | Self::WarmUp {
+                source: RuntimeError::DeviceLost(reason),
+                ..
+            } => Some(reason),
+            _ => None,
+        }
+    }
 }
 
 /// Why a model could not be loaded. Each is one line with a cause and a fix.
@@ -98,6 +120,16 @@ pub enum LoadError {
         reason: String,
         /// What to do about it.
         fix: String,
+    },
+    /// The GPU was lost while something was loaded onto it.
+    #[error(
+        "device {device} is lost: {reason}; restart the server, and the host if that does not help"
+    )]
+    DeviceLost {
+        /// The device.
+        device: provider::Device,
+        /// What ONNX Runtime said.
+        reason: String,
     },
     /// ONNX Runtime refused the model.
     #[error("ONNX Runtime cannot load {path}: {reason}", path = .path.display())]

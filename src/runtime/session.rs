@@ -191,6 +191,12 @@ fn create_session(
         let complaint = one_line(&error.to_string());
         match provider {
             ExecutionProvider::Cpu => refused(file, error),
+            ExecutionProvider::Cuda(index) if cuda::is_lost(&error.to_string()) => {
+                LoadError::DeviceLost {
+                    device: Device::Cuda(index),
+                    reason: complaint,
+                }
+            }
             ExecutionProvider::Cuda(index) => {
                 let explanation = cuda::explain(&complaint, index);
                 LoadError::Device {
@@ -407,7 +413,7 @@ impl Model for OrtModel {
         #[cfg(feature = "testkit")]
         if let Some(text) = Faults::now().run {
             let error = ort::Error::new(text);
-            return Err(classify(&error, false, self.provider, &self.metadata));
+            return Err(classify(&error, false, self.provider));
         }
         let (session, options) = (&mut self.session, &self.interrupt.options);
         let result = match &mut self.binding {
@@ -418,7 +424,7 @@ impl Model for OrtModel {
         };
         result.unwrap_or_else(|error| {
             let interrupted = self.interrupt.asked.load(Ordering::Relaxed);
-            Err(classify(&error, interrupted, self.provider, &self.metadata))
+            Err(classify(&error, interrupted, self.provider))
         })
     }
 
@@ -431,25 +437,23 @@ impl Model for OrtModel {
 ///
 /// On the CPU, an operator that fails on checked names, datatypes and shapes has met values that it cannot compute,
 /// an index out of range or a size that does not fit into memory; those are the request's. What a GPU says of itself
-/// never is, but for a request that may choose its own size.
-fn classify(
-    error: &ort::Error,
-    interrupted: bool,
-    provider: ExecutionProvider,
-    metadata: &ModelMetadata,
-) -> RuntimeError {
-    let text = one_line(&error.to_string());
+/// never is.
+fn classify(error: &ort::Error, interrupted: bool, provider: ExecutionProvider) -> RuntimeError {
+    let whole = error.to_string();
+    let text = one_line(&whole);
+    let on_gpu = provider != ExecutionProvider::Cpu;
+    // A GPU that is lost may well be what kept the run until it was interrupted.
+    if on_gpu && cuda::is_lost(&whole) {
+        return RuntimeError::DeviceLost(text);
+    }
     if interrupted {
         return RuntimeError::Interrupted;
     }
-    if provider != ExecutionProvider::Cpu {
-        if cuda::is_lost(&text) {
-            return RuntimeError::DeviceLost(text);
-        }
-        let its_own_size = cuda::is_out_of_memory(&text) && metadata.has_open_shapes();
-        if cuda::is_concerned(&text) && !its_own_size {
-            return RuntimeError::Broken(text);
-        }
+    if on_gpu && cuda::is_out_of_memory(&whole) {
+        return RuntimeError::OutOfMemory(text);
+    }
+    if on_gpu && cuda::is_concerned(&whole) {
+        return RuntimeError::Broken(text);
     }
     match error.code() {
         ErrorCode::GenericFailure

@@ -186,12 +186,13 @@ pub struct EventData {
 pub unsafe extern "C" fn nvmlEventSetWait_v2(
     _set: *mut c_void,
     data: *mut EventData,
-    _timeout_ms: c_uint,
+    timeout_ms: c_uint,
 ) -> c_uint {
     const XID_CRITICAL_ERROR: c_ulonglong = 8;
     let handle = WATCHED.load(Ordering::Relaxed);
     let xid = value_of(&format!("{}.xid", handle - 1)).unwrap_or(0);
     if xid == 0 || REPORTED.swap(xid, Ordering::Relaxed) == xid {
+        std::thread::sleep(std::time::Duration::from_millis(timeout_ms.into()));
         return TIMEOUT;
     }
     unsafe {
