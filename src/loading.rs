@@ -220,7 +220,6 @@ impl Loader {
             fallback: loaded.fallback,
             assignment: loaded.assignment,
             info,
-            external_data: loaded.external_data,
         })
     }
 }

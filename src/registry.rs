@@ -4,7 +4,6 @@
 //! the one model that it found here, whatever is published while it is on its way.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
@@ -35,8 +34,6 @@ pub struct ServedModel {
     pub assignment: Assignment,
     /// What the metrics say about it.
     pub info: ModelInfo,
-    /// Files beside the model's own that hold its weights.
-    pub external_data: Vec<PathBuf>,
 }
 
 /// Models by their names.
@@ -107,13 +104,22 @@ impl Registry {
     /// Publishes `model` under its name, and returns the one that had it before. Requests that have looked that one up
     /// already are answered by it; all later ones by the new one.
     pub fn publish(&self, model: &Arc<ServedModel>) -> Option<Arc<ServedModel>> {
-        let name = model.metadata.name.clone();
+        self.publish_instead_of(model, &model.metadata.name)
+    }
+
+    /// The same for a model that comes instead of the one called `old`, whose name is gone at the same moment.
+    pub fn publish_instead_of(
+        &self,
+        model: &Arc<ServedModel>,
+        old: &str,
+    ) -> Option<Arc<ServedModel>> {
         let before = self.models.rcu(|models| {
             let mut models = Models::clone(models);
-            models.insert(name.clone(), Arc::clone(model));
+            models.remove(old);
+            models.insert(model.metadata.name.clone(), Arc::clone(model));
             models
         });
-        before.get(&name).cloned()
+        before.get(old).cloned()
     }
 
     /// Takes the model called `name` out.

@@ -5,7 +5,8 @@
 //!
 //! Invariant: whatever lies on the disk, the model that serves goes on until another one can take its place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use crate::loading::{Loader, LoadingError};
+use crate::model::onnx;
 use crate::model::repository::ModelSource;
 use crate::model::stamp::Stamp;
 use crate::registry::{Phase, Registry, ServedModel};
@@ -35,6 +37,9 @@ enum ReloadError {
     Signature(String),
     #[error("the server is draining")]
     Draining,
+    /// What was loaded may be half of the old files and half of the new ones.
+    #[error("its files changed while they were loaded; ask again when they are complete")]
+    Changed,
 }
 
 /// The thread that loads models again.
@@ -58,11 +63,11 @@ pub struct ReloadConfig {
 }
 
 impl Reloader {
-    /// Starts the thread. `loaded` are the stamps of the models that serve, from before they were loaded.
+    /// Starts the thread. `loaded` are the files of the models that serve, as they were before they were loaded.
     ///
     /// # Errors
     /// When the operating system gives no thread.
-    pub fn start(config: ReloadConfig, loaded: BTreeMap<String, Stamp>) -> std::io::Result<Self> {
+    pub fn start(config: ReloadConfig, loaded: BTreeMap<String, Files>) -> std::io::Result<Self> {
         let (requests, requested) = mpsc::channel();
         let (ending, ended) = mpsc::channel();
         let thread = thread::Builder::new().name("reload".to_owned());
@@ -73,6 +78,7 @@ impl Reloader {
                 changing: BTreeMap::new(),
                 problem: None,
                 retired: Vec::new(),
+                refused: BTreeSet::new(),
             };
             worker.run(&requested);
             drop(ending);
@@ -99,11 +105,32 @@ impl Reloader {
     }
 }
 
-/// The stamp of the files that a model is found by. To be taken before it is loaded, so that what is written meanwhile
-/// is noticed; which files hold its weights is known only afterwards.
-#[must_use]
-pub fn stamp(source: &ModelSource) -> Stamp {
-    Stamp::of([source.path.clone(), source.path.with_extension("toml")])
+/// The files of a model, as they were at some moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    external: Vec<PathBuf>,
+    stamp: Stamp,
+}
+
+impl Files {
+    /// The files of `source` as they are now. To be taken before it is loaded, so that what is written meanwhile is
+    /// noticed; also what is still missing, which may be why the load fails.
+    #[must_use]
+    pub fn of(source: &ModelSource) -> Self {
+        let external = onnx::external_data(&source.path);
+        let stamp = source.stamp.clone().and(&external);
+        Self { external, stamp }
+    }
+
+    /// The stamp of the same files of `source`, as it was found.
+    fn stamp_as_found(&self, source: &ModelSource) -> Stamp {
+        source.stamp.clone().and(&self.external)
+    }
+
+    /// Whether they are still the same.
+    fn are_unchanged(&self) -> bool {
+        self.stamp.is_current()
+    }
 }
 
 struct Retired {
@@ -113,13 +140,15 @@ struct Retired {
 
 struct Worker {
     config: ReloadConfig,
-    /// The stamp of each model when it was last loaded, or refused.
-    tried: BTreeMap<String, Stamp>,
+    /// The files of each model when it was last loaded, or refused.
+    tried: BTreeMap<String, Files>,
     /// Stamps that were new at the last look; nothing for a model that was gone.
     changing: BTreeMap<String, Option<Stamp>>,
     /// Why the last look found no models, and whether that was told.
     problem: Option<(String, bool)>,
     retired: Vec<Retired>,
+    /// Models whose files were refused when they were last tried.
+    refused: BTreeSet<String>,
 }
 
 impl Worker {
@@ -136,12 +165,14 @@ impl Worker {
                     // Whoever asked meanwhile gets what is there now, too.
                     while requested.try_recv().is_ok() {}
                     self.look(true);
+                    self.tell_whether_blocked();
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             if look_at.is_some_and(|at| at <= Instant::now()) {
                 self.look(false);
+                self.tell_whether_blocked();
                 look_at = self.config.watch.map(|watch| Instant::now() + watch);
             }
             self.let_go(Instant::now());
@@ -149,6 +180,13 @@ impl Worker {
         for retired in &self.retired {
             close(&retired.model);
         }
+    }
+
+    fn tell_whether_blocked(&self) {
+        let trouble = self.problem.as_ref().is_some_and(|(_, told)| *told);
+        let blocked = trouble || !self.refused.is_empty();
+        let metrics = &self.config.metrics;
+        metrics.reload_blocked.set(i64::from(blocked));
     }
 
     /// Loads the models that have changed, or all of them.
@@ -170,21 +208,31 @@ impl Worker {
             }
         };
         self.problem = None;
+        self.refused
+            .retain(|name| sources.iter().any(|source| source.name == *name));
+        let renamed = self.renamed(&sources);
+        let mut refused = false;
         for source in &sources {
-            let own = stamp(source);
-            let served = self.config.registry.get(&source.name);
-            let external = served.iter().flat_map(|model| &model.external_data);
-            let all_files = own.clone().and(external);
-            if all || self.has_settled(&source.name, Some(&all_files)) {
-                let tried = match self.load(source) {
-                    Some(model) => own.and(&model.external_data),
-                    None => all_files,
-                };
-                self.tried.insert(source.name.clone(), tried);
+            let tried = self.tried.get(&source.name);
+            let stamp = match tried {
+                Some(files) => files.stamp_as_found(source),
+                None => source.stamp.clone(),
+            };
+            if all || self.has_settled(&source.name, Some(&stamp)) {
+                // Two of a model at a time are enough for the memory.
+                self.wait_for_retired();
+                refused |= !self.load(source, renamed.as_deref());
             }
         }
-        let served = self.config.registry.models();
-        for name in served.keys() {
+        let registry = &self.config.registry;
+        // A name without its files may have been given up for one whose model cannot be loaded yet.
+        let all_served = sources
+            .iter()
+            .all(|source| registry.get(&source.name).is_some());
+        if refused || !all_served {
+            return;
+        }
+        for name in registry.models().keys() {
             let gone = !sources.iter().any(|source| source.name == *name);
             if gone && (all || self.has_settled(name, None)) {
                 self.remove(name);
@@ -192,10 +240,29 @@ impl Worker {
         }
     }
 
+    /// The name that the only model had until now, if it has another one now.
+    fn renamed(&self, sources: &[ModelSource]) -> Option<String> {
+        let models = self.config.registry.models();
+        match (sources, models.len(), models.keys().next()) {
+            ([source], 1, Some(name)) if source.name != *name => Some(name.clone()),
+            _ => None,
+        }
+    }
+
+    /// Waits until the models that were replaced are gone, or nobody can need them any more.
+    fn wait_for_retired(&mut self) {
+        self.let_go(Instant::now());
+        while !self.retired.is_empty() && self.config.registry.phase() != Phase::Draining {
+            thread::park_timeout(RETIRE_INTERVAL);
+            self.let_go(Instant::now());
+        }
+    }
+
     /// Whether the model's files differ from those that were tried, and were the same at the last look: somebody may
     /// still be writing them.
     fn has_settled(&mut self, name: &str, stamp: Option<&Stamp>) -> bool {
-        if stamp.is_some() && self.tried.get(name) == stamp {
+        let tried = self.tried.get(name).map(|files| &files.stamp);
+        if stamp.is_some() && tried == stamp {
             self.changing.remove(name);
             return false;
         }
@@ -203,12 +270,20 @@ impl Worker {
         last.is_some_and(|last| last.as_ref() == stamp)
     }
 
-    fn load(&mut self, source: &ModelSource) -> Option<Arc<ServedModel>> {
+    /// Loads the model at `source`, instead of the one called `renamed`, if any; says whether it serves now.
+    fn load(&mut self, source: &ModelSource, renamed: Option<&str>) -> bool {
         self.changing.remove(&source.name);
         let started = Instant::now();
-        match self.take_place(source) {
+        let files = Files::of(source);
+        let result = self.take_place(source, &files, renamed);
+        self.tried.insert(source.name.clone(), files);
+        match result {
             Ok(model) => {
-                self.config.metrics.reloads_succeeded.inc();
+                self.refused.remove(&source.name);
+                if let Some(old) = renamed {
+                    self.tried.remove(old);
+                    self.changing.remove(old);
+                }
                 tracing::info!(
                     model = source.name,
                     version = source.version,
@@ -216,15 +291,23 @@ impl Worker {
                     seconds = started.elapsed().as_secs_f64(),
                     "model reloaded"
                 );
-                return Some(model);
+                true
             }
-            Err(ReloadError::Draining) => {}
-            Err(error) => self.failed(Some(&source.name), &error.to_string()),
+            Err(ReloadError::Draining) => false,
+            Err(error) => {
+                self.refused.insert(source.name.clone());
+                self.failed(Some(&source.name), &error.to_string());
+                false
+            }
         }
-        None
     }
 
-    fn take_place(&mut self, source: &ModelSource) -> Result<Arc<ServedModel>, ReloadError> {
+    fn take_place(
+        &mut self,
+        source: &ModelSource,
+        files: &Files,
+        renamed: Option<&str>,
+    ) -> Result<Arc<ServedModel>, ReloadError> {
         let registry = &self.config.registry;
         let served = registry.get(&source.name);
         let model = self.config.loader.load_again(source, served.as_deref())?;
@@ -232,13 +315,16 @@ impl Worker {
         let change = served.and_then(|served| served.metadata.signature_change(&model.metadata));
         let refused = match change {
             Some(change) => Some(ReloadError::Signature(change)),
+            None if !files.are_unchanged() => Some(ReloadError::Changed),
             None => (registry.phase() == Phase::Draining).then_some(ReloadError::Draining),
         };
         if let Some(error) = refused {
             close(&model);
             return Err(error);
         }
-        let before = registry.publish(&model);
+        // Counted first, so that whoever meets the new model finds it counted.
+        self.config.metrics.reloads_succeeded.inc();
+        let before = registry.publish_instead_of(&model, renamed.unwrap_or(&source.name));
         let info = before.as_ref().map(|before| &before.info);
         self.config.metrics.set_model_info(Some(&model.info), info);
         self.retire(before);
@@ -277,6 +363,10 @@ impl Worker {
             let alone = Arc::strong_count(&retired.model) == 1;
             if alone || now > retired.deadline {
                 close(&retired.model);
+                let name = &retired.model.metadata.name;
+                if self.config.registry.get(name).is_none() {
+                    retired.model.scheduler.clear_gauges();
+                }
                 return false;
             }
             let _ = retired.model.scheduler.check(now);

@@ -19,9 +19,8 @@ use crate::http::accept::{self, ListenerConfig};
 use crate::http::drain::Drain;
 use crate::http::{self, App, HttpConfig};
 use crate::loading::{Loader, LoadingError, ModelsConfig};
-use crate::model::stamp::Stamp;
 use crate::registry::{Registry, ServedModel};
-use crate::reload::{self, ReloadConfig, Reloader};
+use crate::reload::{Files, ReloadConfig, Reloader};
 use crate::runtime::device_health::DeviceHealth;
 use crate::shutdown::{self, DrainConfig};
 use crate::signals::{Signals, Stop};
@@ -172,8 +171,8 @@ pub async fn run(
 struct Loaded {
     loader: Loader,
     models: Vec<ServedModel>,
-    /// The stamp of each model from before it was loaded.
-    stamps: BTreeMap<String, Stamp>,
+    /// The files of each model, as they were before it was loaded.
+    files: BTreeMap<String, Files>,
 }
 
 /// Loads every model, on a thread of its own. Whoever stops waiting leaves that thread to the end of the process.
@@ -187,17 +186,16 @@ async fn load_models(
     let timeout = config.http.request_timeout;
     let load = move || -> Result<Loaded, LoadingError> {
         let loader = Loader::new(models, timeout, metrics, device)?;
-        let (mut models, mut stamps) = (Vec::new(), BTreeMap::new());
+        let (mut models, mut files) = (Vec::new(), BTreeMap::new());
         for source in loader.find()? {
-            let own = reload::stamp(&source);
-            let model = loader.load(&source)?;
-            stamps.insert(source.name, own.and(&model.external_data));
-            models.push(model);
+            let own = Files::of(&source);
+            models.push(loader.load(&source)?);
+            files.insert(source.name, own);
         }
         Ok(Loaded {
             loader,
             models,
-            stamps,
+            files,
         })
     };
     let (send, loaded) = oneshot::channel();
@@ -234,7 +232,7 @@ fn publish(
         // From a request's head to its body, and from there to its answer.
         grace: config.http.body_timeout + config.http.request_timeout,
     };
-    Reloader::start(reload, loaded.stamps).map_err(no_thread)
+    Reloader::start(reload, loaded.files).map_err(no_thread)
 }
 
 fn no_thread(source: std::io::Error) -> StartError {

@@ -129,12 +129,10 @@ fn fifty_versions_take_over_under_load_and_each_answer_is_of_the_version_that_it
                 let fixture = if version % 2 == 1 { "addone" } else { "addten" };
                 models.put(fixture, &format!("repository/adder/{version}/model.onnx"));
                 server.signal(Signal::SIGHUP);
-                assert!(
-                    server
-                        .log
-                        .wait_for(|line| has_version(line, version))
-                        .is_some()
-                );
+                until("the next version is announced", || {
+                    let ready = server.get("/ready").json();
+                    ready["models"][0]["version"].as_str() == Some(&version.to_string())
+                });
                 acknowledged.store(version, Ordering::SeqCst);
                 if version == 10 {
                     after_ten = resident_bytes(&server);
@@ -216,12 +214,16 @@ fn a_model_that_cannot_take_over_leaves_the_old_one_serving_and_is_counted() {
     };
     assert!(server.log.wait_for(told).is_some());
     assert_eq!(counter(&server, "success"), 0);
+    assert_eq!(server.metric("ml_model_reload_blocked", &[]), Some(1.0));
 
     clear();
     models.put("addten", "m.onnx");
     server.signal(Signal::SIGHUP);
     until("the good model serves", || {
         predict(&server) == json!([11.0, 12.0, 13.0, 14.0])
+    });
+    until("nothing is refused any more", || {
+        server.metric("ml_model_reload_blocked", &[]) == Some(0.0)
     });
 }
 
@@ -256,6 +258,111 @@ fn a_watched_file_is_loaded_when_it_has_changed_and_only_then() {
         counter(&server, "success") == 3
     });
     assert_eq!(counter(&server, "failure"), 1);
+}
+
+#[test]
+fn a_file_of_the_same_size_and_age_is_noticed_when_it_takes_the_place() {
+    let models = Models::new();
+    // The shorter one is made as long as the other, by a text that nobody reads.
+    let mut one = fs::read(fixture("addone")).unwrap();
+    let ten = fs::read(fixture("addten")).unwrap();
+    let missing = ten.len() - one.len();
+    let text = u8::try_from(missing - 2).unwrap();
+    one.extend([0x32, text]);
+    one.resize(ten.len(), b'x');
+    let age = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+    let put = |bytes: &[u8]| {
+        let new = models.path("new");
+        fs::write(&new, bytes).unwrap();
+        let file = fs::File::options().append(true).open(&new).unwrap();
+        file.set_modified(age).unwrap();
+        fs::rename(new, models.path("m.onnx")).unwrap();
+    };
+    put(&one);
+    let server = models.serve("m.onnx", &["--watch-model", "50ms"]);
+    assert_eq!(predict(&server), json!([2.0, 3.0, 4.0, 5.0]));
+    put(&ten);
+    until("the new file serves", || {
+        predict(&server) == json!([11.0, 12.0, 13.0, 14.0])
+    });
+}
+
+#[test]
+fn weights_that_arrive_long_after_their_model_are_noticed() {
+    let models = Models::new();
+    models.put("external", "repository/m/1/model.onnx");
+    let weights = Path::new(&fixture("external")).with_extension("weights");
+    let weights = fs::read(weights).unwrap();
+    models.put_bytes(&weights, "repository/m/1/external.weights");
+    let server = models.serve("repository", &["--watch-model", "50ms"]);
+    let version = || server.get("/ready").json()["models"][0]["version"].clone();
+    models.put("external", "repository/m/2/model.onnx");
+    until("the model without weights was refused", || {
+        counter(&server, "failure") == 1
+    });
+    assert_eq!(version(), "1");
+    models.put_bytes(&weights, "repository/m/2/external.weights");
+    until("the whole model serves", || version() == "2");
+}
+
+#[test]
+fn a_model_that_gets_another_name_serves_under_one_of_them_all_the_time() {
+    let models = Models::new();
+    models.put("addone", "m.onnx");
+    let server = models.serve("m.onnx", &["--watch-model", "50ms"]);
+    let names = || {
+        let ready = server.get("/ready");
+        assert_eq!(ready.status, 200);
+        let models = ready.json()["models"].clone();
+        let models = models.as_array().unwrap().clone();
+        let names = models.iter().map(|model| model["name"].clone());
+        names.collect::<Vec<_>>()
+    };
+    // The new name comes with a file that cannot be loaded; many looks later the old one still serves.
+    models.put("empty", "m.onnx");
+    models.put_bytes(b"name = \"renamed\"", "m.toml");
+    until("the new file was refused", || {
+        counter(&server, "failure") >= 1
+    });
+    models.put_bytes(b"name = \"renamed\"\ndescription = \"again\"", "m.toml");
+    let refused = counter(&server, "failure");
+    until("it was refused again", || {
+        counter(&server, "failure") > refused
+    });
+    assert_eq!(names(), ["m"]);
+    assert_eq!(predict(&server), json!([2.0, 3.0, 4.0, 5.0]));
+    // A good one takes over; no request falls between the two.
+    models.put("addten", "m.onnx");
+    until("the renamed model serves", || {
+        predict(&server) == json!([11.0, 12.0, 13.0, 14.0])
+    });
+    assert_eq!(names(), ["renamed"]);
+}
+
+#[test]
+fn a_model_that_is_gone_leaves_no_queue_behind_in_the_metrics() {
+    let models = Models::new();
+    models.put("loop", "repository/slow/1/model.onnx");
+    models.put("addone", "repository/other/1/model.onnx");
+    let server = models.serve("repository", &["--instances", "1", "--max-batch-size", "1"]);
+    let gauge = |name| support::sample(&server.metrics(), name, &[("model_name", "slow")]);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let body = r#"{"inputs": [500000]}"#;
+                let request = Request::json("/v1/models/slow:predict", body);
+                assert_eq!(server.request(&request).status, 200);
+            });
+        }
+        until("requests wait", || gauge("ml_queue_rows") > Some(0.0));
+        fs::remove_dir_all(models.path("repository/slow")).unwrap();
+        server.signal(Signal::SIGHUP);
+    });
+    until("the gauges are at rest", || {
+        gauge("ml_queue_rows") == Some(0.0) && gauge("ml_saturation") == Some(0.0)
+    });
+    let ready = server.get("/ready").json();
+    assert_eq!(ready["models"].as_array().unwrap().len(), 1);
 }
 
 #[test]

@@ -67,8 +67,6 @@ pub struct OnnxFile {
     pub properties: BTreeMap<String, String>,
     /// Names of the inputs and outputs that state no shape at all.
     pub unranked: BTreeSet<String>,
-    /// Files beside the model's own that hold its weights.
-    pub external_data: Vec<PathBuf>,
 }
 
 impl OnnxFile {
@@ -112,14 +110,7 @@ impl OnnxFile {
             return Err(not_onnx("it states no operator set"));
         }
 
-        let mut locations = BTreeSet::new();
-        graph.collect_external(&mut locations);
-        model
-            .functions
-            .iter()
-            .flat_map(|function| &function.node)
-            .for_each(|node| node.collect_external(&mut locations));
-        let external_data = locations.iter().map(|name| folder.join(name)).collect();
+        let locations = model.external_locations();
         for location in locations {
             check_location(&folder, &location).map_err(|reason| OnnxFileError::ExternalData {
                 path: path.to_owned(),
@@ -159,9 +150,21 @@ impl OnnxFile {
                 .map(|entry| (entry.key, entry.value))
                 .collect(),
             unranked,
-            external_data,
         })
     }
+}
+
+/// The files that the model at `path` names for its weights, whether they are there or not; none if it is no model.
+#[must_use]
+pub fn external_data(path: &Path) -> Vec<PathBuf> {
+    let is_small_file = |metadata: &fs::Metadata| metadata.is_file() && metadata.len() <= MAX_BYTES;
+    let readable = fs::metadata(path).is_ok_and(|metadata| is_small_file(&metadata));
+    let bytes = readable.then(|| fs::read(path).ok()).flatten();
+    let model = bytes.and_then(|bytes| ModelProto::decode(bytes.as_slice()).ok());
+    let locations = model.map(|model| model.external_locations());
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let locations = locations.into_iter().flatten();
+    locations.map(|name| folder.join(name)).collect()
 }
 
 /// The empty domain is the standard's own.
@@ -335,6 +338,21 @@ impl ValueInfoProto {
             .as_ref()
             .and_then(|ty| ty.tensor_type.as_ref())
             .is_some_and(|tensor| tensor.shape.is_some())
+    }
+}
+
+impl ModelProto {
+    /// Every external location that the model names.
+    fn external_locations(&self) -> BTreeSet<String> {
+        let mut locations = BTreeSet::new();
+        if let Some(graph) = &self.graph {
+            graph.collect_external(&mut locations);
+        }
+        let functions = self.functions.iter();
+        functions
+            .flat_map(|function| &function.node)
+            .for_each(|node| node.collect_external(&mut locations));
+        locations
     }
 }
 

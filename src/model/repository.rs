@@ -3,11 +3,13 @@
 //! Invariant: names come from folder and file names, never from a request, so no request can reach another file.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
 use super::sidecar::{Sidecar, SidecarError};
+use super::stamp::Stamp;
 
 /// Why no model could be found.
 #[derive(Debug, Error)]
@@ -76,6 +78,8 @@ pub struct ModelSource {
     pub version: String,
     /// The settings beside it.
     pub sidecar: Sidecar,
+    /// The stamp of the two files, from before the sidecar was read.
+    pub stamp: Stamp,
 }
 
 /// Finds the models at `path`, in the order of their names.
@@ -91,6 +95,7 @@ pub fn find(path: &Path, name: Option<&str>) -> Result<Vec<ModelSource>, Reposit
     };
     let metadata = fs::metadata(path).map_err(missing)?;
     if !metadata.is_dir() {
+        let stamp = stamp_of(path);
         let sidecar = Sidecar::read(&path.with_extension("toml"))?;
         let stem = path
             .file_stem()
@@ -104,6 +109,7 @@ pub fn find(path: &Path, name: Option<&str>) -> Result<Vec<ModelSource>, Reposit
             name,
             version,
             sidecar,
+            stamp,
         }]);
     }
 
@@ -117,6 +123,7 @@ pub fn find(path: &Path, name: Option<&str>) -> Result<Vec<ModelSource>, Reposit
         let Some((version, model)) = latest_version(&folder).map_err(missing)? else {
             continue;
         };
+        let stamp = stamp_of(&model);
         let sidecar = Sidecar::read(&model.with_extension("toml"))?;
         if let Some(stated) = sidecar
             .version
@@ -144,6 +151,7 @@ pub fn find(path: &Path, name: Option<&str>) -> Result<Vec<ModelSource>, Reposit
             name,
             version: version.to_string(),
             sidecar,
+            stamp,
         });
     }
     if sources.is_empty() {
@@ -164,6 +172,24 @@ pub fn find(path: &Path, name: Option<&str>) -> Result<Vec<ModelSource>, Reposit
         });
     }
     Ok(sources)
+}
+
+fn stamp_of(model: &Path) -> Stamp {
+    Stamp::of([model.to_owned(), model.with_extension("toml")])
+}
+
+/// What lies at `path`; nothing only if nothing does. A file system that fails is no model that is gone.
+fn look_at(path: &Path) -> std::io::Result<Option<fs::Metadata>> {
+    match fs::metadata(path) {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(error) => {
+            let error = std::io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+            Err(error)
+        }
+    }
 }
 
 /// A name must be fit for a URL path segment and a metric label.
@@ -187,7 +213,7 @@ fn subfolders(path: &Path) -> std::io::Result<Vec<PathBuf>> {
             .file_name()
             .and_then(|name| name.to_str())
             .is_none_or(|name| name.starts_with('.'));
-        if !hidden && path.is_dir() {
+        if !hidden && look_at(&path)?.is_some_and(|found| found.is_dir()) {
             folders.push(path);
         }
     }
@@ -197,12 +223,18 @@ fn subfolders(path: &Path) -> std::io::Result<Vec<PathBuf>> {
 
 /// The highest version of the model in `folder`, with its file.
 fn latest_version(folder: &Path) -> std::io::Result<Option<(u64, PathBuf)>> {
-    let versions = subfolders(folder)?.into_iter().filter_map(|path| {
-        let version = path.file_name()?.to_str()?.parse::<u64>().ok()?;
+    let mut latest = None;
+    for path in subfolders(folder)? {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let Some(version) = name.and_then(|name| name.parse::<u64>().ok()) else {
+            continue;
+        };
         let model = path.join("model.onnx");
-        model.is_file().then_some((version, model))
-    });
-    Ok(versions.max_by_key(|(version, _)| *version))
+        if look_at(&model)?.is_some_and(|found| found.is_file()) {
+            latest = latest.max(Some((version, model)));
+        }
+    }
+    Ok(latest)
 }
 
 #[cfg(test)]

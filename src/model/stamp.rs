@@ -2,12 +2,19 @@
 //!
 //! Invariant: looking opens no file, so it costs next to nothing even where files lie behind a network.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// Which files a model has, how large they are, and when each was last written. Links are followed.
+/// Which files a model has, how large they are, and when each was last written and changed. Links are followed.
+///
+/// The time of the change tells a file that was moved into the place of one of the same size and, as archives and image
+/// layers set it, the same time of writing. Numbers of inodes would too, but on FUSE mounts they change by themselves.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Stamp(Vec<(PathBuf, Option<(u64, SystemTime)>)>);
+pub struct Stamp(Vec<(PathBuf, Option<Times>)>);
+
+/// Size, time of writing, and time of the change in seconds and nanoseconds.
+type Times = (u64, SystemTime, (i64, i64));
 
 impl Stamp {
     /// Looks at `files`. One that is not there has a stamp too, which changes when it appears.
@@ -15,13 +22,20 @@ impl Stamp {
     pub fn of(files: impl IntoIterator<Item = impl AsRef<Path>>) -> Self {
         let look = |file: &Path| {
             let metadata = std::fs::metadata(file).ok()?;
-            Some((metadata.len(), metadata.modified().ok()?))
+            let changed = (metadata.ctime(), metadata.ctime_nsec());
+            Some((metadata.len(), metadata.modified().ok()?, changed))
         };
         let files = files.into_iter().map(|file| {
             let file = file.as_ref();
             (file.to_owned(), look(file))
         });
         Self(files.collect())
+    }
+
+    /// Whether a look now would find the same.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        Self::of(self.0.iter().map(|(file, _)| file)) == *self
     }
 
     /// The same, with `files` looked at now.
@@ -60,5 +74,13 @@ mod tests {
         assert_ne!(third, look());
         fs::remove_file(&sidecar).unwrap();
         assert_eq!(third, look());
+
+        // Another file of the same size and time of writing takes the place.
+        let other = folder.path().join("other");
+        fs::write(&other, "eerht").unwrap();
+        let file = fs::File::options().append(true).open(&other).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        fs::rename(other, &model).unwrap();
+        assert_ne!(third, look());
     }
 }

@@ -2,7 +2,6 @@
 //!
 //! Invariant: what is loaded are the very bytes that were checked and hashed, not whatever lies at the path by then.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -69,8 +68,6 @@ pub struct LoadedModel {
     pub fallback: Option<String>,
     /// Which nodes of the graph each provider executes.
     pub assignment: Assignment,
-    /// Files beside the model's own that hold its weights.
-    pub external_data: Vec<PathBuf>,
 }
 
 /// Loads the model at `source` into as many sessions as `placement` says for the provider that can be had.
@@ -117,7 +114,6 @@ pub fn load(
                     placement,
                     fallback,
                     assignment,
-                    external_data: file.external_data,
                 });
             }
             Err(LoadError::Device { reason, .. }) if config.device == Device::Auto => {

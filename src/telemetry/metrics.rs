@@ -103,6 +103,8 @@ families! {
     model_batching_info: IntGaugeVec = "ml_model_batching_info" ["model_name", "batching", "reason"];
     #[doc = " Models loaded again while serving, by result: success, failure (the one before goes on serving)."]
     model_reloads: IntCounterVec = "ml_model_reloads_total" ["result"];
+    #[doc = " 1 while the files of a model were refused when they were last tried, so that an older one serves or none; 0 otherwise."]
+    reload_blocked: IntGaugeVec = "ml_model_reload_blocked" [];
     #[doc = " Percent of the last second or so in which a kernel ran on the GPU, as NVML reports it."]
     gpu_utilization: IntGaugeVec = "ml_gpu_utilization_percent" ["gpu_id"];
     #[doc = " Bytes of the GPU's memory in use, by this process and others."]
@@ -131,6 +133,8 @@ pub struct Metrics {
     pub reloads_succeeded: IntCounter,
     /// Models that could not be loaded again.
     pub reloads_failed: IntCounter,
+    /// 1 while files of a model are refused.
+    pub reload_blocked: IntGauge,
 }
 
 /// How a prediction ended, as counted in `ml_predictions_total`.
@@ -279,6 +283,7 @@ impl Metrics {
         let no_labels: &[&str] = &[];
         let ready = families.ready.with_label_values(no_labels);
         let panics = families.panics.with_label_values(no_labels);
+        let reload_blocked = families.reload_blocked.with_label_values(no_labels);
         let reloads = |result| families.model_reloads.with_label_values(&[result]);
         let (reloads_succeeded, reloads_failed) = (reloads("success"), reloads("failure"));
         Ok(Self {
@@ -288,6 +293,7 @@ impl Metrics {
             panics,
             reloads_succeeded,
             reloads_failed,
+            reload_blocked,
         })
     }
 
