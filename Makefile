@@ -11,7 +11,6 @@ CARGO_DENY := .tools/bin/cargo-deny
 GPU_CHECK := target/gpu-check
 CUDA_MAJOR ?= 12
 NAME ?= unnamed
-gpu-check: DEVICE ?= cuda
 GPU_CHECK_LIBRARIES := $(GPU_CHECK)/libraries-$(CUDA_MAJOR)/usr/local/lib
 # The program under test can be told to fail as a GPU would; a release cannot.
 TESTED := --features testkit
@@ -150,7 +149,7 @@ plant-faults: onnxruntime monitoring-tools ## A fault in each kind of deployment
 gpu-check: onnxruntime $(GPU_CHECK)/resnet50.onnx $(GPU_CHECK)/libraries-$(CUDA_MAJOR) ## Everything that is promised of a GPU, shown on this machine's (NAME=... CUDA_MAJOR=12|13)
 	$(CARGO) build --locked --release
 	LD_LIBRARY_PATH="$(CURDIR)/$(GPU_CHECK_LIBRARIES):$${LD_LIBRARY_PATH:-}" $(CARGO) bench --locked --bench gpu_check -- \
-		--server target/release/model-serving --conv $(GPU_CHECK)/resnet50.onnx --device $(DEVICE) \
+		--server target/release/model-serving --conv $(GPU_CHECK)/resnet50.onnx --device $(or $(DEVICE),cuda) \
 		--library $(GPU_CHECK_LIBRARIES)/libonnxruntime.so --name "$(NAME)" --out benches/results/gpu-$(NAME).md $(GPU_CHECK_FLAGS)
 
 $(GPU_CHECK)/resnet50.onnx: scripts/make-gpu-models.py tests/fixtures/requirements.txt

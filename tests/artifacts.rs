@@ -291,6 +291,25 @@ fn artifacts_set_only_variables_that_the_server_reads() {
 }
 
 #[test]
+fn make_hands_the_environment_on_to_the_server() {
+    // A variable that the Makefile sets for one target only is taken out of the environment of all others.
+    let makefile = read("Makefile");
+    for argument in ServeFlags::command().get_arguments() {
+        let Some(name) = argument.get_env().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        let sets = |line: &&str| {
+            line.split_once('=').is_some_and(|(left, _)| {
+                let left = left.trim_end_matches([' ', '?', ':', '+']);
+                !line.starts_with(['\t', '#']) && left.split([' ', ':']).next_back() == Some(name)
+            })
+        };
+        let line = makefile.lines().find(sets);
+        assert_eq!(line, None, "the Makefile sets {name}");
+    }
+}
+
+#[test]
 fn manifests_name_only_paths_ports_and_metrics_that_the_server_has() {
     let mut probed = 0;
     for (path, text) in manifests() {
