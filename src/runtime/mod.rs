@@ -9,6 +9,7 @@ pub mod buckets;
 mod cuda;
 pub mod device_health;
 pub mod library;
+mod made_up;
 mod output;
 pub mod provider;
 pub mod session;

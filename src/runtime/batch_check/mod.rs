@@ -18,14 +18,12 @@ use std::fmt;
 use comparison::Comparison;
 use rows::{Row, run};
 
+use super::made_up::LARGEST_INPUT;
 use super::{Model, RuntimeError};
 use crate::model::ModelMetadata;
 
 /// Different rows that are executed alone. Batches repeat them.
 const ROWS: u64 = 3;
-
-/// The largest input, in bytes, that is made up for a run.
-const LARGEST_INPUT: usize = 256 << 20;
 
 /// Sizes to try for open dimensions other than the batch, until the model takes one. At 1, a wrong axis may hide.
 const OPEN: [usize; 5] = [64, 224, 16, 3, 1];

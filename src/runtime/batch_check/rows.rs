@@ -3,11 +3,10 @@
 //! Invariant: ordinary fractions lie between 0 and 1, and whole numbers are 0 or 1, because those are mostly indices.
 
 use half::{bf16, f16};
-use smallvec::SmallVec;
 
-use crate::model::{Dim, ModelMetadata, TensorSpec};
-use crate::runtime::{BatchInput, BatchOutput, InputView, Model, RuntimeError};
-use crate::tensor::{DataType, Shape, TensorData, element_count, for_each_plain_datatype};
+use crate::runtime::made_up::{self, Size};
+use crate::runtime::{BatchOutput, Model, RuntimeError};
+use crate::tensor::{DataType, TensorData, for_each_plain_datatype};
 
 /// One row. Rows of other numbers have other values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,38 +88,18 @@ pub(super) fn run(
     open: usize,
     largest: usize,
 ) -> Result<Option<BatchOutput>, RuntimeError> {
-    let metadata: &ModelMetadata = &std::sync::Arc::clone(model.metadata());
-    let mut buffers: SmallVec<[(Shape, TensorData); 4]> = SmallVec::new();
-    for (index, spec) in metadata.inputs.iter().enumerate() {
-        let shape = shape_of(spec, rows.len(), open);
-        let fits =
-            |count: &usize| *count <= largest / spec.datatype.size().unwrap_or(size_of::<String>());
-        let Some(elements) = element_count(&shape).filter(fits) else {
-            return Ok(None);
-        };
+    let size = Size {
+        rows: rows.len(),
+        open,
+        largest,
+    };
+    made_up::run(model, size, |input, datatype, elements| {
         let per_row = elements.checked_div(rows.len()).unwrap_or_default();
         let all = rows
             .iter()
-            .flat_map(|row| (0..per_row).map(|place| row.element(index, place)));
-        buffers.push((shape, made_up(spec.datatype, all)));
-    }
-    let input: BatchInput<'_> = buffers
-        .iter()
-        .map(|(shape, data)| InputView {
-            shape: shape.clone(),
-            elements: data.view(),
-        })
-        .collect();
-    model.run(input).map(Some)
-}
-
-fn shape_of(spec: &TensorSpec, rows: usize, open: usize) -> Shape {
-    let size = |(axis, dim): (usize, &Dim)| match dim {
-        _ if axis == 0 => rows,
-        Dim::Fixed(size) => *size,
-        Dim::Dynamic(_) => open,
-    };
-    spec.dims().iter().enumerate().map(size).collect()
+            .flat_map(|row| (0..per_row).map(move |place| row.element(input, place)));
+        elements_of(datatype, all)
+    })
 }
 
 /// How an element is made up.
@@ -166,7 +145,7 @@ impl MadeUp for bf16 {
 
 macro_rules! made_up_elements {
     ($(($variant:ident, $element:ty, $name:literal, $size:literal)),+) => {
-        fn made_up(datatype: DataType, elements: impl Iterator<Item = Element>) -> TensorData {
+        fn elements_of(datatype: DataType, elements: impl Iterator<Item = Element>) -> TensorData {
             match datatype {
                 DataType::Bool => elements.map(|element| element.bit).collect::<Vec<bool>>().into(),
                 $(DataType::$variant => elements.map(<$element>::made_up).collect::<Vec<$element>>().into(),)+
