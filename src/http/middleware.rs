@@ -3,7 +3,6 @@
 //!
 //! Invariant: there is one line per request, and what it repeats of the client's own text is short and escaped.
 
-use std::fmt::Write;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -157,14 +156,16 @@ fn new_id() -> HeaderValue {
     static PREFIX: LazyLock<u64> =
         LazyLock::new(|| RandomState::new().hash_one(std::process::id()));
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    let mut text = String::with_capacity(32);
-    let _ = write!(
-        text,
-        "{:016x}{:016x}",
-        *PREFIX,
-        COUNT.fetch_add(1, Ordering::Relaxed)
-    );
-    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("-"))
+    let id = (u128::from(*PREFIX) << 64) | u128::from(COUNT.fetch_add(1, Ordering::Relaxed));
+    let mut text = [0; 32];
+    for (index, digit) in text.iter_mut().enumerate() {
+        let nibble = (id >> (4 * (31 - index))) & 0xf;
+        *digit = b"0123456789abcdef"
+            .get(nibble as usize)
+            .copied()
+            .unwrap_or(b'0');
+    }
+    HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("-"))
 }
 
 /// The method from a closed set.

@@ -5,14 +5,14 @@
 use std::str::FromStr;
 
 use tracing::Level;
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
-/// Lines that may wait for a slow reader before further ones are dropped; at some 300 bytes each, about 10 MB.
-const BUFFERED_LINES: usize = 32_768;
+use super::json_log::JsonLog;
+use super::log_writer;
+pub use super::log_writer::LogGuard;
 
 /// What is logged, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,18 +66,14 @@ impl FromStr for LogFormat {
 
 /// Starts logging. What was logged is written when the guard is dropped.
 #[must_use = "what is logged is written when the guard is dropped"]
-pub fn start(config: LogConfig) -> WorkerGuard {
+pub fn start(config: LogConfig) -> LogGuard {
     start_to(config, std::io::stdout())
 }
 
 /// The same, with `output` in the place of standard output.
 #[must_use = "what is logged is written when the guard is dropped"]
-pub fn start_to(config: LogConfig, output: impl std::io::Write + Send + 'static) -> WorkerGuard {
-    let (writer, guard) = NonBlockingBuilder::default()
-        .buffered_lines_limit(BUFFERED_LINES)
-        .lossy(true)
-        .thread_name("log")
-        .finish(output);
+pub fn start_to(config: LogConfig, output: impl std::io::Write + Send + 'static) -> LogGuard {
+    let (writer, guard) = log_writer::start(output);
     let LogLevel(level) = config.level;
     // Libraries talk about themselves at the level at which we talk about requests.
     let libraries = if level > Level::INFO {
@@ -90,14 +86,11 @@ pub fn start_to(config: LogConfig, output: impl std::io::Write + Send + 'static)
         .with_target("model_serving", level)
         .with_target("access", level);
     let layer = match config.format {
-        LogFormat::Json => fmt::layer()
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .with_span_list(false)
-            .with_writer(writer)
+        LogFormat::Json => JsonLog::new(writer).boxed(),
+        LogFormat::Text => fmt::layer()
+            .with_writer(move || writer.clone())
+            .with_ansi(false)
             .boxed(),
-        LogFormat::Text => fmt::layer().with_writer(writer).with_ansi(false).boxed(),
     };
     tracing_subscriber::registry()
         .with(layer.with_filter(filter))

@@ -3,6 +3,8 @@
 //! Invariant: nothing here can make a request wait.
 
 pub mod collector;
+mod json_log;
+mod log_writer;
 pub mod logging;
 pub mod metrics;
 pub mod traces;

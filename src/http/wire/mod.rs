@@ -191,7 +191,7 @@ fn selected<'a>(
     response: &'a InferenceResponse,
     metadata: &'a ModelMetadata,
     selection: Option<&Selection>,
-) -> Vec<Selected<'a>> {
+) -> SmallVec<[Selected<'a>; 4]> {
     let output = |(spec, rows): (&'a crate::model::TensorSpec, &'a OutputRows)| Selected {
         name: &spec.name,
         rows,

@@ -1,0 +1,214 @@
+//! Where lines of the log wait for their reader: one bounded buffer, and a thread that writes it out.
+//!
+//! Lines are gathered for a moment and written together. Waking a thread for every line, and a system call for each,
+//! cost more than all else that a request's line does.
+//!
+//! Invariant: whoever logs never waits for the reader; what does not fit is dropped.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+/// How long the first line of a write waits for further ones. Too short for anybody to notice, and long enough that a
+/// loaded server writes a hundred times a second and not once for every request.
+const GATHER: Duration = Duration::from_millis(10);
+
+/// Bytes at which lines are written without further waiting.
+const ENOUGH: usize = 64 << 10;
+
+/// Bytes that may wait for a slow reader before further lines are dropped.
+const MAX_WAITING: usize = 10 << 20;
+
+/// How long the end of the process waits for the last lines to be written.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// The end at which lines are put in; a cheap handle.
+#[derive(Clone)]
+pub(super) struct LogWriter(Arc<Shared>);
+
+/// Writes what waits when it is dropped, for at most a second.
+#[must_use = "what is logged is written when the guard is dropped"]
+pub struct LogGuard(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    /// For the thread: there is something to do.
+    filled: Condvar,
+    /// For the guard: the thread has ended.
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    lines: Vec<u8>,
+    /// Whether the thread waits for a first line.
+    idle: bool,
+    closed: bool,
+    ended: bool,
+}
+
+/// Starts the thread that writes to `output`.
+///
+/// Without a thread, which the operating system may refuse, lines wait until the buffer is full and are then dropped;
+/// the server says so itself when it gets no others.
+pub(super) fn start(output: impl Write + Send + 'static) -> (LogWriter, LogGuard) {
+    let shared = Arc::new(Shared {
+        state: Mutex::default(),
+        filled: Condvar::new(),
+        ended: Condvar::new(),
+    });
+    let own = Arc::clone(&shared);
+    let thread = thread::Builder::new().name("log".to_owned());
+    if thread.spawn(move || own.write_out(output)).is_err() {
+        shared.state.lock().ended = true;
+    }
+    (LogWriter(Arc::clone(&shared)), LogGuard(shared))
+}
+
+impl LogWriter {
+    /// Takes `line`, its line break included, or drops it if the reader is too slow.
+    pub(super) fn put(&self, line: &[u8]) {
+        let wake = {
+            let mut state = self.0.state.lock();
+            if state.lines.len() + line.len() > MAX_WAITING {
+                return;
+            }
+            let before = state.lines.len();
+            state.lines.extend_from_slice(line);
+            let enough = before < ENOUGH && state.lines.len() >= ENOUGH;
+            std::mem::take(&mut state.idle) || enough
+        };
+        if wake {
+            self.0.filled.notify_one();
+        }
+    }
+}
+
+impl Shared {
+    /// Writes lines to `output` until the guard is dropped and nothing waits.
+    fn write_out(&self, mut output: impl Write) {
+        let mut lines = Vec::new();
+        loop {
+            {
+                let mut state = self.state.lock();
+                while state.lines.is_empty() && !state.closed {
+                    state.idle = true;
+                    self.filled.wait(&mut state);
+                }
+                state.idle = false;
+                let until = Instant::now() + GATHER;
+                while state.lines.len() < ENOUGH && !state.closed {
+                    if self.filled.wait_until(&mut state, until).timed_out() {
+                        break;
+                    }
+                }
+                std::mem::swap(&mut state.lines, &mut lines);
+                if lines.is_empty() && state.closed {
+                    state.ended = true;
+                    self.ended.notify_all();
+                    return;
+                }
+            }
+            // A reader that is gone has no use for an error.
+            let _ = output.write_all(&lines).and_then(|()| output.flush());
+            lines.clear();
+            // What a slow reader has let grow is not kept for ever.
+            lines.shrink_to(2 * ENOUGH);
+        }
+    }
+}
+
+impl Drop for LogGuard {
+    fn drop(&mut self) {
+        let until = Instant::now() + FLUSH;
+        let mut state = self.0.state.lock();
+        state.closed = true;
+        self.0.filled.notify_one();
+        while !state.ended {
+            if self.0.ended.wait_until(&mut state, until).timed_out() {
+                return;
+            }
+        }
+    }
+}
+
+impl Write for LogWriter {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        self.put(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// An output whose every write has to be allowed.
+    struct Gated {
+        allowed: mpsc::Receiver<()>,
+        written: mpsc::Sender<Vec<u8>>,
+    }
+
+    impl Write for Gated {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let _ = self.written.send(bytes.to_vec());
+            let _ = self.allowed.recv();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn every_line_is_written_once_and_in_order() {
+        let (sender, written) = mpsc::channel();
+        let (allow, allowed) = mpsc::channel();
+        drop(allow);
+        let (writer, guard) = start(Gated {
+            allowed,
+            written: sender,
+        });
+        let mut expected = Vec::new();
+        for number in 0..20_000 {
+            let line = format!("line {number}\n");
+            writer.put(line.as_bytes());
+            expected.extend_from_slice(line.as_bytes());
+        }
+        drop(guard);
+        let all: Vec<u8> = written.iter().flatten().collect();
+        assert!(all == expected);
+    }
+
+    #[test]
+    fn a_reader_that_stops_costs_lines_and_nobody_s_time() {
+        let (sender, written) = mpsc::channel();
+        let (allow, allowed) = mpsc::channel();
+        let (writer, guard) = start(Gated {
+            allowed,
+            written: sender,
+        });
+        writer.put(b"first\n");
+        assert_eq!(written.recv().unwrap(), b"first\n");
+        // The thread is inside its write now, and stays there.
+        let line = [b'x'; 1 << 20];
+        for _ in 0..30 {
+            writer.put(&line);
+        }
+        assert_eq!(writer.0.state.lock().lines.len(), MAX_WAITING);
+        drop(allow);
+        drop(guard);
+        let rest: usize = written.iter().map(|bytes| bytes.len()).sum();
+        assert_eq!(rest, MAX_WAITING);
+    }
+}
