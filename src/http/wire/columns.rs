@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use smallvec::SmallVec;
 
 use super::json::{Reader, quote};
-use super::number::{FromNumber, Number, NumberError};
+use super::number::{FromNumber, Number, NumberError, ShortNumber};
 use crate::batching::InvalidRequest;
 use crate::model::{Dim, ModelMetadata, TensorSpec};
 use crate::tensor::{DataType, Elements, Shape, Tensor, TensorData, for_each_plain_datatype};
@@ -184,16 +184,14 @@ struct Nested<'r, 'a> {
 
 impl Nested<'_, '_> {
     /// Reads the value at depth `level`: an array of the next depth, or at the innermost depth one element.
-    fn read<T>(
+    fn read<T: ReadElement>(
         &mut self,
         out: &mut Vec<T>,
         dims: &mut [Option<usize>],
         level: usize,
-        element: fn(&mut Self) -> Result<T, InvalidRequest>,
     ) -> Result<(), InvalidRequest> {
         let Some(expected) = dims.get(level).copied() else {
-            let value = element(self)?;
-            out.push(value);
+            out.push(T::read(self)?);
             return Ok(());
         };
         if self.reader.peek() != Some(b'[') {
@@ -215,14 +213,16 @@ impl Nested<'_, '_> {
         let mut count = 0;
         let mut more = !self.reader.close(b']');
         while more {
+            if innermost {
+                count += T::read_run(self, out, most - count);
+            }
             if count == most {
                 return Err(self.wrong_length(level, most, "more"));
             }
             if innermost {
-                let value = element(self)?;
-                out.push(value);
+                out.push(T::read(self)?);
             } else {
-                self.read(out, dims, level + 1, element)?;
+                self.read(out, dims, level + 1)?;
             }
             count += 1;
             more = self.reader.another(b']')?;
@@ -291,6 +291,39 @@ impl Nested<'_, '_> {
         }
     }
 
+    /// Reads numbers as long as each is followed by a comma, `most` at most. What is written otherwise, and what is wrong,
+    /// is left where it stands.
+    fn numbers<T: FromNumber>(&mut self, out: &mut Vec<T>, most: usize) -> usize {
+        let mut rest = self.reader.rest();
+        let before = rest.len();
+        let mut count = 0;
+        while count < most {
+            // Between numbers most writers put nothing, or one space.
+            let number = rest.strip_prefix(b" ").unwrap_or(rest);
+            let short = ShortNumber::read(number)
+                .and_then(|(number, length)| Some((T::from_short(number)?, length)))
+                .filter(|(_, length)| number.get(*length) == Some(&b','));
+            let (value, length) = if let Some(read) = short {
+                read
+            } else {
+                let Ok((value, length)) = Number::read(number)
+                    .and_then(|(number, length)| Ok((T::from_number(number)?, length)))
+                else {
+                    break;
+                };
+                if number.get(length) != Some(&b',') {
+                    break;
+                }
+                (value, length)
+            };
+            out.push(value);
+            count += 1;
+            rest = number.get(length + 1..).unwrap_or_default();
+        }
+        self.reader.advance(before - rest.len());
+        count
+    }
+
     #[cold]
     fn wrong_number(&self, error: NumberError) -> InvalidRequest {
         let datatype = self.spec.datatype;
@@ -326,8 +359,44 @@ impl Nested<'_, '_> {
     }
 }
 
+/// An element type that JSON can express.
+trait ReadElement: Sized {
+    /// Reads one element.
+    fn read(nested: &mut Nested<'_, '_>) -> Result<Self, InvalidRequest>;
+
+    /// Reads elements that are each followed by another one, `most` at most, as far as that can be done faster than one
+    /// by one; returns how many those were.
+    fn read_run(_: &mut Nested<'_, '_>, _: &mut Vec<Self>, _most: usize) -> usize {
+        0
+    }
+}
+
+impl ReadElement for bool {
+    fn read(nested: &mut Nested<'_, '_>) -> Result<Self, InvalidRequest> {
+        nested.truth()
+    }
+}
+
+impl ReadElement for String {
+    fn read(nested: &mut Nested<'_, '_>) -> Result<Self, InvalidRequest> {
+        nested.string()
+    }
+}
+
 macro_rules! by_datatype {
     ($(($variant:ident, $element:ty, $name:literal, $size:literal)),+) => {
+        $(impl ReadElement for $element {
+            #[inline]
+            fn read(nested: &mut Nested<'_, '_>) -> Result<Self, InvalidRequest> {
+                nested.number()
+            }
+
+            #[inline]
+            fn read_run(nested: &mut Nested<'_, '_>, out: &mut Vec<Self>, most: usize) -> usize {
+                nested.numbers(out, most)
+            }
+        })+
+
         /// An empty buffer with room for `capacity` elements of the datatype of `spec`.
         fn with_capacity(spec: &TensorSpec, capacity: usize) -> TensorData {
             match spec.datatype {
@@ -345,9 +414,9 @@ macro_rules! by_datatype {
             level: usize,
         ) -> Result<(), InvalidRequest> {
             match data {
-                TensorData::Bool(out) => nested.read(out, dims, level, Nested::truth),
-                TensorData::Bytes(out) => nested.read(out, dims, level, Nested::string),
-                $(TensorData::$variant(Elements::Owned(out)) => nested.read(out, dims, level, Nested::number::<$element>),)+
+                TensorData::Bool(out) => nested.read(out, dims, level),
+                TensorData::Bytes(out) => nested.read(out, dims, level),
+                $(TensorData::$variant(Elements::Owned(out)) => nested.read(out, dims, level),)+
                 // Buffers to be filled are always owned; a borrowed one would be a body that is already complete.
                 $(TensorData::$variant(Elements::Borrowed(_)) => Err(InvalidRequest("the input was already given".to_owned())),)+
             }

@@ -31,10 +31,34 @@ pub(super) struct Number<'a> {
 }
 
 /// Takes digits from the front of `text`; returns how many there were.
+///
+/// Eight bytes are looked at together, because a large tensor is some hundred thousand numbers of ten digits each, and a
+/// loop over single bytes is mostly its own mispredicted end.
 #[inline]
 fn take_digits(text: &[u8], digits: &mut u64) -> usize {
     let mut count = 0;
-    for byte in text {
+    while let Some(eight) = text.get(count..).and_then(<[u8]>::first_chunk::<8>) {
+        let values = u64::from_le_bytes(*eight) ^ repeated(b'0');
+        // The highest bit of each byte that is no digit. Carries go up only from such bytes, so the lowest is right.
+        let others = (values.wrapping_add(repeated(0x76)) | values) & repeated(0x80);
+        if others == 0 {
+            *digits = digits
+                .wrapping_mul(100_000_000)
+                .wrapping_add(join_eight(values));
+            count += 8;
+            continue;
+        }
+        let length = (others.trailing_zeros() / 8) as usize;
+        if let Some(power) = POWERS_OF_TEN.get(length)
+            && length > 0
+        {
+            // What follows the digits falls off the end, and zeros come before them.
+            let values = values << (64 - 8 * length);
+            *digits = digits.wrapping_mul(*power).wrapping_add(join_eight(values));
+        }
+        return count + length;
+    }
+    for byte in text.get(count..).unwrap_or_default() {
         let digit = byte.wrapping_sub(b'0');
         if digit > 9 {
             break;
@@ -43,6 +67,135 @@ fn take_digits(text: &[u8], digits: &mut u64) -> usize {
         count += 1;
     }
     count
+}
+
+/// Those that up to sixteen digits need.
+const POWERS_OF_TEN: [u64; 16] = [
+    1,
+    10,
+    100,
+    1_000,
+    10_000,
+    100_000,
+    1_000_000,
+    10_000_000,
+    100_000_000,
+    1_000_000_000,
+    10_000_000_000,
+    100_000_000_000,
+    1_000_000_000_000,
+    10_000_000_000_000,
+    100_000_000_000_000,
+    1_000_000_000_000_000,
+];
+
+/// Powers of ten up to 10^22 are exact in an f64, so that one operation on them and another exact number rounds once.
+const EXACT_POWERS: [f64; 23] = [
+    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16,
+    1e17, 1e18, 1e19, 1e20, 1e21, 1e22,
+];
+
+/// Eight bytes of the same value.
+const fn repeated(byte: u8) -> u64 {
+    u64::from_ne_bytes([byte; 8])
+}
+
+/// The number whose eight digits are the bytes of `values`, the first in the lowest byte: neighbours are joined to pairs,
+/// those to fours, and those to all eight.
+#[inline]
+const fn join_eight(values: u64) -> u64 {
+    const PAIRS: u64 = 0x0000_00ff_0000_00ff;
+    let pairs = values.wrapping_mul(10).wrapping_add(values >> 8);
+    let first_and_third = (pairs & PAIRS).wrapping_mul(100 + (1_000_000 << 32));
+    let second_and_fourth = ((pairs >> 16) & PAIRS).wrapping_mul(1 + (10_000 << 32));
+    first_and_third.wrapping_add(second_and_fourth) >> 32
+}
+
+/// The integer at the front of `text` if it has 1 to 7 digits, as few as JSON allows, and nothing behind it that goes on
+/// with the number.
+#[inline]
+fn take_few_digits(text: [u8; 8]) -> Option<(u64, usize)> {
+    let values = u64::from_le_bytes(text) ^ repeated(b'0');
+    let others = (values.wrapping_add(repeated(0x76)) | values) & repeated(0x80);
+    let length = (others.trailing_zeros() / 8) as usize;
+    let behind = *text.get(length)?;
+    let digits = join_eight(values << ((64 - 8 * length) & 63));
+    let leading_zero = text.first() == Some(&b'0') && length > 1;
+    let goes_on = matches!(behind, b'.' | b'e' | b'E');
+    (length > 0 && !leading_zero && !goes_on).then_some((digits, length))
+}
+
+/// A number as most of a tensor's are written: few digits, at most one of them before a point, and no exponent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ShortNumber {
+    negative: bool,
+    /// The digits as one integer.
+    digits: u64,
+    /// How many of them stand behind the point; 0 for integers.
+    places: usize,
+}
+
+impl ShortNumber {
+    /// The number at the front of `text`, and its length.
+    ///
+    /// Without a branch on how many digits there are: where that differs from number to number, guessing wrong costs more
+    /// than all the arithmetic.
+    #[inline]
+    pub(super) fn read(text: &[u8]) -> Option<(Self, usize)> {
+        const fn repeated(byte: u8) -> u128 {
+            u128::from_ne_bytes([byte; 16])
+        }
+        let negative = *text.first()? == b'-';
+        let start = usize::from(negative);
+        let unsigned = text.get(start..)?.first_chunk::<18>()?;
+        let [whole, b'.', fraction @ ..] = unsigned else {
+            let (digits, length) = take_few_digits(*unsigned.first_chunk()?)?;
+            let number = Self {
+                negative,
+                digits,
+                places: 0,
+            };
+            return Some((number, start + length));
+        };
+        let whole = u64::from(whole.wrapping_sub(b'0'));
+        let values = u128::from_le_bytes(*fraction) ^ repeated(b'0');
+        let others = (values.wrapping_add(repeated(0x76)) | values) & repeated(0x80);
+        let places = (others.trailing_zeros() / 8) as usize;
+        let power = POWERS_OF_TEN.get(places)?;
+        // What follows the digits falls off the end, and zeros come before them.
+        let values = values << ((128 - 8 * places) & 127);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the two halves are what is wanted"
+        )]
+        let (first, last) = (values as u64, (values >> 64) as u64);
+        let fraction = join_eight(first) * 100_000_000 + join_eight(last);
+        let number = Self {
+            negative,
+            digits: whole * power + fraction,
+            places,
+        };
+        (whole <= 9 && places > 0).then_some((number, start + 2 + places))
+    }
+
+    /// The integer, if it is written as one.
+    #[inline]
+    fn to_integer(self) -> Option<i64> {
+        let magnitude = i64::try_from(self.digits).ok()?;
+        let value = if self.negative { -magnitude } else { magnitude };
+        (self.places == 0).then_some(value)
+    }
+
+    /// The nearest `f64`, if a single division gives it exactly rounded.
+    #[inline]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "digits up to 2^53 are exact in an f64"
+    )]
+    fn to_f64(self) -> Option<f64> {
+        let value = self.digits as f64 / EXACT_POWERS.get(self.places)?;
+        (self.digits <= 1 << 53).then_some(if self.negative { -value } else { value })
+    }
 }
 
 impl<'a> Number<'a> {
@@ -98,15 +251,10 @@ impl<'a> Number<'a> {
         reason = "digits up to 2^53 are exact in an f64"
     )]
     fn quick(&self) -> Option<f64> {
-        // Powers of ten up to 10^22 are exact in an f64, so the one operation on exact operands rounds once.
-        const POWERS: [f64; 23] = [
-            1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15,
-            1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22,
-        ];
         if !self.exact || self.digits > 1 << 53 {
             return None;
         }
-        let power = POWERS.get(usize::try_from(self.exponent.unsigned_abs()).ok()?)?;
+        let power = EXACT_POWERS.get(usize::try_from(self.exponent.unsigned_abs()).ok()?)?;
         let digits = self.digits as f64;
         let value = if self.exponent < 0 {
             digits / power
@@ -130,22 +278,10 @@ impl<'a> Number<'a> {
     }
 
     #[inline]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "rounding to the nearest f32 is what is asked for"
-    )]
     fn to_f32(self) -> Result<f32, NumberError> {
-        let value = match self.quick() {
-            // Rounding twice differs from rounding once only where the f64 lies exactly between two f32 values, or
-            // among the subnormal ones, whose midpoints lie elsewhere.
-            Some(value)
-                if value == 0.0
-                    || (value.to_bits() & 0x1fff_ffff != 0x1000_0000
-                        && value.abs() >= f64::from(f32::MIN_POSITIVE)) =>
-            {
-                value as f32
-            }
-            _ => fast_float2::parse(self.text).map_err(|_| NumberError::Syntax)?,
+        let value = match self.quick().and_then(to_single) {
+            Some(value) => value,
+            None => fast_float2::parse(self.text).map_err(|_| NumberError::Syntax)?,
         };
         if value.is_finite() {
             Ok(value)
@@ -185,6 +321,21 @@ impl<'a> Number<'a> {
     }
 }
 
+/// The `f32` nearest to the number that `value` is the nearest `f64` to, if `value` tells.
+///
+/// Rounding twice differs from rounding once only where the f64 lies exactly between two f32 values, or among the
+/// subnormal ones, whose midpoints lie elsewhere.
+#[inline]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "rounding to the nearest f32 is what is asked for"
+)]
+fn to_single(value: f64) -> Option<f32> {
+    let tells =
+        value.to_bits() & 0x1fff_ffff != 0x1000_0000 && value.abs() >= f64::from(f32::MIN_POSITIVE);
+    (value == 0.0 || tells).then_some(value as f32)
+}
+
 /// The exponent after `e`: its value, clamped far beyond what any float holds, and its length.
 fn read_exponent(text: &[u8]) -> Result<(i32, usize), NumberError> {
     let sign = match text.first() {
@@ -217,6 +368,12 @@ fn read_exponent(text: &[u8]) -> Result<(i32, usize), NumberError> {
 pub(super) trait FromNumber: Sized {
     /// The nearest element, or why there is none.
     fn from_number(number: Number<'_>) -> Result<Self, NumberError>;
+
+    /// The nearest element, where that is found quickly.
+    #[inline]
+    fn from_short(_number: ShortNumber) -> Option<Self> {
+        None
+    }
 }
 
 macro_rules! integers {
@@ -225,6 +382,11 @@ macro_rules! integers {
             #[inline]
             fn from_number(number: Number<'_>) -> Result<Self, NumberError> {
                 Self::try_from(number.$convert()?).map_err(|_| NumberError::Range)
+            }
+
+            #[inline]
+            fn from_short(number: ShortNumber) -> Option<Self> {
+                Self::try_from(number.to_integer()?).ok()
             }
         })+
     };
@@ -249,11 +411,21 @@ impl FromNumber for f32 {
     fn from_number(number: Number<'_>) -> Result<Self, NumberError> {
         number.to_f32()
     }
+
+    #[inline]
+    fn from_short(number: ShortNumber) -> Option<Self> {
+        to_single(number.to_f64()?)
+    }
 }
 
 impl FromNumber for f64 {
     #[inline]
     fn from_number(number: Number<'_>) -> Result<Self, NumberError> {
+        number.to_f64()
+    }
+
+    #[inline]
+    fn from_short(number: ShortNumber) -> Option<Self> {
         number.to_f64()
     }
 }
@@ -313,6 +485,93 @@ mod tests {
         ] {
             assert_eq!(parse::<f64>(text), Err(NumberError::Syntax), "{text}");
         }
+    }
+
+    #[test]
+    fn digits_are_taken_whatever_stands_behind_them() {
+        let digits = "9876543210123456789";
+        for length in 0..=digits.len() {
+            for behind in [
+                "",
+                ",",
+                "]",
+                " ",
+                ".5",
+                "e3",
+                "/",
+                ":",
+                "\u{0}",
+                "\u{7f}",
+                "\u{ff}",
+                "ü,1",
+                ",1234567890",
+            ] {
+                let text = format!("{}{behind}", &digits[..length]);
+                let mut value = 0;
+                assert_eq!(take_digits(text.as_bytes(), &mut value), length, "{text:?}");
+                assert_eq!(value, digits[..length].parse().unwrap_or(0), "{text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_read_in_short_is_what_is_read_at_length() {
+        let whole = [
+            "0", "7", "-0", "-9", "10", "007", "-128", "1234567", "12345678", "", "-",
+        ];
+        let fractions = [
+            "",
+            ".",
+            ".0",
+            ".5",
+            ".48235294",
+            ".000000000000001",
+            ".123456789012345",
+            ".1234567890123456",
+        ];
+        let behind = [",", "]", " ,", "e5,", "E-1]", ".1", "x"];
+        let mut short = 0;
+        for (whole, fraction) in whole
+            .iter()
+            .flat_map(|whole| fractions.map(|fraction| (whole, fraction)))
+        {
+            for behind in behind {
+                // Enough behind it that the end of the text is no reason to give up.
+                let text = format!("{whole}{fraction}{behind}0.25,0.25,0.25,0.25");
+                let Some((number, length)) = ShortNumber::read(text.as_bytes()) else {
+                    continue;
+                };
+                short += 1;
+                let (other, other_length) = Number::read(text.as_bytes()).unwrap();
+                // What goes on behind it is for the caller to see.
+                if text.as_bytes()[length] != b',' {
+                    continue;
+                }
+                assert_eq!(length, other_length, "{text}");
+                if let Some(value) = i64::from_short(number) {
+                    assert_eq!(Ok(value), i64::from_number(other), "{text}");
+                }
+                if let Some(value) = u8::from_short(number) {
+                    assert_eq!(Ok(value), u8::from_number(other), "{text}");
+                }
+                if let Some(value) = f64::from_short(number) {
+                    assert_eq!(
+                        Ok(value.to_bits()),
+                        f64::from_number(other).map(f64::to_bits),
+                        "{text}"
+                    );
+                }
+                if let Some(value) = f32::from_short(number) {
+                    assert_eq!(
+                        Ok(value.to_bits()),
+                        f32::from_number(other).map(f32::to_bits),
+                        "{text}"
+                    );
+                }
+            }
+        }
+        assert!(short > 60, "{short}");
+        assert!(ShortNumber::read(b"0.25").is_none());
     }
 
     #[test]
