@@ -30,9 +30,9 @@ RUN scripts/fetch-onnxruntime.sh \
 FROM ${RUST_IMAGE} AS build
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir src benches \
+RUN mkdir -p src benches/load \
     && echo 'fn main() {}' > src/main.rs \
-    && cp src/main.rs benches/rough.rs \
+    && cp src/main.rs benches/load/beside.rs \
     && cp src/main.rs benches/gpu_check.rs \
     && touch src/lib.rs \
     && cargo build --release --locked \

@@ -8,9 +8,14 @@ CARGO ?= cargo
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := .tools/bin/cargo-deny
 
+OHA_VERSION := 1.16.0
+OHA := .tools/bin/oha
+
+BENCH := .tools/bench
+FIXTURES := .tools/fixtures
+BENCH_MODELS := target/bench/models
 GPU_CHECK := target/gpu-check
 CUDA_MAJOR ?= 12
-NAME ?= unnamed
 GPU_CHECK_LIBRARIES := $(GPU_CHECK)/libraries-$(CUDA_MAJOR)/usr/local/lib
 # The program under test can be told to fail as a GPU would; a release cannot.
 TESTED := --features testkit
@@ -146,15 +151,17 @@ plant-faults: onnxruntime monitoring-tools ## A fault in each kind of deployment
 	python3 scripts/plant-faults.py
 
 # The CPU's library serves to compare with; DEVICE=cpu tries the check itself.
-gpu-check: onnxruntime $(GPU_CHECK)/resnet50.onnx $(GPU_CHECK)/libraries-$(CUDA_MAJOR) ## Everything that is promised of a GPU, shown on this machine's (NAME=... CUDA_MAJOR=12|13)
+gpu-check: onnxruntime $(BENCH_MODELS)/resnet50.onnx $(GPU_CHECK)/libraries-$(CUDA_MAJOR) ## Everything that is promised of a GPU, shown on this machine's (NAME=... CUDA_MAJOR=12|13)
 	$(CARGO) build --locked --release
 	LD_LIBRARY_PATH="$(CURDIR)/$(GPU_CHECK_LIBRARIES):$${LD_LIBRARY_PATH:-}" $(CARGO) bench --locked --bench gpu_check -- \
-		--server target/release/model-serving --conv $(GPU_CHECK)/resnet50.onnx --device $(or $(DEVICE),cuda) \
-		--library $(GPU_CHECK_LIBRARIES)/libonnxruntime.so --name "$(NAME)" --out benches/results/gpu-$(NAME).md $(GPU_CHECK_FLAGS)
+		--server target/release/model-serving --conv $(BENCH_MODELS)/resnet50.onnx --device $(or $(DEVICE),cuda) \
+		--library $(GPU_CHECK_LIBRARIES)/libonnxruntime.so --name "$(or $(NAME),unnamed)" --out benches/results/gpu-$(or $(NAME),unnamed).md $(GPU_CHECK_FLAGS)
 
-$(GPU_CHECK)/resnet50.onnx: scripts/make-gpu-models.py tests/fixtures/requirements.txt
-	scripts/make-environment.sh .tools/fixtures tests/fixtures/requirements.txt
-	.tools/fixtures/bin/python $< $(@D)
+$(BENCH_MODELS)/%.onnx: scripts/make-bench-models.py $(FIXTURES)/ready
+	$(FIXTURES)/bin/python $< $(@D) $*
+
+$(FIXTURES)/ready: tests/fixtures/requirements.txt scripts/make-environment.sh
+	scripts/make-environment.sh $(FIXTURES) $<
 
 # What the GPU image has, on top of this machine's own libraries.
 $(GPU_CHECK)/libraries-$(CUDA_MAJOR): scripts/gpu-cuda$(CUDA_MAJOR).txt scripts/fetch-gpu-libraries.py
@@ -162,8 +169,15 @@ $(GPU_CHECK)/libraries-$(CUDA_MAJOR): scripts/gpu-cuda$(CUDA_MAJOR).txt scripts/
 	python3 scripts/fetch-gpu-libraries.py fetch $< / $@.new
 	mv $@.new $@
 
-bench: onnxruntime ## Requests/s as ratios to an empty axum route, in one process on this machine
-	$(CARGO) bench --locked --bench rough
+bench: onnxruntime $(OHA) $(BENCH)/ready $(addprefix $(BENCH_MODELS)/,resnet50.onnx squeezenet.onnx tiny.onnx) ## Speed, as ratios to an empty route, the bare session and other servers (NAME=..., BENCH_FLAGS=--quick)
+	CARGO="$(CARGO)" $(BENCH)/bin/python -B benches/load/bench.py --name "$(or $(NAME),latest)" $(BENCH_FLAGS)
+
+$(BENCH)/ready: benches/load/requirements.txt scripts/make-environment.sh
+	scripts/make-environment.sh $(BENCH) $<
+
+# Its default features: it does not compile without TLS.
+$(OHA):
+	$(CARGO) install --locked --root .tools --version $(OHA_VERSION) oha
 
 clean: ## Remove everything that was built or fetched
 	rm -rf target .onnxruntime .tools
