@@ -170,7 +170,7 @@ $(GPU_CHECK)/libraries-$(CUDA_MAJOR): scripts/gpu-cuda$(CUDA_MAJOR).txt scripts/
 	mv $@.new $@
 
 bench: onnxruntime $(OHA) $(BENCH)/ready $(addprefix $(BENCH_MODELS)/,resnet50.onnx squeezenet.onnx tiny.onnx) ## Speed, as ratios to an empty route, the bare session and other servers (NAME=..., BENCH_FLAGS=--quick)
-	CARGO="$(CARGO)" $(BENCH)/bin/python -B benches/load/bench.py --name "$(or $(NAME),latest)" $(BENCH_FLAGS)
+	CARGO="$(CARGO)" $(BENCH)/bin/python -B benches/load/bench.py $(if $(NAME),--name "$(NAME)") $(BENCH_FLAGS)
 
 $(BENCH)/ready: benches/load/requirements.txt scripts/make-environment.sh
 	scripts/make-environment.sh $(BENCH) $<
