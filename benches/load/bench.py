@@ -32,7 +32,7 @@ RESULTS = machine.ROOT / "benches/results"
 SECTIONS = {
     "route": (targets.empty_route, lambda rounds, seconds: rounds * (8.5 * seconds + 2)),
     "decode": (targets.decoding, lambda rounds, seconds: rounds * (0.75 * seconds + 1)),
-    "inference": (targets.inference, lambda rounds, seconds: 2 * rounds * (7 * seconds + 3) + 36 * seconds + 30),
+    "inference": (targets.inference, lambda rounds, seconds: 2 * rounds * (7 * seconds + 3) + 48 * seconds + 60),
     "mixed": (targets.mixed, lambda rounds, seconds: rounds * (5 * seconds + 2)),
     "start": (targets.starting, lambda rounds, seconds: 6),
     "memory": (targets.memory, lambda rounds, seconds: 40),

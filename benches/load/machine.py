@@ -18,15 +18,20 @@ TICKS = os.sysconf("SC_CLK_TCK")
 PEERS = ("fastapi", "uvicorn", "pydantic", "onnxruntime", "litserve", "numpy")
 
 
-def cpu_seconds(pid):
-    """The CPU time of a process and all threads that it ever had; 0 if it is gone."""
-    try:
-        text = pathlib.Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return 0.0
-    # The name in parentheses may hold blanks, so that the fields are counted from its end.
-    user, system = text.rpartition(")")[2].split()[11:13]
-    return (int(user) + int(system)) / TICKS
+def cpu_seconds(group):
+    """The CPU time of the processes in a group, and of all threads that they ever had."""
+    used = 0
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = path.read_text()
+        except OSError:
+            # It has ended since it was listed.
+            continue
+        # The name in parentheses may hold blanks, so that the fields are counted from its end.
+        fields = text.rpartition(")")[2].split()
+        if int(fields[2]) == group:
+            used += int(fields[11]) + int(fields[12])
+    return used / TICKS
 
 
 def resident_bytes(pid):

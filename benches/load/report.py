@@ -8,7 +8,7 @@ import machine as host
 
 NOTES = """\
 Server, peers and load generator share this machine's CPUs, so figures of other machines are not comparable, ratios are.
-What is compared was measured in turns, {rounds} of them, with loads of {seconds:g} s (three times that for networks);
+What is compared was measured in turns, {rounds} of them, with loads of {seconds:g} s, longer ones for the larger models;
 medians count. Other programs took {others:.1%} of the CPUs meanwhile in the median, and {worst:.1%} at worst.
 """
 
@@ -106,7 +106,7 @@ def _peers(raw):
                 lines.append((model, form, server, f"{rate:,.1f}", f"{p50:.2f}", f"{p99:.2f}"))
     if lines:
         yield "## Beside other servers\n"
-        yield "32 connections, one row each, closed loop; every server with one worker and ONNX Runtime's own choice of threads.\n"
+        yield "32 connections, one row each, closed loop. Each peer has one worker and ONNX Runtime's own choice of threads.\n"
         yield from _table(("model", "form", "server", "requests/s", "p50, ms", "p99, ms"), lines)
 
 

@@ -163,19 +163,20 @@ def _inference(bench, name):
             raw, json_form = seen["raw"], seen["JSON"]
             per_row = raw.server_cpu / max(1, raw.answered)
             possible = (machine.CPUS * raw.seconds - raw.own_cpu) / raw.seconds / bare["cpu_seconds_per_row"]
+            own, others = raw.own_cpu / raw.seconds, raw.others_cpu / raw.seconds
+            left = possible * (1 - others / (machine.CPUS - own))
             cost.append((per_row / bare["cpu_seconds_per_row"], per_row * 1e3, bare["cpu_seconds_per_row"] * 1e3))
-            room.append(
-                (raw.rate / possible, raw.rate, possible, raw.own_cpu / raw.seconds, raw.others_cpu / raw.seconds)
-            )
+            room.append((raw.rate / possible, raw.rate, possible, own, others, raw.rate / left))
             text.append((json_form.server_cpu / max(1, json_form.answered) / per_row, json_form.rate))
     bench.raw[name]["sweep"] = sweep
     ratio, served, bare = map(median, zip(*cost))
     setting = f"{best['instances']} × {best['threads']} threads, batches of {best['batch']}"
     what = f"T5: {name}, raw, 16 connections: server's CPU per inference ÷ the best setting's in process"
     bench.add(what, "≤ 1.04", f"{ratio:.3f}", ratio <= 1.04, f"{served:.2f} and {bare:.2f} ms; {setting}")
-    ratio, served, possible, own, others = map(median, zip(*room))
+    ratio, served, possible, own, others, fair = map(median, zip(*room))
     what = f"T5: {name}, raw, 16 connections: requests/s ÷ what the load generator leaves room for"
-    figures = f"{served:.1f} of {possible:.1f} requests/s; the load generator takes {own:.2f} CPUs, others {others:.2f}"
+    figures = f"{served:.1f} of {possible:.1f} requests/s; the load generator takes {own:.2f} CPUs"
+    figures += f", others {others:.2f}, without which it is {fair:.3f}"
     bench.add(what, "≥ 0.95", f"{ratio:.3f}", ratio >= 0.95, figures)
     ratio, rate = map(median, zip(*text))
     what = f"T6: {name}, an image in JSON: server's CPU per request ÷ raw's"
@@ -183,14 +184,25 @@ def _inference(bench, name):
 
 
 def _sweep(bench, name):
-    """Every way to share the CPUs, and the one with the most rows per second."""
+    """Every way to share the CPUs, and the one with the most rows per second.
+
+    Each is measured twice, some time apart, and the better figure counts: a setting that was disturbed must not lose
+    for that.
+    """
     batches = (1, 8) if bench.quick else SWEEP_BATCHES
-    lines = []
-    for instances in range(1, machine.CPUS + 1):
-        for threads in range(1, machine.CPUS // instances + 1):
-            bench.progress(f"{name} in process: {instances} × {threads} threads")
-            lines += bench.ceiling(name, threads, instances, batches, bench.seconds / 2)
-    return lines, max(lines, key=lambda line: line["rows_per_second"])
+    found = {}
+    for turn in (1, 2):
+        for instances in range(1, machine.CPUS + 1):
+            for threads in range(1, machine.CPUS // instances + 1):
+                bench.progress(f"{name} in process, pass {turn}/2: {instances} × {threads} threads")
+                for line in bench.ceiling(name, threads, instances, batches, bench.seconds / 3):
+                    setting = instances, threads, line["batch"]
+                    found[setting] = max(found.get(setting, line), line, key=_rows_per_second)
+    return list(found.values()), max(found.values(), key=_rows_per_second)
+
+
+def _rows_per_second(line):
+    return line["rows_per_second"]
 
 
 def mixed(bench):
@@ -333,4 +345,4 @@ def _peers(bench, name):
         what = f"T11: {name}, {form}, 32 connections: requests/s ÷ those of {peer}"
         figures = f"{median(rates[ours.name, form]):,.1f} and {median(theirs):,.1f} requests/s"
         met = ratio >= target if peer == fastapi.name else None
-        bench.add(what, f"≥ {target:g}" if met is not None else "", f"{ratio:.1f}", met, figures)
+        bench.add(what, f"≥ {target:g}" if met is not None else "", f"{ratio:.{1 if ratio > 10 else 2}f}", met, figures)
