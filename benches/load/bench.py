@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -111,6 +112,8 @@ def _build():
 
 
 if __name__ == "__main__":
+    # Whoever ends this program ends what it has started as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: ended by a signal"))
     try:
         main()
     except servers.Failed as failure:

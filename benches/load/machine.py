@@ -61,7 +61,7 @@ def describe(oha, server):
     name = re.search(r"^model name\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
     memory = re.search(r"^MemTotal:\s+(\d+) kB", pathlib.Path("/proc/meminfo").read_text(), re.MULTILINE)
     commit = run("git", "rev-parse", "--short=12", "HEAD")
-    changed = run("git", "status", "--porcelain", "--untracked-files=no", "--", "src", "benches", "Cargo.lock")
+    changed = run("git", "status", "--porcelain", "--untracked-files=no", "--", "src", "benches/load", "Cargo.lock")
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": commit + (" with changes" if changed else ""),

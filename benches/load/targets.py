@@ -210,7 +210,6 @@ def mixed(bench):
     subject = bench.subjects[TINY]
     requests = [subject.request(form, rows) for form, rows in MIXTURE]
     found = {"server": [], "empty": []}
-    pooled = {"server": [], "empty": []}
     with servers.beside(bench.beside, subject.path) as (server, empty):
         for request in requests:
             server.check(request)
@@ -227,7 +226,6 @@ def mixed(bench):
                 latencies = np.concatenate([one.latencies for one in seen])
                 p50, p99 = np.quantile(latencies, [0.5, 0.99])
                 failed = sum(one.failed for one in seen)
-                pooled[name].append(latencies)
                 found[name].append((p99 / p50, p50 * 1e3, p99 * 1e3, capacity))
                 figures = {"p50_ms": round(p50 * 1e3, 4), "p99_ms": round(p99 * 1e3, 4), "failed": failed}
                 figures["requests_per_second"] = round(sum(one.rate for one in seen), 1)
