@@ -38,7 +38,7 @@ SECTIONS = {
     "start": (targets.starting, lambda rounds, seconds: 6),
     "memory": (targets.memory, lambda rounds, seconds: 40),
     "idle": (targets.idling, lambda rounds, seconds: 12),
-    "peers": (targets.peers, lambda rounds, seconds: rounds * (20 * seconds + 15) + 30),
+    "peers": (targets.peers, lambda rounds, seconds: rounds * (22 * seconds + 15) + 30),
     "curves": (curves.measure, lambda rounds, seconds: 64 * seconds + 30),
 }
 

@@ -151,10 +151,15 @@ def ours(model):
     return listening("model-serving", command(model, port), port, "/ready", {"raw": "/predict", "JSON": "/predict"})
 
 
-def fastapi(model):
+def fastapi(model, *mode):
     port = free_port()
-    program = [sys.executable, LOAD / "peers/fastapi_app.py", model, port]
-    return listening("FastAPI", program, port, "/health", {"raw": "/predict-raw", "JSON": "/predict"})
+    program = [sys.executable, LOAD / "peers/fastapi_app.py", model, port, *mode]
+    name = " ".join(("FastAPI", *mode))
+    return listening(name, program, port, "/health", {"raw": "/predict-raw", "JSON": "/predict"})
+
+
+def lean_fastapi(model):
+    return fastapi(model, "lean")
 
 
 def litserve(model):
