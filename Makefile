@@ -30,7 +30,7 @@ KUBERNETES := 1.33
 COMPOSE_FILES := -f docker-compose.yml -f docker-compose.gpu.yml
 
 .PHONY: help run test fmt fmt-check lint lint-files lint-k8s lint-terraform lint-workflows lint-monitoring monitoring-tools compose-config unit black-box doc deny advisories docker-test docker-test-gpu \
-	plant-faults gpu-check bench instructions onnxruntime clean
+	plant-faults gpu-check bench bench-pieces instructions onnxruntime clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -178,6 +178,9 @@ $(BENCH)/ready: benches/load/requirements.txt scripts/make-environment.sh
 # Its default features: it does not compile without TLS.
 $(OHA):
 	$(CARGO) install --locked --root .tools --version $(OHA_VERSION) oha
+
+bench-pieces: onnxruntime ## Criterion benches of the pieces: wire formats, batching, one request (BENCH=decode selects by name)
+	$(CARGO) bench --locked --bench wire --bench batching --bench serve -- $(BENCH)
 
 # Two builds, so that what the example is built with leaves the server as it is released.
 instructions: onnxruntime ## Instructions per request, by valgrind, which repeat where times do not (COUNT="json --top 60")

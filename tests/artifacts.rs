@@ -487,3 +487,25 @@ fn terraform_gives_an_l4_what_it_needs_and_the_server_what_it_knows() {
         .collect();
     assert_eq!(read_variables, printed);
 }
+
+/// The images are built without the benches, and Cargo refuses a manifest whose benches are not there.
+#[test]
+fn the_images_stand_in_for_every_bench() {
+    let manifest: toml::Table = toml::from_str(&read("Cargo.toml")).unwrap();
+    let stage = stage("Dockerfile", "FROM ${RUST_IMAGE} AS build");
+    let (_, benches) = stage
+        .iter()
+        .find_map(|line| line.split_once("for bench in "))
+        .unwrap();
+    let (benches, _) = benches.split_once(';').unwrap();
+    let mut expected: Vec<&str> = manifest["bench"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|bench| bench["name"].as_str().unwrap())
+        .collect();
+    let mut found: Vec<&str> = benches.split(' ').collect();
+    expected.sort_unstable();
+    found.sort_unstable();
+    assert_eq!(found, expected);
+}
