@@ -32,8 +32,7 @@ WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src benches/load \
     && echo 'fn main() {}' > src/main.rs \
-    && cp src/main.rs benches/load/beside.rs \
-    && for bench in gpu_check wire batching serve; do cp src/main.rs "benches/$bench.rs"; done \
+    && for bench in gpu_check load/beside wire batching serve; do cp src/main.rs "benches/$bench.rs"; done \
     && touch src/lib.rs \
     && cargo build --release --locked \
     && rm -r src

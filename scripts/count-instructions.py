@@ -56,7 +56,7 @@ class Case:
 def of_server(title: str, request: bytes) -> Case:
     model = REPOSITORY / "tests/fixtures/addone.onnx"
     arguments = ("--host", "127.0.0.1", "--port", "{port}", "--model", str(model))
-    arguments += ("--instances", "1", "--intra-op-threads", "1", "--drain-delay", "0s")
+    arguments += ("--drain-delay", "0s")
     return Case(title, request, BUILT / "model-serving", arguments, get(b"/ready"))
 
 

@@ -39,10 +39,12 @@ pub fn describe(path: &Path, library: Option<&Path>) -> Result<String, LoadingEr
         let max_batch_size = batching
             .max_batch_size
             .map_or(DEFAULT_MAX_BATCH_SIZE, NonZeroUsize::get);
-        let (metadata, _) =
-            loading::check_batching(&mut loaded, max_batch_size, config.cuda, &source)?;
-        // Writing into a string cannot fail.
-        let _ = describe_model(&mut text, &metadata, &source.path);
+        for model in &mut loaded.models {
+            let (metadata, _) =
+                loading::check_batching(model, max_batch_size, max_batch_size, false, &source)?;
+            // Writing into a string cannot fail.
+            let _ = describe_model(&mut text, &metadata, &source.path);
+        }
     }
     Ok(text)
 }

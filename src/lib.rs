@@ -18,6 +18,7 @@ pub mod reload;
 pub mod server;
 pub mod shutdown;
 pub mod signals;
+pub mod tune;
 
 // The edge.
 pub mod http;

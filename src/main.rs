@@ -3,17 +3,15 @@
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
-use model_serving::config::{Command, DEFAULT_PORT, HealthcheckFlags, InspectFlags, ServeFlags};
+use model_serving::config::{
+    Command, DEFAULT_PORT, HealthcheckFlags, InspectFlags, ServeFlags, TuneFlags,
+};
+use model_serving::loading::Fixed;
 use model_serving::server::{self, StartError};
 use model_serving::signals::Signals;
 use model_serving::telemetry::logging;
 use model_serving::telemetry::traces::{self, Tracer};
-use model_serving::{healthcheck, inspect};
-
-/// A request makes some dozens of small allocations, on one thread, and gives some of them back on another; glibc's
-/// allocator takes a fifth of the instructions of a small model's prediction for that. ONNX Runtime has its own.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+use model_serving::{healthcheck, inspect, tune};
 
 fn main() -> ExitCode {
     let command = match Command::read(std::env::args_os()) {
@@ -23,6 +21,7 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Serve(flags) => serve(*flags),
         Command::Inspect(flags) => print_model(&flags),
+        Command::Tune(flags) => tune_model(&flags),
         Command::Healthcheck(flags) => check_health(flags),
     };
     match result {
@@ -72,6 +71,25 @@ fn serve(flags: ServeFlags) -> Result<(), String> {
 fn print_model(flags: &InspectFlags) -> Result<(), String> {
     let text = inspect::describe(&flags.model, flags.onnxruntime.as_deref())
         .map_err(|error| error.to_string())?;
+    print(&text)
+}
+
+fn tune_model(flags: &TuneFlags) -> Result<(), String> {
+    let settings = tune::TuneConfig {
+        path: &flags.model,
+        library: flags.onnxruntime.as_deref(),
+        time: flags.time.into(),
+        fixed: Fixed {
+            instances: flags.instances,
+            intra_op_threads: flags.intra_op_threads,
+            max_batch_size: None,
+        },
+        write: !flags.dry_run,
+    };
+    tune::tune(&settings, print)
+}
+
+fn print(text: &str) -> Result<(), String> {
     std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())
         .map_err(|error| error.to_string())
 }

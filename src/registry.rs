@@ -14,6 +14,7 @@ use crate::batching::{InstanceHealth, Scheduler};
 use crate::model::ModelMetadata;
 use crate::runtime::assignment::Assignment;
 use crate::runtime::device_health::DeviceHealth;
+use crate::runtime::tuning::{Choice, Freedom};
 use crate::telemetry::metrics::{ModelInfo, PredictionMetrics};
 
 /// One model with everything that answers requests for it.
@@ -34,6 +35,8 @@ pub struct ServedModel {
     pub assignment: Assignment,
     /// What the metrics say about it.
     pub info: ModelInfo,
+    /// What was left open of its settings, and what was chosen.
+    pub tuned: (Freedom, Choice),
 }
 
 /// Models by their names.

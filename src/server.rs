@@ -184,8 +184,9 @@ async fn load_models(
     let (models, metrics) = (config.models.clone(), Arc::clone(metrics));
     let device = Arc::clone(device);
     let timeout = config.http.request_timeout;
+    let runtime = tokio::runtime::Handle::current();
     let load = move || -> Result<Loaded, LoadingError> {
-        let loader = Loader::new(models, timeout, metrics, device)?;
+        let loader = Loader::new(models, timeout, metrics, device, runtime)?;
         let (mut models, mut files) = (Vec::new(), BTreeMap::new());
         for source in loader.find()? {
             let own = Files::of(&source);

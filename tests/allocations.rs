@@ -37,8 +37,8 @@ const REQUESTS_IN_A_GROUP: u32 = 50;
 const GROUPS: usize = 15;
 
 /// What was counted when this was written. Lower them when less is counted.
-const RAW_BOUND: f64 = 60.0;
-const JSON_BOUND: f64 = 57.0;
+const RAW_BOUND: f64 = 44.0;
+const JSON_BOUND: f64 = 45.0;
 
 #[test]
 fn a_prediction_allocates_no_more_than_it_did() {
@@ -48,16 +48,7 @@ fn a_prediction_allocates_no_more_than_it_did() {
         flags.model = path;
         flags
     };
-    let flags = flags(&[
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
-        "--instances",
-        "1",
-        "--intra-op-threads",
-        "1",
-    ]);
+    let flags = flags(&["--host", "127.0.0.1", "--port", "0"]);
     // The lines of the log are part of a request.
     let _flushed_at_the_end = logging::start_to(flags.log_config(), std::io::sink());
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -70,13 +61,10 @@ fn a_prediction_allocates_no_more_than_it_did() {
     // The server sends panics to its log; those of a test are for whoever runs it.
     drop(std::panic::take_hook());
 
-    // A raw body that lies aligned in what was read is not copied. This one does, behind a head of 4 times 33 bytes;
-    // behind another it would cost one allocation more.
     let raw = post(
         "Content-Type: application/octet-stream\r\nAccept: application/octet-stream\r\n",
         &[0; 16],
     );
-    assert_eq!(raw.len() - 16, 4 * 33);
     let json = post(
         "Content-Type: application/json\r\n",
         br#"{"inputs": [[0.25, 1.5, -3.75, 4]]}"#,

@@ -24,6 +24,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("healthcheck", &[]),
     ("inspect", &["loading", "runtime", "model", "tensor"]),
+    ("tune", &["loading", "runtime", "model"]),
     (
         "server",
         &[
@@ -88,6 +89,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("prost", &["model/onnx.rs"]),
     ("sha2", &["model/onnx.rs", "http/api_keys.rs"]),
     ("toml", &["model/sidecar.rs"]),
+    ("toml_edit", &["model/sidecar.rs"]),
     // The composition root passes on the error of a registration that went wrong.
     ("prometheus", &["telemetry", "server"]),
     ("tracing_subscriber", &["telemetry"]),

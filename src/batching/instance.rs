@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::batch::{Batch, InputBuffers};
 use super::load::LoadEstimate;
-use super::queue::RequestQueue;
+use super::queue::{Pending, RequestQueue};
 use super::request::{InferenceResponse, ScheduleError, Timings};
 use crate::runtime::buckets::Buckets;
 use crate::runtime::device_health::DeviceHealth;
@@ -70,12 +70,21 @@ impl InstanceStatus {
 }
 
 /// Marks the instance dead however its thread ends early.
-struct DeathMark<'a> {
-    status: &'a InstanceStatus,
+struct DeathMark {
+    status: Arc<InstanceStatus>,
     finished: bool,
 }
 
-impl Drop for DeathMark<'_> {
+impl DeathMark {
+    fn new(status: &Arc<InstanceStatus>) -> Self {
+        Self {
+            status: Arc::clone(status),
+            finished: false,
+        }
+    }
+}
+
+impl Drop for DeathMark {
     fn drop(&mut self) {
         self.status.dead.store(!self.finished, Ordering::Relaxed);
     }
@@ -93,24 +102,34 @@ pub(super) struct Instance {
 }
 
 impl Instance {
-    /// Executes batches until the queue is closed and empty.
+    /// Executes batches until the queue is closed and empty; for a thread of its own.
     pub(super) fn run(mut self) {
-        let status = Arc::clone(&self.status);
-        let mut mark = DeathMark {
-            status: &status,
-            finished: false,
-        };
+        let mut mark = DeathMark::new(&self.status);
         let mut buffers = InputBuffers::new(self.model.metadata());
         while let Some(members) = self.queue.next_batch() {
-            let batch = Batch::new(members);
-            // What a GPU in this state answers, if anything, must not be believed.
-            if self.device.is_lost() {
-                batch.refuse(&ScheduleError::DeviceLost);
-            } else {
-                self.execute(batch, &mut buffers);
-            }
+            self.execute_taken(members, &mut buffers);
         }
         mark.finished = true;
+    }
+
+    /// The same as a task beside the connections, for a model whose runs are shorter than waking a thread is worth.
+    pub(super) async fn run_on_runtime(mut self) {
+        let mut mark = DeathMark::new(&self.status);
+        let mut buffers = InputBuffers::new(self.model.metadata());
+        while let Some(members) = self.queue.next_batch_on_runtime().await {
+            self.execute_taken(members, &mut buffers);
+        }
+        mark.finished = true;
+    }
+
+    fn execute_taken(&mut self, members: Vec<Pending>, buffers: &mut InputBuffers) {
+        let batch = Batch::new(members);
+        // What a GPU in this state answers, if anything, must not be believed.
+        if self.device.is_lost() {
+            batch.refuse(&ScheduleError::DeviceLost);
+        } else {
+            self.execute(batch, buffers);
+        }
     }
 
     /// Executes `batch` and answers its members. A merged batch that fails is split, so that only the culprit fails.
@@ -134,7 +153,7 @@ impl Instance {
                 self.metrics
                     .inference_duration
                     .observe(timings.compute_infer.as_secs_f64());
-                self.load.record(timings.compute_infer);
+                self.load.record(timings.compute_infer, batch.rows());
                 let batch_rows = batch.rows();
                 for (member, outputs) in batch.scatter(&outputs, padded) {
                     timings.queue = started.saturating_duration_since(member.enqueued_at);

@@ -18,12 +18,14 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
+use tokio::time::Sleep;
 
 pub use budget::{Exhausted, MemoryBudget, Reservation};
 pub use instance::InstanceHealth;
@@ -44,8 +46,10 @@ use queue::{Pending, PushError, RequestQueue};
 /// How requests for one model are queued and merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchingConfig {
-    /// Rows per execution; 1 means that nothing is merged.
+    /// The most rows of one request.
     pub max_batch_size: usize,
+    /// The most rows of an execution that requests share; 1 means that nothing is merged.
+    pub merge_rows: usize,
     /// How long the oldest request may wait for company.
     pub max_queue_delay: Duration,
     /// Rows that may wait.
@@ -54,6 +58,28 @@ pub struct BatchingConfig {
     pub default_timeout: Duration,
     /// The sizes to which executions are padded, with copies of their last row; as many rows as there are if not given.
     pub buckets: Option<Buckets>,
+}
+
+/// Where instances execute.
+#[derive(Debug, Clone)]
+pub enum Executor {
+    /// On a thread each. Whatever a run does, it keeps no connection waiting.
+    Threads,
+    /// As tasks on the runtime that serves the connections. No thread has to be woken for a request or its answer,
+    /// which costs more than a small model's run; but a run holds up what else is ready on its thread, so that this is
+    /// for models whose runs are known to be short.
+    Runtime(tokio::runtime::Handle),
+}
+
+impl Executor {
+    /// Its name in the log.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Threads => "threads",
+            Self::Runtime(_) => "runtime",
+        }
+    }
 }
 
 /// A cheap handle to the queue and the instances of one model.
@@ -90,22 +116,23 @@ impl Drop for CountOut {
 }
 
 impl Scheduler {
-    /// Starts one instance thread for each of `models`, which are sessions of the model that `metadata` describes and
-    /// are executed on `device`.
+    /// Starts one instance on `executor` for each of `models`, which are sessions of the model that `metadata` describes
+    /// and are executed on `device`.
     ///
     /// # Errors
     /// When the operating system gives no thread.
     pub fn start(
         metadata: &ModelMetadata,
         models: Vec<Box<dyn Model>>,
+        executor: &Executor,
         config: BatchingConfig,
         device: &Arc<DeviceHealth>,
         metrics: BatchingMetrics,
     ) -> std::io::Result<Self> {
         let policy = BatchPolicy {
-            max_batch_size: config.max_batch_size,
+            max_batch_size: config.merge_rows,
             max_queue_delay: config.max_queue_delay,
-            merge: metadata.batchability == Batchability::Rows && config.max_batch_size > 1,
+            merge: metadata.batchability == Batchability::Rows && config.merge_rows > 1,
         };
         let queue = Arc::new(RequestQueue::new(policy, config.max_queue_size));
         let load = Arc::new(LoadEstimate::default());
@@ -129,6 +156,13 @@ impl Scheduler {
             };
             *running.count.lock() += 1;
             let count_out = CountOut(Arc::clone(&running));
+            if let Executor::Runtime(runtime) = executor {
+                runtime.spawn(async move {
+                    let _count_out = count_out;
+                    instance.run_on_runtime().await;
+                });
+                continue;
+            }
             let thread = std::thread::Builder::new()
                 .name(format!("instance-{index}"))
                 .spawn(move || {
@@ -178,6 +212,19 @@ impl Scheduler {
         &self,
         request: InferenceRequest,
     ) -> Result<InferenceResponse, ScheduleError> {
+        let expired = pin!(tokio::time::sleep_until(request.deadline().into()));
+        self.submit_until(request, expired).await
+    }
+
+    /// The same with a timer that the caller has already; it is set to the request's deadline.
+    ///
+    /// # Errors
+    /// See [`ScheduleError`].
+    pub async fn submit_until(
+        &self,
+        request: InferenceRequest,
+        mut expired: Pin<&mut Sleep>,
+    ) -> Result<InferenceResponse, ScheduleError> {
         if self.shared.device.is_lost() {
             return Err(ScheduleError::DeviceLost);
         }
@@ -209,12 +256,15 @@ impl Scheduler {
                 },
                 PushError::Closed => ScheduleError::ShuttingDown,
             })?;
-        match tokio::time::timeout_at(deadline.into(), answer).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(ScheduleError::Internal(
+        if expired.deadline() != deadline.into() {
+            expired.as_mut().reset(deadline.into());
+        }
+        tokio::select! {
+            biased;
+            answer = answer => answer.unwrap_or_else(|_| Err(ScheduleError::Internal(
                 "an instance ended without an answer".into(),
-            )),
-            Err(_) => Err(ScheduleError::DeadlineExceeded),
+            ))),
+            () = expired => Err(ScheduleError::DeadlineExceeded),
         }
     }
 

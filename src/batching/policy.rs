@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 /// The rules by which requests are merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchPolicy {
-    /// Rows per execution. A single request may have more only where the model has no batch axis.
+    /// Rows per execution of merged requests. A single one may have more, and is then executed by itself.
     pub max_batch_size: usize,
     /// How long the oldest request may wait for company.
     pub max_queue_delay: Duration,

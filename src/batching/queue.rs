@@ -4,11 +4,11 @@
 //! handed to an instance.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
-use smallvec::SmallVec;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::policy::{BatchPolicy, NextBatch, Waiting};
 use super::request::{InferenceRequest, InferenceResponse, ScheduleError};
@@ -57,8 +57,8 @@ struct State {
 
 impl State {
     /// Takes out every entry that nobody waits for at `now`.
-    fn remove_unwanted(&mut self, now: Instant) -> SmallVec<[Pending; 4]> {
-        let mut removed = SmallVec::new();
+    fn remove_unwanted(&mut self, now: Instant) -> Vec<Pending> {
+        let mut removed = Vec::new();
         if self.entries.iter().all(|entry| entry.is_wanted(now)) {
             return removed;
         }
@@ -105,7 +105,22 @@ pub struct RequestQueue {
     policy: BatchPolicy,
     max_rows: usize,
     state: Mutex<State>,
+    /// For instances that are threads.
     changed: Condvar,
+    /// For instances that are tasks.
+    woken: Notify,
+}
+
+/// What an idle instance finds.
+enum Look {
+    Batch(Vec<Pending>),
+    /// Nothing yet; at this instant at the latest there is.
+    Until(Instant),
+    Empty,
+    /// Nothing, and nothing will come.
+    Ended,
+    /// Entries that nobody waits for, to be refused without the lock; then look again.
+    Unwanted(Vec<Pending>),
 }
 
 impl RequestQueue {
@@ -117,6 +132,7 @@ impl RequestQueue {
             max_rows,
             state: Mutex::default(),
             changed: Condvar::new(),
+            woken: Notify::new(),
         }
     }
 
@@ -143,7 +159,7 @@ impl RequestQueue {
             if state.closed {
                 return Err(PushError::Closed);
             }
-            let mut unwanted = SmallVec::new();
+            let mut unwanted = Vec::new();
             if state.rows > 0 && state.rows + rows > self.max_rows {
                 unwanted = state.remove_unwanted(pending.enqueued_at);
             }
@@ -156,46 +172,89 @@ impl RequestQueue {
             state.entries.push_back(pending);
             unwanted
         };
-        self.changed.notify_one();
+        self.wake_one();
         refuse(unwanted);
         Ok(())
     }
 
-    /// Waits for the next batch; called by an idle instance. `None` when the queue is closed and empty.
+    /// Waits for the next batch; called by the thread of an idle instance. `None` when the queue is closed and empty.
     #[must_use]
     pub fn next_batch(&self) -> Option<Vec<Pending>> {
         let mut state = self.state.lock();
         loop {
-            let now = Instant::now();
-            let unwanted = state.remove_unwanted(now);
-            if !unwanted.is_empty() {
-                drop(state);
-                refuse(unwanted);
-                state = self.state.lock();
-                continue;
-            }
-            match state.decide(&self.policy, now) {
-                NextBatch::Ready(positions) => {
-                    let batch = state.take(&positions);
-                    if !state.entries.is_empty() {
-                        // What is left may be a batch of its own for another idle instance.
-                        self.changed.notify_one();
-                    }
-                    return Some(batch);
-                }
-                NextBatch::WaitUntil(instant) => {
+            match self.look(&mut state) {
+                Look::Batch(batch) => return Some(batch),
+                Look::Until(instant) => {
                     self.changed.wait_until(&mut state, instant);
                 }
-                NextBatch::Empty if state.closed => return None,
-                NextBatch::Empty => self.changed.wait(&mut state),
+                Look::Empty => self.changed.wait(&mut state),
+                Look::Ended => return None,
+                Look::Unwanted(unwanted) => {
+                    parking_lot::MutexGuard::unlocked(&mut state, || refuse(unwanted));
+                }
             }
         }
+    }
+
+    /// The same for an idle instance that is a task beside the connections.
+    pub async fn next_batch_on_runtime(&self) -> Option<Vec<Pending>> {
+        loop {
+            // Whatever else is ready on this thread has its turn first: the connections that have a request add it, so
+            // that one execution serves them all and nobody has to be woken on another thread.
+            tokio::task::yield_now().await;
+            let mut woken = pin!(self.woken.notified());
+            // From here on a wake-up is noticed, although the state is looked at before it is awaited.
+            woken.as_mut().enable();
+            let look = self.look(&mut self.state.lock());
+            match look {
+                Look::Batch(batch) => return Some(batch),
+                Look::Until(instant) => {
+                    let _ = tokio::time::timeout_at(instant.into(), woken).await;
+                }
+                Look::Empty => woken.await,
+                Look::Ended => return None,
+                Look::Unwanted(unwanted) => refuse(unwanted),
+            }
+        }
+    }
+
+    /// What there is to do now.
+    fn look(&self, state: &mut State) -> Look {
+        let now = Instant::now();
+        let unwanted = state.remove_unwanted(now);
+        if !unwanted.is_empty() {
+            return Look::Unwanted(unwanted);
+        }
+        match state.decide(&self.policy, now) {
+            NextBatch::Ready(positions) => {
+                let batch = state.take(&positions);
+                if !state.entries.is_empty() {
+                    // What is left may be a batch of its own for another idle instance.
+                    self.wake_one();
+                }
+                Look::Batch(batch)
+            }
+            NextBatch::WaitUntil(instant) => Look::Until(instant),
+            NextBatch::Empty if state.closed => Look::Ended,
+            NextBatch::Empty => Look::Empty,
+        }
+    }
+
+    /// Wakes one idle instance, thread or task; a queue has only one kind.
+    fn wake_one(&self) {
+        self.changed.notify_one();
+        self.woken.notify_one();
+    }
+
+    fn wake_all(&self) {
+        self.changed.notify_all();
+        self.woken.notify_waiters();
     }
 
     /// Takes no more requests; what waits is still handed out.
     pub fn close(&self) {
         self.state.lock().closed = true;
-        self.changed.notify_all();
+        self.wake_all();
     }
 
     /// Refuses everything that waits, because nobody is left to execute it.
@@ -206,7 +265,7 @@ impl RequestQueue {
             state.rows = 0;
             std::mem::take(&mut state.entries)
         };
-        self.changed.notify_all();
+        self.wake_all();
         for entry in entries {
             entry.answer(Err(ScheduleError::ShuttingDown));
         }
@@ -214,7 +273,7 @@ impl RequestQueue {
 }
 
 /// Answers entries that are too late; for those whose client has left, nothing happens.
-fn refuse(entries: SmallVec<[Pending; 4]>) {
+fn refuse(entries: Vec<Pending>) {
     for entry in entries {
         entry.answer(Err(ScheduleError::DeadlineExceeded));
     }

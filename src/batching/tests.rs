@@ -6,6 +6,7 @@ use super::*;
 fn config() -> BatchingConfig {
     BatchingConfig {
         max_batch_size: 8,
+        merge_rows: 8,
         max_queue_delay: Duration::ZERO,
         max_queue_size: 16,
         default_timeout: Duration::from_secs(30),
@@ -14,10 +15,16 @@ fn config() -> BatchingConfig {
 }
 
 fn start(model: FakeModel, config: BatchingConfig) -> Scheduler {
+    start_on(&Executor::Threads, vec![model], config)
+}
+
+fn start_on(executor: &Executor, models: Vec<FakeModel>, config: BatchingConfig) -> Scheduler {
+    let boxed = |model| Box::new(model) as Box<dyn Model>;
     let metadata = metadata(&[("x", &["N", "1"])], &[("y", &["N", "1"])]);
     Scheduler::start(
         &metadata,
-        vec![Box::new(model)],
+        models.into_iter().map(boxed).collect(),
+        executor,
         config,
         &Arc::default(),
         metrics(),
@@ -235,4 +242,92 @@ async fn closing_finishes_what_was_accepted_and_refuses_the_rest() {
     gate.open();
     assert!(accepted.await.unwrap().is_ok());
     assert!(scheduler.join(soon()));
+}
+
+fn here() -> Executor {
+    Executor::Runtime(tokio::runtime::Handle::current())
+}
+
+/// On one thread everything happens in an order that is known: the requests that are ready come first.
+#[tokio::test]
+async fn beside_the_connections_what_is_ready_is_executed_together() {
+    let scheduler = start_on(&here(), vec![FakeModel::open()], config());
+    let answers: Vec<_> = (0..6_u8)
+        .map(|value| {
+            let scheduler = scheduler.clone();
+            tokio::spawn(
+                async move { scheduler.submit(request(&[f32::from(value)], soon())).await },
+            )
+        })
+        .collect();
+    for (value, answer) in (0..6_u8).zip(answers) {
+        let answer = answer.await.unwrap().unwrap();
+        assert_eq!(values(&answer), [f32::from(value) + 1.0]);
+        assert_eq!(answer.batch_rows, 6);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn beside_the_connections_each_request_is_answered_once_and_by_its_own_values() {
+    let models = (0..3).map(|_| FakeModel::open()).collect();
+    let scheduler = start_on(
+        &here(),
+        models,
+        BatchingConfig {
+            max_queue_size: 1 << 20,
+            ..config()
+        },
+    );
+    let clients: Vec<_> = (0..16_u16)
+        .map(|client| {
+            let scheduler = scheduler.clone();
+            tokio::spawn(async move {
+                for number in 0..500_u16 {
+                    let value = f32::from(client) * 1000.0 + f32::from(number);
+                    let answer = scheduler.submit(request(&[value], soon())).await.unwrap();
+                    assert_eq!(values(&answer), [value + 1.0]);
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.await.unwrap();
+    }
+    scheduler.close();
+    assert!(tokio::task::block_in_place(|| scheduler.join(soon())));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beside_the_connections_a_panic_is_an_answer_and_closing_executes_what_waits() {
+    let scheduler = start_on(&here(), vec![FakeModel::open()], config());
+    let error = scheduler
+        .submit(request(&[f32::INFINITY], soon()))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ScheduleError::Internal(_)), "{error}");
+    let answer = scheduler.submit(request(&[1.0], soon())).await.unwrap();
+    assert_eq!(values(&answer), [2.0]);
+    let late = Instant::now();
+    let error = scheduler.submit(request(&[1.0], late)).await.unwrap_err();
+    assert!(matches!(error, ScheduleError::DeadlineExceeded), "{error}");
+    scheduler.close();
+    let refused = scheduler.submit(request(&[1.0], soon())).await.unwrap_err();
+    assert!(matches!(refused, ScheduleError::ShuttingDown), "{refused}");
+    assert!(tokio::task::block_in_place(|| scheduler.join(soon())));
+    assert_eq!(scheduler.check(Instant::now()), InstanceHealth::Well);
+}
+
+#[tokio::test]
+async fn beside_the_connections_the_queue_delay_holds() {
+    let delay = Duration::from_millis(50);
+    let scheduler = start_on(
+        &here(),
+        vec![FakeModel::open()],
+        BatchingConfig {
+            max_queue_delay: delay,
+            ..config()
+        },
+    );
+    let answer = scheduler.submit(request(&[1.0], soon())).await.unwrap();
+    assert!(answer.timings.queue >= delay, "{:?}", answer.timings);
 }

@@ -19,6 +19,7 @@ const COMMANDS: &str = "\
 Commands:
   model-serving [serve] [flags]          serve (the default)
   model-serving inspect MODEL.onnx       print signature, operator sets, batching and a request to try
+  model-serving tune MODEL.onnx          measure which settings suit a model here, and write them into its sidecar
   model-serving healthcheck [URL]        exit 0 if the server answers 200, else 1 (for HEALTHCHECK; no curl needed)
 
 Every flag is also an environment variable; the flag wins. Durations and sizes carry a unit: 250ms, 64MiB.
@@ -80,8 +81,18 @@ pub struct ServeFlags {
     #[arg(long, env = "INTRA_OP_THREADS", value_name = "COUNT")]
     pub intra_op_threads: Option<NonZeroUsize>,
 
-    /// Rows per execution, 32 unless the sidecar says otherwise; also the most rows of one request. 1 turns batching
-    /// off. Lower it when a batch costs as much per row as a single row does.
+    /// How long instances, threads and batch sizes that are not given may be tried while a model is loaded on the CPU, or
+    /// off. Set off, or write the settings down with model-serving tune, where every start must be alike.
+    #[arg(
+        long,
+        env = "TUNING_TIME",
+        value_name = "DURATION|off",
+        default_value = "2s"
+    )]
+    pub tuning_time: OptionalTime,
+
+    /// The most rows of one request, and of an execution that requests share; 32 unless the sidecar says otherwise, with
+    /// fewer rows shared where more do not pay. 1 turns batching off. Set it to fix how many rows share an execution.
     #[arg(long, env = "MAX_BATCH_SIZE", value_name = "ROWS")]
     pub max_batch_size: Option<NonZeroUsize>,
 
@@ -247,7 +258,7 @@ pub struct ServeFlags {
         value_name = "INTERVAL",
         default_value = "off"
     )]
-    pub watch_model: WatchInterval,
+    pub watch_model: OptionalTime,
 
     /// A file of API keys, one a line: every route but /health, /ready, /ping and /metrics then asks for one of them, as
     /// Authorization: Bearer KEY. Lines that begin with # are comments. Read when the server starts. Set it where the
@@ -288,6 +299,36 @@ pub struct InspectFlags {
     pub onnxruntime: Option<PathBuf>,
 }
 
+/// Measures which instances, threads and batch sizes suit a model on this machine's CPUs, prints the table, and writes
+/// the settings into the model's sidecar, from where every later start on such a machine takes them.
+#[derive(Debug, Clone, PartialEq, Eq, Parser)]
+#[command(name = "model-serving tune", version)]
+pub struct TuneFlags {
+    /// The .onnx file, or a repository folder.
+    #[arg(value_name = "MODEL.onnx")]
+    pub model: PathBuf,
+
+    /// Path of libonnxruntime.so; searched if not given.
+    #[arg(long, env = "ORT_DYLIB_PATH", value_name = "PATH")]
+    pub onnxruntime: Option<PathBuf>,
+
+    /// How long settings may be tried for each model. Raise it for a model whose runs take seconds.
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub time: DurationText,
+
+    /// Sessions, if they are not to be chosen.
+    #[arg(long, value_name = "COUNT")]
+    pub instances: Option<NonZeroUsize>,
+
+    /// Threads per session, if they are not to be chosen.
+    #[arg(long, value_name = "COUNT")]
+    pub intra_op_threads: Option<NonZeroUsize>,
+
+    /// Print the table and the settings, and write nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
 /// Exits 0 if a server answers 200, else 1.
 #[derive(Debug, Clone, PartialEq, Eq, Parser)]
 #[command(name = "model-serving healthcheck", version)]
@@ -317,33 +358,33 @@ impl FromStr for Switch {
     }
 }
 
-/// How often something is looked at, if at all.
+/// A time, or off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WatchInterval(pub Option<Duration>);
+pub struct OptionalTime(pub Option<Duration>);
 
-impl FromStr for WatchInterval {
+impl FromStr for OptionalTime {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         if text == "off" {
             return Ok(Self(None));
         }
-        let interval: DurationText = text.parse().map_err(|error| format!("{error}, or off"))?;
-        let interval = Duration::from(interval);
-        if interval.is_zero() {
+        let time: DurationText = text.parse().map_err(|error| format!("{error}, or off"))?;
+        let time = Duration::from(time);
+        if time.is_zero() {
             return Err(format!(
-                "'{text}' is no interval; write off, or a time such as 10s"
+                "'{text}' is no time; write off, or a time such as 10s"
             ));
         }
-        Ok(Self(Some(interval)))
+        Ok(Self(Some(time)))
     }
 }
 
-impl fmt::Display for WatchInterval {
+impl fmt::Display for OptionalTime {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             None => formatter.write_str("off"),
-            Some(interval) => DurationText::from(interval).fmt(formatter),
+            Some(time) => DurationText::from(time).fmt(formatter),
         }
     }
 }

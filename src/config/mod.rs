@@ -17,14 +17,14 @@ use crate::http::HttpConfig;
 use crate::http::accept::ListenerConfig;
 use crate::http::api_keys::ApiKeys;
 use crate::http::connection::ConnectionConfig;
-use crate::loading::ModelsConfig;
+use crate::loading::{Fixed, ModelsConfig};
 use crate::runtime::provider::CudaConfig;
 use crate::server::Config;
 use crate::shutdown::DrainConfig;
 use crate::telemetry::logging::LogConfig;
 
 use crate::units::{ByteSize, DurationText};
-pub use flags::{HealthcheckFlags, InspectFlags, ServeFlags};
+pub use flags::{HealthcheckFlags, InspectFlags, ServeFlags, TuneFlags};
 
 /// The port if neither a flag nor the environment names one.
 pub const DEFAULT_PORT: u16 = 8000;
@@ -36,6 +36,8 @@ pub enum Command {
     Serve(Box<ServeFlags>),
     /// Print what a model is.
     Inspect(InspectFlags),
+    /// Measure which settings suit a model, and write them down.
+    Tune(Box<TuneFlags>),
     /// Ask a server how it is.
     Healthcheck(HealthcheckFlags),
 }
@@ -52,11 +54,15 @@ impl Command {
             .and_then(|argument| argument.to_str())
             .unwrap_or_default()
             .to_owned();
-        if matches!(command.as_str(), "serve" | "inspect" | "healthcheck") {
+        if matches!(
+            command.as_str(),
+            "serve" | "inspect" | "tune" | "healthcheck"
+        ) {
             arguments.remove(1);
         }
         match command.as_str() {
             "inspect" => InspectFlags::try_parse_from(arguments).map(Self::Inspect),
+            "tune" => TuneFlags::try_parse_from(arguments).map(|flags| Self::Tune(Box::new(flags))),
             "healthcheck" => HealthcheckFlags::try_parse_from(arguments).map(Self::Healthcheck),
             _ => ServeFlags::try_parse_from(arguments).map(|flags| Self::Serve(Box::new(flags))),
         }
@@ -126,11 +132,14 @@ impl ServeFlags {
                     tf32: self.tf32.0,
                     ..CudaConfig::default()
                 },
-                instances: self.instances,
-                intra_op_threads: self.intra_op_threads,
-                max_batch_size: self.max_batch_size,
+                fixed: Fixed {
+                    instances: self.instances,
+                    intra_op_threads: self.intra_op_threads,
+                    max_batch_size: self.max_batch_size,
+                },
                 max_queue_delay: self.max_queue_delay.map(Into::into),
                 max_queue_size: self.max_queue_size.get(),
+                tuning_time: self.tuning_time.0,
             },
             http: HttpConfig {
                 request_timeout: positive("--request-timeout", self.request_timeout)?,
@@ -203,6 +212,7 @@ mod tests {
         use clap::CommandFactory;
         ServeFlags::command().debug_assert();
         InspectFlags::command().debug_assert();
+        TuneFlags::command().debug_assert();
         HealthcheckFlags::command().debug_assert();
     }
 

@@ -46,6 +46,7 @@ pub async fn serve(listener: TcpListener, router: Router, config: ListenerConfig
         });
     };
     let mut last_log: Option<Instant> = None;
+    let mut stopping = drain.stopping();
     loop {
         let accept = async {
             // The slot comes first, so that a full server leaves new connections where they cost nothing.
@@ -54,7 +55,7 @@ pub async fn serve(listener: TcpListener, router: Router, config: ListenerConfig
         };
         let (accepted, slot) = tokio::select! {
             biased;
-            () = drain.stopping().cancelled() => break,
+            () = &mut stopping => break,
             accepted = accept => accepted,
         };
         match accepted {

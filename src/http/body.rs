@@ -3,7 +3,7 @@
 //! Invariant: no more is read, or inflated, than may be, and what is held counts against the memory budget.
 
 use std::io::Read;
-use std::time::Instant;
+use std::pin::Pin;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
@@ -11,13 +11,19 @@ use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http_body_util::BodyExt;
+use tokio::time::Sleep;
 
 use super::error::ApiError;
 use super::wire::json::quote;
 use crate::batching::{Exhausted, Reservation};
 
-/// How far the buffer is grown on a client's word alone; beyond, only bytes that arrived make it grow.
-const TRUSTED_CAPACITY: usize = 1 << 20;
+/// How far the buffer is grown on a client's word alone; beyond, only bytes that arrived make it grow. An image in JSON
+/// fits. What is never written to takes addresses and no memory.
+const TRUSTED_CAPACITY: usize = 4 << 20;
+
+/// Bodies up to this size are copied. What is held of the connection's buffer keeps it from being filled again, and
+/// another one costs more than such a copy, which also suits every element type of a raw tensor.
+const SMALL_BODY: usize = 4096;
 
 /// Bytes that are inflated between two looks at the limits.
 const INFLATE_STEP: usize = 64 << 10;
@@ -67,7 +73,7 @@ fn out_of_memory(_: Exhausted) -> ApiError {
     }
 }
 
-/// Receives `body` until `deadline`, and at most `max_bytes` of it.
+/// Receives `body` until the timer `expired` ends, and at most `max_bytes` of it.
 ///
 /// # Errors
 /// When it is too large, too slow, broken off, or does not fit into the budget of `reservation`.
@@ -75,7 +81,7 @@ pub(super) async fn receive(
     body: Body,
     headers: &HeaderMap,
     max_bytes: usize,
-    deadline: Instant,
+    expired: Pin<&mut Sleep>,
     reservation: &mut Reservation,
 ) -> Result<Bytes, ApiError> {
     let declared = headers
@@ -87,12 +93,11 @@ pub(super) async fn receive(
         return Err(ApiError::BodyTooLarge(max_bytes));
     }
     let declared = declared.and_then(|length| usize::try_from(length).ok());
-    tokio::time::timeout_at(
-        deadline.into(),
-        collect(body, declared, max_bytes, reservation),
-    )
-    .await
-    .unwrap_or(Err(ApiError::BodyTimeout))
+    tokio::select! {
+        biased;
+        body = collect(body, declared, max_bytes, reservation) => body,
+        () = expired => Err(ApiError::BodyTimeout),
+    }
 }
 
 async fn collect(
@@ -113,7 +118,10 @@ async fn collect(
         }
         reservation.grow(data.len()).map_err(out_of_memory)?;
         if buffer.is_empty() && declared == Some(data.len()) {
-            // The usual small body: one piece, used where it lies.
+            if data.len() <= SMALL_BODY {
+                return Ok(Bytes::copy_from_slice(&data));
+            }
+            // A body of one piece is used where it lies.
             return Ok(data);
         }
         if buffer.capacity() == 0 {

@@ -6,6 +6,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io::IoSlice;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -35,6 +36,9 @@ const LINGER: Duration = Duration::from_millis(500);
 /// unread bytes makes the kernel reset the connection, and the client may lose an answer it has not read yet.
 const LINGERING_CLOSE: Duration = Duration::from_secs(2);
 const LINGERING_BYTES: usize = 4 << 20;
+
+/// The most bytes of an answer that are copied to be sent as one piece.
+const SENT_TOGETHER: usize = 1024;
 
 /// The bounds of one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +107,10 @@ impl Phase {
     }
 
     fn enter(&self, phase: u8) {
-        self.since.store(self.now(), Ordering::Relaxed);
+        // A request's handler keeps its own deadlines, so that nobody asks when this phase began.
+        if phase != IN_REQUEST {
+            self.since.store(self.now(), Ordering::Relaxed);
+        }
         self.phase.store(phase, Ordering::Relaxed);
     }
 
@@ -186,17 +193,18 @@ pub(super) async fn serve(
         (Instant::now() + config.shortest()).into()
     ));
     let mut stopped: Option<Instant> = None;
+    let (mut stopping, mut aborting) = (drain.stopping(), drain.aborting());
     loop {
         tokio::select! {
             biased;
             _ = connection.as_mut() => return,
-            () = drain.aborting().cancelled() => {
+            () = &mut aborting => {
                 if phase.get() == IN_REQUEST {
                     drain.note_aborted();
                 }
                 return;
             }
-            () = drain.stopping().cancelled(), if stopped.is_none() => {
+            () = &mut stopping, if stopped.is_none() => {
                 let end = Instant::now() + LINGER;
                 stopped = Some(end);
                 if phase.get() == IN_REQUEST {
@@ -261,9 +269,16 @@ impl AsyncWrite for PhasedStream {
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-        slices: &[std::io::IoSlice<'_>],
+        slices: &[IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        // The head of an answer and a small body are sent as one piece: the kernel takes longer to look at two than a
+        // copy does.
+        let mut together = [0; SENT_TOGETHER];
+        let stream = Pin::new(&mut self.stream);
+        let result = match join(slices, &mut together) {
+            Some(bytes) => stream.poll_write(context, bytes),
+            None => stream.poll_write_vectored(context, slices),
+        };
         self.phase.write_progressed(result.is_ready());
         result
     }
@@ -303,6 +318,21 @@ impl AsyncWrite for PhasedStream {
             }
         }
     }
+}
+
+/// What stands in `slices`, put together in `buffer` if it is several pieces and fits.
+fn join<'b>(slices: &[IoSlice<'_>], buffer: &'b mut [u8]) -> Option<&'b [u8]> {
+    let length: usize = slices.iter().map(|slice| slice.len()).sum();
+    if slices.len() < 2 || length > buffer.len() {
+        return None;
+    }
+    let mut end = 0;
+    for slice in slices {
+        let start = end;
+        end += slice.len();
+        buffer.get_mut(start..end)?.copy_from_slice(slice);
+    }
+    buffer.get(..end)
 }
 
 /// The router, seen from one connection.

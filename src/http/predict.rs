@@ -2,6 +2,7 @@
 //!
 //! Invariant: however a prediction ends, a client that leaves included, it is counted once.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -154,11 +155,13 @@ async fn run(
     let ask = Ask::read(&head, model)?;
     let mut reservation = app.budget.reservation();
     let body_deadline = deadline.min(arrived_at + app.config.body_timeout);
+    // One timer for the whole request: setting one up, and taking it down, is the dearer part of waiting.
+    let mut expired = pin!(tokio::time::sleep_until(body_deadline.into()));
     let body = body::receive(
         body,
         &head.headers,
         app.config.max_body_size,
-        body_deadline,
+        expired.as_mut(),
         &mut reservation,
     )
     .await?;
@@ -176,7 +179,7 @@ async fn run(
     let (selection, form) = (decoded.selection, decoded.form);
     let response = model
         .scheduler
-        .submit(decoded.request)
+        .submit_until(decoded.request, expired)
         .await
         .map_err(|error| {
             if let crate::batching::ScheduleError::Internal(reason) = &error {

@@ -6,6 +6,7 @@ pub mod onnx;
 pub mod repository;
 pub mod sidecar;
 pub mod stamp;
+mod work;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -192,6 +193,13 @@ impl ModelMetadata {
                 .inputs
                 .iter()
                 .all(|spec| spec.dynamic_first().is_some())
+    }
+
+    /// Whether there are strings among the inputs and outputs, whose elements differ in size.
+    #[must_use]
+    pub fn has_strings(&self) -> bool {
+        let mut specs = self.inputs.iter().chain(&self.outputs);
+        specs.any(|spec| spec.datatype == DataType::Bytes)
     }
 
     /// Whether a request may choose the size of a dimension other than the batch.

@@ -12,6 +12,8 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use super::work;
+
 /// The largest file that Protocol Buffers, and so ONNX, allows.
 const MAX_BYTES: u64 = 2 << 30;
 
@@ -67,6 +69,8 @@ pub struct OnnxFile {
     pub properties: BTreeMap<String, String>,
     /// Names of the inputs and outputs that state no shape at all.
     pub unranked: BTreeSet<String>,
+    /// Whether the work of a run follows from the shapes of its inputs, whatever their values.
+    pub bounded_work: bool,
 }
 
 impl OnnxFile {
@@ -125,6 +129,7 @@ impl OnnxFile {
             .chain(&graph.output)
             .filter(|value| !value.has_shape());
         let unranked = unranked.map(|value| value.name.clone()).collect();
+        let bounded_work = model.functions.is_empty() && graph.has_bounded_work();
         let producer = [
             model.producer_name.as_str(),
             model.producer_version.as_str(),
@@ -150,6 +155,7 @@ impl OnnxFile {
                 .map(|entry| (entry.key, entry.value))
                 .collect(),
             unranked,
+            bounded_work,
         })
     }
 }
@@ -275,6 +281,14 @@ struct GraphProto {
 
 #[derive(Clone, PartialEq, Message)]
 struct NodeProto {
+    #[prost(string, repeated, tag = "1")]
+    input: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    output: Vec<String>,
+    #[prost(string, tag = "4")]
+    op_type: String,
+    #[prost(string, tag = "7")]
+    domain: String,
     #[prost(message, repeated, tag = "5")]
     attribute: Vec<AttributeProto>,
 }
@@ -297,6 +311,8 @@ struct AttributeProto {
 
 #[derive(Clone, PartialEq, Message)]
 struct TensorProto {
+    #[prost(string, tag = "8")]
+    name: String,
     #[prost(message, repeated, tag = "13")]
     external_data: Vec<StringStringEntryProto>,
 }
@@ -371,7 +387,26 @@ impl GraphProto {
     }
 }
 
+impl GraphProto {
+    fn has_bounded_work(&self) -> bool {
+        let constants = self.initializer.iter().map(|tensor| tensor.name.as_str());
+        work::is_bounded(constants, self.node.iter().map(NodeProto::as_node))
+    }
+}
+
 impl NodeProto {
+    fn as_node(&self) -> work::Node<'_> {
+        let is_graph =
+            |attribute: &AttributeProto| attribute.g.is_some() || !attribute.graphs.is_empty();
+        work::Node {
+            domain: &self.domain,
+            operator: &self.op_type,
+            inputs: &self.input,
+            outputs: &self.output,
+            has_subgraph: self.attribute.iter().any(is_graph),
+        }
+    }
+
     fn collect_external(&self, locations: &mut BTreeSet<String>) {
         for attribute in &self.attribute {
             attribute

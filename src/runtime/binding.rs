@@ -58,11 +58,7 @@ impl Binding {
     /// Whether `metadata`'s inputs and outputs can lie in such memory. Strings cannot; and where a request may choose
     /// sizes, what is kept for them would be as large as clients want.
     pub(super) fn suits(metadata: &ModelMetadata) -> bool {
-        if metadata.has_open_shapes() {
-            return false;
-        }
-        let mut specs = metadata.inputs.iter().chain(&metadata.outputs);
-        specs.all(|spec| spec.datatype != DataType::Bytes)
+        !metadata.has_open_shapes() && !metadata.has_strings()
     }
 
     /// Runs `session` and gives its outputs to `take`.

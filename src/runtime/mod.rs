@@ -15,6 +15,7 @@ pub mod provider;
 pub mod session;
 #[cfg(feature = "testkit")]
 mod testkit;
+pub mod tuning;
 pub mod warmup;
 
 use std::sync::Arc;

@@ -2,6 +2,7 @@
 //!
 //! Invariant: what is loaded are the very bytes that were checked and hashed, not whatever lies at the path by then.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -51,6 +52,7 @@ pub struct OrtModel {
     binding: Option<Binding>,
     metadata: Arc<ModelMetadata>,
     provider: ExecutionProvider,
+    intra_op_threads: usize,
     interrupt: Arc<RunInterrupt>,
 }
 
@@ -70,16 +72,35 @@ pub struct LoadedModel {
     pub assignment: Assignment,
 }
 
-/// Loads the model at `source` into as many sessions as `placement` says for the provider that can be had.
+/// A model that was read and checked, and of which one session exists; others can be made as they are needed.
+pub struct OpenedModel<'a> {
+    library: &'a Library,
+    file: OnnxFile,
+    config: SessionConfig,
+    /// What executes the model, and what it is treated as; they differ only in tests of GPUs.
+    registered: ExecutionProvider,
+    /// The provider that sessions use.
+    pub provider: ExecutionProvider,
+    /// What the model is.
+    pub metadata: Arc<ModelMetadata>,
+    /// Why not the preferred provider, when `auto` fell back.
+    pub fallback: Option<String>,
+    /// Which nodes of the graph each provider executes.
+    pub assignment: Assignment,
+}
+
+/// Loads the model at `source` into one session, of as many threads as `threads` says for the provider that can be had
+/// and the bytes of the model's file.
+/// Further ones can be made of what is returned beside it.
 ///
 /// # Errors
 /// See [`LoadError`].
-pub fn load(
-    library: &Library,
+pub fn open<'a>(
+    library: &'a Library,
     source: &ModelSource,
     config: SessionConfig,
-    placement: impl Fn(ExecutionProvider) -> Placement,
-) -> Result<LoadedModel, LoadError> {
+    threads: impl Fn(ExecutionProvider, usize) -> usize,
+) -> Result<(OpenedModel<'a>, OrtModel), LoadError> {
     let file = OnnxFile::read(&source.path)?;
     let mut fallback = None;
     if config.device == Device::Auto && !ExecutionProvider::has_cuda() {
@@ -87,34 +108,30 @@ pub fn load(
     }
     for provider in ExecutionProvider::candidates(config.device) {
         let pretended = pretended(provider);
-        let placement = placement(provider);
-        let create = || create_session(library, &file, provider, config, placement);
-        let attempt = create().and_then(|session| {
+        let threads = threads(provider, file.bytes.len());
+        let created = create_session(library, &file, provider, config, threads);
+        let attempt = created.and_then(|session| {
             let assignment = check_assignment(&session, &file, provider, config.device)?;
             Ok((session, assignment))
         });
         match attempt {
-            Ok((first, assignment)) => {
-                let metadata = Arc::new(read_metadata(&first, &file, source)?);
-                let model = |session| {
-                    let bound = (pretended != ExecutionProvider::Cpu && config.cuda.pinned)
-                        .then_some(provider);
-                    OrtModel::new(session, Arc::clone(&metadata), pretended, bound)
-                        .map_err(|error| refused(&file, &error))
-                };
-                let mut models = vec![model(first)?];
-                // One after another: concurrent creation of CUDA sessions on one GPU fails.
-                while models.len() < placement.instances {
-                    models.push(model(create()?)?);
-                }
-                return Ok(LoadedModel {
-                    models,
-                    metadata,
+            Ok((session, assignment)) => {
+                let metadata = Arc::new(read_metadata(&session, &file, source)?);
+                let bound = bound_to(provider, config.cuda);
+                let first =
+                    OrtModel::new(session, threads, Arc::clone(&metadata), pretended, bound)
+                        .map_err(|error| refused(&file, &error))?;
+                let opened = OpenedModel {
+                    library,
+                    file,
+                    config,
+                    registered: provider,
                     provider: pretended,
-                    placement,
+                    metadata,
                     fallback,
                     assignment,
-                });
+                };
+                return Ok((opened, first));
             }
             Err(LoadError::Device { reason, .. }) if config.device == Device::Auto => {
                 fallback = Some(reason);
@@ -127,6 +144,83 @@ pub fn load(
         reason: "no execution provider offers it".to_owned(),
         fix: "choose another".to_owned(),
     })
+}
+
+impl OpenedModel<'_> {
+    /// One more session, of `threads` threads. To be called for one after another: concurrent creation of CUDA sessions
+    /// on one GPU fails.
+    ///
+    /// # Errors
+    /// See [`LoadError`].
+    pub fn session(&self, threads: usize) -> Result<OrtModel, LoadError> {
+        let provider = self.registered;
+        let session = create_session(self.library, &self.file, provider, self.config, threads)?;
+        let bound = bound_to(provider, self.config.cuda);
+        OrtModel::new(
+            session,
+            threads,
+            Arc::clone(&self.metadata),
+            self.provider,
+            bound,
+        )
+        .map_err(|error| refused(&self.file, &error))
+    }
+
+    /// SHA-256 of the model's file, in hexadecimal.
+    #[must_use]
+    pub fn sha256(&self) -> &str {
+        &self.file.sha256
+    }
+
+    /// Whether the work of a run follows from the shapes of its inputs, and so can be no more than was measured.
+    #[must_use]
+    pub fn has_bounded_work(&self) -> bool {
+        // What a string costs depends on its length.
+        let sized = !self.metadata.has_open_shapes() && !self.metadata.has_strings();
+        self.file.bounded_work && sized
+    }
+
+    /// Where the model was read from.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.file.path
+    }
+
+    /// The bytes of the model's file: about what the weights of one more session take.
+    #[must_use]
+    pub fn file_size(&self) -> usize {
+        self.file.bytes.len()
+    }
+}
+
+/// Loads the model at `source` into as many sessions as `placement` says for the provider that can be had.
+///
+/// # Errors
+/// See [`LoadError`].
+pub fn load(
+    library: &Library,
+    source: &ModelSource,
+    config: SessionConfig,
+    placement: impl Fn(ExecutionProvider) -> Placement,
+) -> Result<LoadedModel, LoadError> {
+    let threads = |provider, _| placement(provider).intra_op_threads;
+    let (opened, first) = open(library, source, config, threads)?;
+    let placement = placement(opened.registered);
+    let more = (1..placement.instances).map(|_| opened.session(placement.intra_op_threads));
+    let more = more.collect::<Result<Vec<_>, _>>()?;
+    Ok(LoadedModel {
+        models: std::iter::once(first).chain(more).collect(),
+        metadata: opened.metadata,
+        provider: opened.provider,
+        placement,
+        fallback: opened.fallback,
+        assignment: opened.assignment,
+    })
+}
+
+/// The provider from whose memory inputs and outputs are copied, if that is to be pinned.
+fn bound_to(provider: ExecutionProvider, cuda: CudaConfig) -> Option<ExecutionProvider> {
+    (pretended(provider) != ExecutionProvider::Cpu && cuda.pinned).then_some(provider)
 }
 
 /// The provider as which `provider` is to be treated: itself.
@@ -181,7 +275,7 @@ fn create_session(
     file: &OnnxFile,
     provider: ExecutionProvider,
     config: SessionConfig,
-    placement: Placement,
+    threads: usize,
 ) -> Result<Session, LoadError> {
     let unavailable = |error: &ort::Error| {
         let complaint = one_line(&error.to_string());
@@ -206,7 +300,7 @@ fn create_session(
     let configure = || {
         let builder = Session::builder(&library.environment)?
             .with_optimization_level(GraphOptimizationLevel::All)?
-            .with_intra_threads(placement.intra_op_threads)?
+            .with_intra_threads(threads)?
             .with_inter_threads(1)?
             // Spinning threads burn the CPU that the HTTP threads need, and the quota that a container is billed for.
             .with_intra_op_spinning(false)?
@@ -361,6 +455,7 @@ impl Interrupt for RunInterrupt {
 impl OrtModel {
     fn new(
         session: Session,
+        intra_op_threads: usize,
         metadata: Arc<ModelMetadata>,
         provider: ExecutionProvider,
         bound: Option<ExecutionProvider>,
@@ -374,11 +469,20 @@ impl OrtModel {
             binding,
             metadata,
             provider,
+            intra_op_threads,
             interrupt: Arc::new(RunInterrupt {
                 options: RunOptions::new()?,
                 asked: AtomicBool::new(false),
             }),
         })
+    }
+}
+
+impl OrtModel {
+    /// Threads that one run may use, the calling one included.
+    #[must_use]
+    pub fn intra_op_threads(&self) -> usize {
+        self.intra_op_threads
     }
 }
 

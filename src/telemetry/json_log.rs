@@ -70,10 +70,11 @@ impl Line {
         writer.put(&self.text);
     }
 
+    /// Names of fields stand in this program's own source, and need no escapes.
     fn key(&mut self, field: &Field) {
-        self.text.push(b',');
-        string(&mut self.text, field.name());
-        self.text.push(b':');
+        self.text.extend_from_slice(b",\"");
+        self.text.extend_from_slice(field.name().as_bytes());
+        self.text.extend_from_slice(b"\":");
     }
 
     fn integer(&mut self, field: &Field, value: impl itoa::Integer) {

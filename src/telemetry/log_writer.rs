@@ -201,7 +201,7 @@ mod tests {
         writer.put(b"first\n");
         assert_eq!(written.recv().unwrap(), b"first\n");
         // The thread is inside its write now, and stays there.
-        let line = [b'x'; 1 << 20];
+        let line = vec![b'x'; 1 << 20];
         for _ in 0..30 {
             writer.put(&line);
         }

@@ -99,7 +99,7 @@ families! {
     saturation: GaugeVec = "ml_saturation" ["model_name"];
     #[doc = " 1 for each loaded model, with what it is and what executes it."]
     model_info: IntGaugeVec = "ml_model_info" ["model_name", "version", "sha256", "device", "execution_provider", "onnxruntime"];
-    #[doc = " 1 for each loaded model, with whether requests are merged (batching on or off), and if not, why: signature, limit, neighbours, random, untested."]
+    #[doc = " 1 for each loaded model, with whether requests are merged (batching on or off), and if not, why: signature, limit, cost, neighbours, random, untested."]
     model_batching_info: IntGaugeVec = "ml_model_batching_info" ["model_name", "batching", "reason"];
     #[doc = " Models loaded again while serving, by result: success, failure (the one before goes on serving)."]
     model_reloads: IntCounterVec = "ml_model_reloads_total" ["result"];

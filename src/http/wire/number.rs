@@ -95,6 +95,12 @@ const EXACT_POWERS: [f64; 23] = [
     1e17, 1e18, 1e19, 1e20, 1e21, 1e22,
 ];
 
+/// The `f64` nearest to the inverse of each power of ten that digits behind a point need.
+const INVERSE_POWERS: [f64; 16] = [
+    1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12, 1e-13, 1e-14,
+    1e-15,
+];
+
 /// Eight bytes of the same value.
 const fn repeated(byte: u8) -> u64 {
     u64::from_ne_bytes([byte; 8])
@@ -140,7 +146,8 @@ impl ShortNumber {
     ///
     /// Without a branch on how many digits there are: where that differs from number to number, guessing wrong costs more
     /// than all the arithmetic.
-    #[inline]
+    // Called, its results would pass through memory, for which the reading of a tensor would wait at each number.
+    #[inline(always)]
     pub(super) fn read(text: &[u8]) -> Option<(Self, usize)> {
         const fn repeated(byte: u8) -> u128 {
             u128::from_ne_bytes([byte; 16])
@@ -184,6 +191,26 @@ impl ShortNumber {
         let magnitude = i64::try_from(self.digits).ok()?;
         let value = if self.negative { -magnitude } else { magnitude };
         (self.places == 0).then_some(value)
+    }
+
+    /// The nearest `f32`, if that is certain without a division, whose result would be waited for.
+    #[inline]
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        reason = "digits up to 2^53 are exact in an f64, and rounding to the nearest f32 is what is asked for"
+    )]
+    fn to_f32(self) -> Option<f32> {
+        // The inverse power is off by half a unit in the last place, and the product by another half: two units of the
+        // product at most. Farther than that from the middle between two f32 values, and above the subnormal ones, both
+        // round to the same.
+        const UNSURE: u64 = 4;
+        let value = self.digits as f64 * INVERSE_POWERS.get(self.places)?;
+        let above = (value.to_bits() & 0x1fff_ffff).wrapping_sub(0x1000_0000 - UNSURE);
+        let sure = above > 2 * UNSURE && value >= f64::from(f32::MIN_POSITIVE);
+        let value = value as f32;
+        let value = if self.negative { -value } else { value };
+        (self.digits <= 1 << 53 && (sure || self.digits == 0)).then_some(value)
     }
 
     /// The nearest `f64`, if a single division gives it exactly rounded.
@@ -414,7 +441,7 @@ impl FromNumber for f32 {
 
     #[inline]
     fn from_short(number: ShortNumber) -> Option<Self> {
-        to_single(number.to_f64()?)
+        number.to_f32()
     }
 }
 
@@ -654,6 +681,37 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn short_floats_are_rounded_as_the_standard_library_rounds_them() {
+        let mut random = Lcg(11);
+        let mut sure = 0;
+        let mut check = |text: String| {
+            // Enough behind it that it is read in short.
+            let padded = format!("{text},0.25,0.25,0.25,0.25");
+            let (number, length) = ShortNumber::read(padded.as_bytes()).unwrap();
+            assert_eq!(length, text.len());
+            if let Some(value) = f32::from_short(number) {
+                let expected: f32 = text.parse().unwrap();
+                assert_eq!(value.to_bits(), expected.to_bits(), "{text}");
+                sure += 1;
+            }
+        };
+        for _ in 0..200_000 {
+            let digits = random.next() % 10_u64.pow(15);
+            let places = usize::try_from(random.next() % 15).unwrap() + 1;
+            let fraction = digits % 10_u64.pow(u32::try_from(places).unwrap());
+            check(format!("-{}.{fraction:0places$}", digits % 10));
+            // Beside and upon the middle between two values.
+            let single = f32::from_bits(0x3f80_0000 + u32::try_from(digits % 0x0180_0000).unwrap());
+            let next = f32::from_bits(single.to_bits() + 1);
+            let middle = f64::midpoint(f64::from(single), f64::from(next));
+            check(format!("{middle:.13}"));
+            check(format!("{middle:.15}"));
+            check(format!("{single:.8}"));
+        }
+        assert!(sure > 400_000, "{sure}");
     }
 
     #[test]

@@ -1,0 +1,283 @@
+//! From a file to a served model: read, check, warm up, start its instances.
+//!
+//! Invariant: what comes out of here answers requests at once. Nothing that is served already is touched.
+
+pub(crate) mod sessions;
+mod trial;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use tokio::runtime::Handle;
+
+use crate::batching::{BatchingConfig, Executor, Scheduler};
+use crate::model::ModelMetadata;
+use crate::model::repository::{self, ModelSource, RepositoryError};
+use crate::registry::ServedModel;
+use crate::runtime::buckets::Buckets;
+use crate::runtime::device_health::DeviceHealth;
+use crate::runtime::library::Library;
+use crate::runtime::provider::{CudaConfig, Device, ExecutionProvider};
+use crate::runtime::session::{self, SessionConfig};
+use crate::runtime::tuning::Freedom;
+use crate::runtime::{LoadError, Model};
+use crate::telemetry::metrics::{Merging, Metrics, ModelInfo};
+
+pub use sessions::Fixed;
+use sessions::Sessions;
+pub use trial::check_batching;
+
+/// Rows per execution unless a flag, the environment or the sidecar says otherwise.
+pub const DEFAULT_MAX_BATCH_SIZE: usize = 32;
+
+/// What is served, and how it is executed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelsConfig {
+    /// An `.onnx` file, or a repository folder.
+    pub path: PathBuf,
+    /// The name of a single-file model.
+    pub name: Option<String>,
+    /// ONNX Runtime's library; searched if not given.
+    pub library: Option<PathBuf>,
+    /// The device to execute on.
+    pub device: Device,
+    /// How CUDA is used, where it is.
+    pub cuda: CudaConfig,
+    /// What is not to be chosen.
+    pub fixed: Fixed,
+    /// How long the oldest request may wait for company; the sidecar's, or none, if not given.
+    pub max_queue_delay: Option<Duration>,
+    /// Rows that may wait.
+    pub max_queue_size: usize,
+    /// How long settings may be tried that the user has not fixed; not at all if not given.
+    pub tuning_time: Option<Duration>,
+}
+
+/// Why models cannot be served. Each is one line with a cause and a fix.
+#[derive(Debug, Error)]
+pub enum LoadingError {
+    /// No model was found.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// A model could not be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The GPU is lost.
+    #[error("the GPU is lost; restart the server")]
+    DeviceLost,
+    /// The operating system gave no thread.
+    #[error("the operating system refused a thread for an instance: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Makes served models out of files.
+pub struct Loader {
+    config: ModelsConfig,
+    default_timeout: Duration,
+    metrics: Arc<Metrics>,
+    device: Arc<DeviceHealth>,
+    library: Library,
+    /// The runtime that serves the connections.
+    runtime: Handle,
+}
+
+impl Loader {
+    /// Loads ONNX Runtime.
+    ///
+    /// # Errors
+    /// When there is none, or it is too old.
+    pub fn new(
+        config: ModelsConfig,
+        default_timeout: Duration,
+        metrics: Arc<Metrics>,
+        device: Arc<DeviceHealth>,
+        runtime: Handle,
+    ) -> Result<Self, LoadingError> {
+        // The path first: who mistyped it wants to hear that, whatever else is missing.
+        repository::find(&config.path, config.name.as_deref())?;
+        let library = Library::load(config.library.as_deref()).map_err(LoadError::from)?;
+        Ok(Self {
+            config,
+            default_timeout,
+            metrics,
+            device,
+            library,
+            runtime,
+        })
+    }
+
+    /// The models that there are now.
+    ///
+    /// # Errors
+    /// See [`RepositoryError`].
+    pub fn find(&self) -> Result<Vec<ModelSource>, RepositoryError> {
+        repository::find(&self.config.path, self.config.name.as_deref())
+    }
+
+    /// Loads and warms the model at `source`, and starts its instances.
+    ///
+    /// # Errors
+    /// See [`LoadingError`].
+    pub fn load(&self, source: &ModelSource) -> Result<ServedModel, LoadingError> {
+        self.load_onto(source, self.config.device, None)
+    }
+
+    /// The same, onto the device that executes `served` now if that is a GPU: what is replaced on a GPU must not come
+    /// back on a CPU because the two did not fit beside each other.
+    ///
+    /// # Errors
+    /// See [`LoadingError`].
+    pub fn load_again(
+        &self,
+        source: &ModelSource,
+        served: Option<&ServedModel>,
+    ) -> Result<ServedModel, LoadingError> {
+        let device = served.and_then(|served| served.device.parse().ok());
+        let on_gpu = device.filter(|device| matches!(device, Device::Cuda(_)));
+        self.load_onto(source, on_gpu.unwrap_or(self.config.device), served)
+    }
+
+    fn load_onto(
+        &self,
+        source: &ModelSource,
+        device: Device,
+        replaced: Option<&ServedModel>,
+    ) -> Result<ServedModel, LoadingError> {
+        if self.device.is_lost() {
+            return Err(LoadingError::DeviceLost);
+        }
+        let loaded = self.try_load(source, device, replaced);
+        if let Err(LoadingError::Load(error)) = &loaded
+            && let Some(reason) = error.loss()
+        {
+            self.device.lose(reason);
+        }
+        loaded
+    }
+
+    fn try_load(
+        &self,
+        source: &ModelSource,
+        device: Device,
+        replaced: Option<&ServedModel>,
+    ) -> Result<ServedModel, LoadingError> {
+        let (config, library, metrics) = (&self.config, &self.library, &self.metrics);
+        let started = Instant::now();
+        let session = SessionConfig {
+            device,
+            cuda: config.cuda,
+        };
+        let written = source.sidecar.tuning.as_ref();
+        let threads = |provider, file_size| {
+            let freedom = sessions::freedom(config.fixed, source, provider, None);
+            sessions::first_threads(&freedom, written, file_size)
+        };
+        let (opened, first) = session::open(library, source, session, threads)?;
+        let provider = opened.provider;
+        let freedom = sessions::freedom(config.fixed, source, provider, Some(&opened.metadata));
+        let replaced = replaced.map(|replaced| replaced.tuned);
+        let known = sessions::known(&freedom, written, replaced, opened.sha256());
+        let mut sessions = sessions::make(&opened, first, &freedom, known, config.tuning_time)?;
+        let on_gpu = provider != ExecutionProvider::Cpu;
+        if let Device::Cuda(index) = provider.device() {
+            self.device.set_serving(index);
+        }
+        let (max_batch_size, choice) = (freedom.max_batch_size, sessions.choice);
+        let (metadata, merging) = self.try_rows(source, &freedom, &mut sessions)?;
+        let free = config.fixed.instances.is_none();
+        let executor = if free && sessions::are_short(&opened, &mut sessions, max_batch_size)? {
+            Executor::Runtime(self.runtime.clone())
+        } else {
+            Executor::Threads
+        };
+        if !sessions.measurements.is_empty() {
+            tracing::info!(
+                model = metadata.name,
+                measured = sessions::summary(&sessions.measurements),
+                "settings tried, as instances x threads x rows"
+            );
+        }
+        let batching = BatchingConfig {
+            max_batch_size,
+            merge_rows: choice.merge_rows,
+            max_queue_delay: config
+                .max_queue_delay
+                .or(source.sidecar.batching.max_queue_delay)
+                .unwrap_or_default(),
+            max_queue_size: config.max_queue_size,
+            default_timeout: self.default_timeout,
+            // Rows that nobody asked for are computed only where repeated shapes are worth more, and where they were
+            // shown not to touch the others.
+            buckets: (on_gpu && merging == Merging::On).then(|| Buckets::up_to(max_batch_size)),
+        };
+        let device = provider.device().to_string();
+        let info = ModelInfo {
+            model_name: metadata.name.clone(),
+            version: metadata.version.clone(),
+            sha256: metadata.sha256.clone(),
+            device: device.clone(),
+            execution_provider: provider.name(),
+            onnxruntime: library.version().to_owned(),
+            merging,
+        };
+        let boxed = |model| Box::new(model) as Box<dyn Model>;
+        let scheduler = Scheduler::start(
+            &metadata,
+            sessions.models.into_iter().map(boxed).collect(),
+            &executor,
+            batching,
+            &self.device,
+            metrics.batching(&metadata.name),
+        )
+        .map_err(LoadingError::Thread)?;
+        tracing::info!(
+            model = metadata.name, version = metadata.version, signature = metadata.signature_text(),
+            device, execution_provider = provider.name(), fallback = opened.fallback, onnxruntime = library.version(),
+            instances = choice.placement.instances, intra_op_threads = choice.placement.intra_op_threads,
+            executor = executor.name(), max_batch_size, merge_rows = choice.merge_rows,
+            batching = ?metadata.batchability, nodes = ?opened.assignment.counts(), seconds = started.elapsed().as_secs_f64(),
+            "model loaded"
+        );
+        Ok(ServedModel {
+            metrics: metrics.prediction(&metadata.name),
+            metadata,
+            scheduler,
+            device,
+            execution_provider: provider.name(),
+            fallback: opened.fallback,
+            assignment: opened.assignment,
+            info,
+            tuned: (freedom, choice),
+        })
+    }
+
+    /// Tries whether rows may share executions, and runs every size that will occur and has not run yet.
+    fn try_rows(
+        &self,
+        source: &ModelSource,
+        freedom: &Freedom,
+        sessions: &mut Sessions,
+    ) -> Result<(Arc<ModelMetadata>, Merging), LoadError> {
+        let Some((first, others)) = sessions.models.split_first_mut() else {
+            return Err(LoadError::Signature {
+                path: source.path.clone(),
+                reason: "no session was made".to_owned(),
+            });
+        };
+        let merge_rows = sessions.choice.merge_rows;
+        let tf32 = self.config.cuda.tf32;
+        let (metadata, merging) =
+            trial::check_batching(first, freedom.max_batch_size, merge_rows, tf32, source)?;
+        if !sessions.warm {
+            // The check has run every size on the first session already.
+            let checked = merging == Merging::On && source.sidecar.batching.check != Some(false);
+            let first = (!checked).then_some(first);
+            for model in first.into_iter().chain(others) {
+                trial::warm_up(model, merge_rows, source)?;
+            }
+        }
+        Ok((metadata, merging))
+    }
+}

@@ -1,0 +1,228 @@
+//! The sessions of one model, and the settings that they are made with: the user's, those that `model-serving tune` wrote
+//! down, those of the model that is replaced, or those that a short measurement speaks for, in this order.
+//!
+//! Invariant: what the user has fixed is had.
+
+use std::num::NonZeroUsize;
+use std::thread;
+use std::time::Duration;
+
+use super::DEFAULT_MAX_BATCH_SIZE;
+use crate::model::repository::ModelSource;
+use crate::model::sidecar::TuningSettings;
+use crate::model::{Batchability, ModelMetadata};
+use crate::runtime::LoadError;
+use crate::runtime::buckets::Buckets;
+use crate::runtime::provider::ExecutionProvider;
+use crate::runtime::session::{OpenedModel, OrtModel, Placement};
+use crate::runtime::tuning::{self, Budget, Choice, Effort, Freedom, Measurement, Tuned};
+
+/// Runs up to this long may hold up the connections beside them. It is some ten times what waking an instance's thread,
+/// and waking the connection again, cost on a busy machine.
+const SHORT_RUN: Duration = Duration::from_micros(500);
+
+/// What was made.
+pub(super) struct Sessions {
+    /// One model per instance.
+    pub(super) models: Vec<OrtModel>,
+    /// The settings.
+    pub(super) choice: Choice,
+    /// Whether every model has run each size that is merged.
+    pub(super) warm: bool,
+    /// What was measured for the settings, if anything.
+    pub(super) measurements: Vec<Measurement>,
+}
+
+/// What the user has fixed by flags.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fixed {
+    /// Sessions per model.
+    pub instances: Option<NonZeroUsize>,
+    /// Threads per session.
+    pub intra_op_threads: Option<NonZeroUsize>,
+    /// Rows per request, and per execution.
+    pub max_batch_size: Option<NonZeroUsize>,
+}
+
+/// What the user leaves open of a model's settings on `provider`. Before it is loaded, the model's `metadata` are not
+/// known.
+pub(crate) fn freedom(
+    flags: Fixed,
+    source: &ModelSource,
+    provider: ExecutionProvider,
+    metadata: Option<&ModelMetadata>,
+) -> Freedom {
+    let sidecar = &source.sidecar.batching;
+    let fixed = flags.max_batch_size.or(sidecar.max_batch_size);
+    let max_batch_size = fixed.map_or(DEFAULT_MAX_BATCH_SIZE, NonZeroUsize::get);
+    let merges = metadata.is_none_or(|metadata| metadata.batchability == Batchability::Rows);
+    // A GPU works on one batch at a time, and its host's threads only hand it over.
+    let on_gpu = (provider != ExecutionProvider::Cpu).then_some(NonZeroUsize::MIN);
+    Freedom {
+        // The number that the container's CPU quota allows, not the number that the host has.
+        cpus: thread::available_parallelism().map_or(1, NonZeroUsize::get),
+        instances: flags.instances.or(on_gpu).map(NonZeroUsize::get),
+        intra_op_threads: flags.intra_op_threads.or(on_gpu).map(NonZeroUsize::get),
+        max_batch_size,
+        mergeable: merges && max_batch_size > 1,
+        merging_fixed: fixed.is_some() || on_gpu.is_some(),
+    }
+}
+
+/// The threads of the first session, which is made before more is known of the model than the `file_size` of its file.
+pub(crate) fn first_threads(
+    freedom: &Freedom,
+    written: Option<&TuningSettings>,
+    file_size: usize,
+) -> usize {
+    let written = written.filter(|written| written.cpus.get() == freedom.cpus);
+    let choice = written.and_then(|written| as_choice(written, freedom));
+    let placement = choice.map(|choice| choice.placement);
+    let placement = placement.or_else(|| tuning::placements(freedom, file_size).first().copied());
+    placement.map_or(1, |placement| placement.intra_op_threads)
+}
+
+/// The settings that are known without measuring, if any.
+pub(super) fn known(
+    freedom: &Freedom,
+    written: Option<&TuningSettings>,
+    replaced: Option<(Freedom, Choice)>,
+    sha256: &str,
+) -> Option<Choice> {
+    if let Some(written) = written {
+        let stale = written.cpus.get() != freedom.cpus || written.sha256 != sha256;
+        if stale {
+            tracing::warn!(
+                "[tuning] in the sidecar was written for another machine or model, and is ignored; run 'model-serving tune' again"
+            );
+        } else if let Some(choice) = as_choice(written, freedom) {
+            return Some(choice);
+        }
+    }
+    replaced
+        .filter(|(then, _)| then == freedom)
+        .map(|(_, choice)| choice)
+}
+
+/// What is written down, if the user has not fixed something else.
+fn as_choice(written: &TuningSettings, freedom: &Freedom) -> Option<Choice> {
+    let (instances, threads) = (written.instances.get(), written.intra_op_threads.get());
+    let fits = freedom.instances.is_none_or(|fixed| fixed == instances)
+        && freedom
+            .intra_op_threads
+            .is_none_or(|fixed| fixed == threads);
+    let limit = freedom.merge_limit();
+    fits.then_some(Choice {
+        placement: Placement {
+            instances,
+            intra_op_threads: threads,
+        },
+        merge_rows: if freedom.merging_fixed {
+            limit
+        } else {
+            written.merge_rows.get().min(limit)
+        },
+    })
+}
+
+/// Makes the sessions of `opened`, of which `first` is there.
+pub(super) fn make(
+    opened: &OpenedModel<'_>,
+    first: OrtModel,
+    freedom: &Freedom,
+    known: Option<Choice>,
+    time: Option<Duration>,
+) -> Result<Sessions, LoadError> {
+    let on_gpu = opened.provider != ExecutionProvider::Cpu;
+    let choice = match (known, time) {
+        (Some(choice), _) => choice,
+        (None, Some(time)) if !on_gpu => {
+            let budget = Budget {
+                time,
+                effort: Effort::BRIEF,
+                everything: false,
+            };
+            let Tuned {
+                models,
+                choice,
+                measurements,
+            } = tuning::tune(opened, first, freedom, budget)?;
+            return Ok(Sessions {
+                models,
+                choice,
+                warm: !measurements.is_empty() && !freedom.merging_fixed,
+                measurements,
+            });
+        }
+        _ => freedom.untuned(),
+    };
+    let threads = choice.placement.intra_op_threads;
+    let mut models = Vec::new();
+    // The first session was made before the model's checksum and signature were known.
+    if first.intra_op_threads() == threads {
+        models.push(first);
+    }
+    while models.len() < choice.placement.instances {
+        models.push(opened.session(threads)?);
+    }
+    Ok(Sessions {
+        models,
+        choice,
+        warm: false,
+        measurements: Vec::new(),
+    })
+}
+
+/// Whether each run of `sessions`, whatever is in a request, is so short that it may be made beside the connections. Who
+/// asks for a number of instances asks for as many threads.
+pub(super) fn are_short(
+    opened: &OpenedModel<'_>,
+    sessions: &mut Sessions,
+    max_batch_size: usize,
+) -> Result<bool, LoadError> {
+    let metadata = &opened.metadata;
+    let by_itself = sessions.choice.placement.intra_op_threads == 1;
+    let on_cpu = opened.provider == ExecutionProvider::Cpu;
+    let Some(model) = sessions.models.first_mut() else {
+        return Ok(false);
+    };
+    if !(on_cpu && by_itself && opened.has_bounded_work()) {
+        return Ok(false);
+    }
+    let most = if metadata.has_batch_axis() {
+        max_batch_size
+    } else {
+        1
+    };
+    // In steps, so that a model whose runs are long makes none of the longest only to show it.
+    for rows in Buckets::up_to(most).sizes() {
+        let measured = sessions
+            .measurements
+            .iter()
+            .find(|measurement| measurement.rows == rows)
+            .map(|measurement| measurement.run);
+        let run = match measured {
+            Some(run) => Some(run),
+            None => tuning::longest_run(model, rows, opened.path())?,
+        };
+        if run.is_none_or(|run| run > SHORT_RUN) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The measurements as one line of the log has them: instances x threads x rows: rows/s, time of a run.
+pub(super) fn summary(measurements: &[Measurement]) -> String {
+    let one = |measurement: &Measurement| {
+        format!(
+            "{}x{}x{}: {:.0}/s {:.3} ms",
+            measurement.placement.instances,
+            measurement.placement.intra_op_threads,
+            measurement.rows,
+            measurement.rows_per_second,
+            measurement.run.as_secs_f64() * 1e3
+        )
+    };
+    measurements.iter().map(one).collect::<Vec<_>>().join("; ")
+}

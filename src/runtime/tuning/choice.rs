@@ -1,0 +1,302 @@
+//! What measurements speak for: pure functions, without a model or a clock.
+//!
+//! Invariant: of settings between which the measurements do not decide, the one with fewer threads per session and the
+//! smaller batch is chosen: it wastes less, and answers sooner.
+
+use super::measurement::Measurement;
+use crate::runtime::session::Placement;
+
+/// The most sessions that are chosen. Each holds the model's weights and arena anew.
+const MAX_INSTANCES: usize = 8;
+
+/// The bytes of model files that all sessions together may hold, unless one alone holds more.
+const MAX_WEIGHTS: usize = 1 << 30;
+
+/// Seconds of a CPU that a small request costs besides its execution, of which most is the kernel's share of receiving
+/// and sending.
+const BESIDES: f64 = 10e-6;
+
+/// What more threads per session must gain in throughput to be taken.
+const THREADS_PAY: f64 = 1.05;
+
+/// What batches must gain in throughput to be formed: rows that share an execution wait for each other.
+const BATCHES_PAY: f64 = 1.10;
+
+/// The part of the best size's throughput that suffices for a smaller one.
+const NEARLY_BEST: f64 = 0.95;
+
+/// What a size must gain over the best smaller one for the next one to be tried without doubt.
+const STILL_RISING: f64 = 1.03;
+
+/// Sizes in a row that gain nothing, after which larger ones are not tried.
+const HOPELESS: usize = 2;
+
+/// What may be chosen, and what is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Freedom {
+    /// The CPUs that this process may use.
+    pub cpus: usize,
+    /// Sessions, if the user has fixed them.
+    pub instances: Option<usize>,
+    /// Threads per session, if the user has fixed them.
+    pub intra_op_threads: Option<usize>,
+    /// The most rows of one request or execution.
+    pub max_batch_size: usize,
+    /// Whether requests may be merged at all.
+    pub mergeable: bool,
+    /// Whether the user has said how many rows are to be merged.
+    pub merging_fixed: bool,
+}
+
+/// The settings of one model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Choice {
+    /// Sessions and their threads.
+    pub placement: Placement,
+    /// Rows of several requests that share an execution at most; 1 merges nothing.
+    pub merge_rows: usize,
+}
+
+impl Freedom {
+    /// What is done without measuring.
+    #[must_use]
+    pub fn untuned(&self) -> Choice {
+        let instances = self.instances.unwrap_or(match self.intra_op_threads {
+            Some(threads) => (self.cpus / threads).clamp(1, 2),
+            None => self.cpus.clamp(1, 2),
+        });
+        let threads = self
+            .intra_op_threads
+            .unwrap_or((self.cpus / instances).max(1));
+        Choice {
+            placement: Placement {
+                instances,
+                intra_op_threads: threads,
+            },
+            merge_rows: self.merge_limit(),
+        }
+    }
+
+    /// What suits a model whose runs are too short for threads to help, and of which one session executes
+    /// `rows_per_second`: as many sessions as the part of the work that is the model's keeps busy, but two where there are
+    /// two CPUs, so that requests on one need not wait for the other. More would only take turns.
+    #[must_use]
+    pub fn quick(&self, rows_per_second: f64) -> Placement {
+        let row = 1.0 / rows_per_second.max(1.0);
+        let part = row / (row + BESIDES);
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a part of a number of CPUs"
+        )]
+        let busy = (self.cpus as f64 * part).ceil() as usize;
+        Placement {
+            instances: self
+                .instances
+                .unwrap_or(busy.clamp(self.cpus.clamp(1, 2), MAX_INSTANCES)),
+            intra_op_threads: self.intra_op_threads.unwrap_or(1),
+        }
+    }
+
+    /// The most rows that may be merged.
+    #[must_use]
+    pub fn merge_limit(&self) -> usize {
+        if self.mergeable {
+            self.max_batch_size
+        } else {
+            1
+        }
+    }
+}
+
+/// The placements worth trying for a model of `file_size` bytes, the most likely one first. All CPUs are used, and none
+/// twice, unless the user says otherwise.
+#[must_use]
+pub fn placements(freedom: &Freedom, file_size: usize) -> Vec<Placement> {
+    let cpus = freedom.cpus.max(1);
+    let placement = |instances: usize, intra_op_threads: usize| Placement {
+        instances,
+        intra_op_threads,
+    };
+    match (freedom.instances, freedom.intra_op_threads) {
+        (Some(instances), Some(threads)) => vec![placement(instances, threads)],
+        (Some(instances), None) => vec![placement(instances, (cpus / instances).max(1))],
+        (None, Some(threads)) => {
+            vec![placement((cpus / threads).clamp(1, MAX_INSTANCES), threads)]
+        }
+        (None, None) => {
+            let most = (MAX_WEIGHTS / file_size.max(1)).clamp(1, MAX_INSTANCES);
+            let threads = std::iter::successors(Some(1), |threads| Some(threads * 2));
+            let mut all: Vec<Placement> = threads
+                .take_while(|threads| *threads < cpus)
+                .map(|threads| placement(cpus / threads, threads))
+                .filter(|placement| placement.instances <= most)
+                .collect();
+            all.push(placement(1, cpus));
+            all
+        }
+    }
+}
+
+/// Whether `challenger` is worth its additional threads.
+pub(super) fn threads_pay(best: &Measurement, challenger: &Measurement) -> bool {
+    challenger.rows_per_second >= THREADS_PAY * best.rows_per_second
+}
+
+/// Whether sizes beyond those measured, in ascending order, may still gain something.
+pub(super) fn is_still_rising(sizes: &[Measurement]) -> bool {
+    let mut best: f64 = 0.0;
+    let mut without_gain = 0;
+    for size in sizes {
+        if size.rows_per_second >= STILL_RISING * best {
+            without_gain = 0;
+        } else {
+            without_gain += 1;
+        }
+        best = best.max(size.rows_per_second);
+    }
+    without_gain < HOPELESS
+}
+
+/// The rows that are worth merging, of measurements in ascending order of rows, the first of which has one row.
+pub(super) fn merge_rows(sizes: &[Measurement]) -> usize {
+    let rate = |size: &Measurement| size.rows_per_second;
+    let best = sizes.iter().map(rate).fold(0.0, f64::max);
+    match sizes.first() {
+        Some(single) if best >= BATCHES_PAY * single.rows_per_second => sizes
+            .iter()
+            .find(|size| size.rows_per_second >= NEARLY_BEST * best)
+            .map_or(1, |size| size.rows),
+        _ => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const FREE: Freedom = Freedom {
+        cpus: 2,
+        instances: None,
+        intra_op_threads: None,
+        max_batch_size: 32,
+        mergeable: true,
+        merging_fixed: false,
+    };
+
+    fn pairs(freedom: Freedom, file_size: usize) -> Vec<(usize, usize)> {
+        placements(&freedom, file_size)
+            .iter()
+            .map(|placement| (placement.instances, placement.intra_op_threads))
+            .collect()
+    }
+
+    fn sizes(rates: &[f64]) -> Vec<Measurement> {
+        let size = |(index, rate): (u32, &f64)| Measurement {
+            placement: FREE.quick(1.0),
+            rows: 2_usize.pow(index),
+            rows_per_second: *rate,
+            run: Duration::from_millis(1),
+        };
+        (0..).zip(rates).map(size).collect()
+    }
+
+    #[test]
+    fn every_cpu_is_used_once() {
+        assert_eq!(pairs(FREE, 1), [(2, 1), (1, 2)]);
+        assert_eq!(pairs(Freedom { cpus: 1, ..FREE }, 1), [(1, 1)]);
+        assert_eq!(
+            pairs(Freedom { cpus: 16, ..FREE }, 1),
+            [(8, 2), (4, 4), (2, 8), (1, 16)]
+        );
+        assert_eq!(
+            pairs(Freedom { cpus: 6, ..FREE }, 1),
+            [(6, 1), (3, 2), (1, 4), (1, 6)]
+        );
+        for cpus in 1..100 {
+            for placement in placements(&Freedom { cpus, ..FREE }, 1) {
+                assert!(placement.instances * placement.intra_op_threads <= cpus);
+            }
+        }
+    }
+
+    #[test]
+    fn quick_models_get_as_many_instances_as_they_keep_busy() {
+        let instances = |cpus, rate| Freedom { cpus, ..FREE }.quick(rate).instances;
+        // A tiny network, one of 5 microseconds a row, and one of 150.
+        assert_eq!(instances(1, 10e6), 1);
+        assert_eq!(instances(2, 10e6), 2);
+        assert_eq!(instances(16, 10e6), 2);
+        assert_eq!(instances(2, 6.7e3), 2);
+        assert_eq!(instances(16, 200e3), 6);
+        let fixed = Freedom {
+            instances: Some(3),
+            ..FREE
+        };
+        assert_eq!(fixed.quick(10e6).instances, 3);
+    }
+
+    #[test]
+    fn a_large_model_is_not_held_many_times() {
+        let four = Freedom { cpus: 4, ..FREE };
+        assert_eq!(pairs(four, 600 << 20), [(1, 4)]);
+        assert_eq!(pairs(four, 400 << 20), [(2, 2), (1, 4)]);
+    }
+
+    #[test]
+    fn what_the_user_fixed_stays() {
+        let fixed = |instances, intra_op_threads| Freedom {
+            cpus: 4,
+            instances,
+            intra_op_threads,
+            ..FREE
+        };
+        for (freedom, expected) in [
+            (fixed(Some(3), Some(5)), (3, 5)),
+            (fixed(Some(2), None), (2, 2)),
+            (fixed(Some(9), None), (9, 1)),
+            (fixed(None, Some(2)), (2, 2)),
+            (fixed(None, Some(8)), (1, 8)),
+        ] {
+            assert_eq!(pairs(freedom, 1), [expected]);
+            let untuned = freedom.untuned().placement;
+            assert_eq!(
+                freedom.instances.unwrap_or(untuned.instances),
+                untuned.instances
+            );
+            assert_eq!(
+                freedom.intra_op_threads.unwrap_or(untuned.intra_op_threads),
+                untuned.intra_op_threads
+            );
+        }
+    }
+
+    #[test]
+    fn batches_are_formed_only_where_they_pay() {
+        // Rows per second at 1, 2, 4, 8, 16 and 32 rows.
+        assert_eq!(merge_rows(&sizes(&[288.0, 290.0, 287.0, 270.0])), 1);
+        assert_eq!(merge_rows(&sizes(&[100.0, 104.0, 109.0])), 1);
+        assert_eq!(merge_rows(&sizes(&[4e5, 8e5, 1.6e6, 3e6, 6e6, 1.2e7])), 32);
+        assert_eq!(merge_rows(&sizes(&[100.0, 150.0, 195.0, 200.0, 190.0])), 4);
+        assert_eq!(merge_rows(&[]), 1);
+    }
+
+    #[test]
+    fn sizes_are_tried_while_they_gain() {
+        assert!(is_still_rising(&sizes(&[100.0])));
+        assert!(is_still_rising(&sizes(&[100.0, 99.0])));
+        assert!(!is_still_rising(&sizes(&[100.0, 99.0, 101.0])));
+        assert!(is_still_rising(&sizes(&[100.0, 99.0, 110.0])));
+        assert!(!is_still_rising(&sizes(&[100.0, 200.0, 150.0, 160.0])));
+    }
+
+    #[test]
+    fn more_threads_need_a_reason() {
+        let [one, other] = [&sizes(&[100.0])[0], &sizes(&[104.0])[0]];
+        assert!(!threads_pay(one, other));
+        assert!(threads_pay(one, &sizes(&[106.0])[0]));
+    }
+}

@@ -1,0 +1,154 @@
+//! `model-serving tune`: which settings suit a model on this machine, as a table, and written into the model's sidecar.
+//!
+//! Invariant: what is measured is run by the very code that serves, and what is written is what the next start uses.
+
+use std::fmt::Write;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::loading::{Fixed, sessions};
+use crate::model::repository::{self, ModelSource};
+use crate::model::sidecar::TuningSettings;
+use crate::runtime::library::Library;
+use crate::runtime::provider::{CudaConfig, Device, ExecutionProvider};
+use crate::runtime::session::{self, SessionConfig};
+use crate::runtime::tuning::{self, Budget, Choice, Effort, Measurement};
+
+/// What is to be tuned, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct TuneConfig<'a> {
+    /// An `.onnx` file, or a repository folder.
+    pub path: &'a Path,
+    /// ONNX Runtime's library; searched if not given.
+    pub library: Option<&'a Path>,
+    /// How long each model may take.
+    pub time: Duration,
+    /// What is not to be chosen.
+    pub fixed: Fixed,
+    /// Whether the settings are written down.
+    pub write: bool,
+}
+
+/// Tunes the model, or the models of a repository, and gives what is to be printed to `print` as it becomes known.
+///
+/// # Errors
+/// One line, when there is no model, it cannot be measured, or the settings cannot be written or printed.
+pub fn tune(
+    config: &TuneConfig<'_>,
+    mut print: impl FnMut(&str) -> Result<(), String>,
+) -> Result<(), String> {
+    let sources = repository::find(config.path, None).map_err(|error| error.to_string())?;
+    let library = Library::load(config.library).map_err(|error| error.to_string())?;
+    for source in &sources {
+        let (measurements, settings) = measure(config, &library, source)?;
+        let mut text = format!("{} ({})\n\n", source.name, source.path.display());
+        // Writing into a string cannot fail.
+        let _ = write_table(&mut text, &measurements, &settings);
+        print(&text)?;
+        if config.write {
+            let path = sidecar_of(&source.path);
+            settings.write(&path).map_err(|error| error.to_string())?;
+            print(&format!("written to {}\n\n", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn sidecar_of(model: &Path) -> PathBuf {
+    model.with_extension("toml")
+}
+
+fn measure(
+    config: &TuneConfig<'_>,
+    library: &Library,
+    source: &ModelSource,
+) -> Result<(Vec<Measurement>, TuningSettings), String> {
+    let text = |error: crate::runtime::LoadError| error.to_string();
+    let device = SessionConfig {
+        device: Device::Cpu,
+        cuda: CudaConfig::default(),
+    };
+    let threads = |provider, file_size| {
+        let freedom = sessions::freedom(config.fixed, source, provider, None);
+        sessions::first_threads(&freedom, None, file_size)
+    };
+    let (opened, first) = session::open(library, source, device, threads).map_err(text)?;
+    let freedom = sessions::freedom(
+        config.fixed,
+        source,
+        ExecutionProvider::Cpu,
+        Some(&opened.metadata),
+    );
+    let budget = Budget {
+        time: config.time,
+        effort: Effort::THOROUGH,
+        everything: true,
+    };
+    let tuned = tuning::tune(&opened, first, &freedom, budget).map_err(text)?;
+    if tuned.measurements.is_empty() {
+        return Err(format!(
+            "{} refuses made-up rows, so it cannot be measured; set --instances and --intra-op-threads by hand",
+            source.path.display()
+        ));
+    }
+    let Choice {
+        placement,
+        merge_rows,
+    } = tuned.choice;
+    let number = |number| NonZeroUsize::new(number).unwrap_or(NonZeroUsize::MIN);
+    let settings = TuningSettings {
+        sha256: opened.sha256().to_owned(),
+        cpus: number(freedom.cpus),
+        instances: number(placement.instances),
+        intra_op_threads: number(placement.intra_op_threads),
+        merge_rows: number(merge_rows),
+    };
+    Ok((tuned.measurements, settings))
+}
+
+fn write_table(
+    text: &mut String,
+    measurements: &[Measurement],
+    settings: &TuningSettings,
+) -> std::fmt::Result {
+    writeln!(text, "instances  threads   rows      rows/s      ms/run")?;
+    let instances = settings.instances.get();
+    // The sessions of a model with short runs are measured one at a time.
+    let together = measurements
+        .iter()
+        .any(|measurement| measurement.placement.instances == instances);
+    for (index, measurement) in measurements.iter().enumerate() {
+        // What was measured twice stands there as it was confirmed.
+        let later = measurements.iter().skip(index + 1);
+        let setting = |measurement: &Measurement| (measurement.placement, measurement.rows);
+        if later
+            .map(setting)
+            .any(|later| later == setting(measurement))
+        {
+            continue;
+        }
+        let chosen = (!together || measurement.placement.instances == instances)
+            && measurement.placement.intra_op_threads == settings.intra_op_threads.get()
+            && measurement.rows == settings.merge_rows.get();
+        writeln!(
+            text,
+            "{:>9} {:>8} {:>6} {:>11.0} {:>11.3}{}",
+            measurement.placement.instances,
+            measurement.placement.intra_op_threads,
+            measurement.rows,
+            measurement.rows_per_second,
+            measurement.run.as_secs_f64() * 1e3,
+            if chosen { "  chosen" } else { "" }
+        )?;
+    }
+    let merging = match settings.merge_rows.get() {
+        1 => "requests are executed one by one".to_owned(),
+        rows => format!("up to {rows} rows of several requests share an execution"),
+    };
+    writeln!(
+        text,
+        "\n{} CPU(s): --instances {} --intra-op-threads {}; {merging}\n",
+        settings.cpus, settings.instances, settings.intra_op_threads
+    )
+}
