@@ -25,7 +25,7 @@ use support::{Answer, IMAGE, deadline, metadata, numbers, pending};
 const MAX_BATCH_SIZE: usize = 32;
 
 const POLICY: BatchPolicy = BatchPolicy {
-    max_batch_size: MAX_BATCH_SIZE,
+    merge_rows: MAX_BATCH_SIZE,
     max_queue_delay: Duration::ZERO,
     merge: true,
 };

@@ -35,8 +35,8 @@ pub struct ServedModel {
     pub assignment: Assignment,
     /// What the metrics say about it.
     pub info: ModelInfo,
-    /// What was left open of its settings, and what was chosen.
-    pub tuned: (Freedom, Choice),
+    /// What was left open of its settings and what was chosen, if that was measured.
+    pub tuned: Option<(Freedom, Choice)>,
 }
 
 /// Models by their names.
@@ -67,7 +67,7 @@ pub enum Phase {
 pub enum Fault {
     /// An instance executes on and on.
     InstanceHung,
-    /// An instance's thread ended.
+    /// An instance ended.
     InstanceDead,
     /// The GPU cannot be used any more.
     DeviceLost,

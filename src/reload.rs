@@ -310,7 +310,9 @@ impl Worker {
     ) -> Result<Arc<ServedModel>, ReloadError> {
         let registry = &self.config.registry;
         let served = registry.get(&source.name);
-        let model = self.config.loader.load_again(source, served.as_deref())?;
+        let before = renamed.and_then(|old| registry.get(old));
+        let before = served.as_deref().or(before.as_deref());
+        let model = self.config.loader.load_again(source, before)?;
         let model = Arc::new(model);
         let change = served.and_then(|served| served.metadata.signature_change(&model.metadata));
         let refused = match change {

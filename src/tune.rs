@@ -69,9 +69,9 @@ fn measure(
         device: Device::Cpu,
         cuda: CudaConfig::default(),
     };
-    let threads = |provider, file_size| {
+    let threads = |provider| {
         let freedom = sessions::freedom(config.fixed, source, provider, None);
-        sessions::first_threads(&freedom, None, file_size)
+        sessions::first_threads(&freedom, None)
     };
     let (opened, first) = session::open(library, source, device, threads).map_err(text)?;
     let freedom = sessions::freedom(

@@ -17,6 +17,7 @@ use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::{Request, Server, fixture, program};
 
@@ -185,9 +186,49 @@ fn tune_prints_a_table_and_the_next_start_takes_what_it_wrote() {
     let server = Server::start(&["--model", path.to_str().unwrap()]);
     let line = loaded(&server);
     assert_eq!([&line["instances"], &line["merge_rows"]], [3, 5], "{line}");
-    drop(server);
 
-    // Settings of another model are not.
+    // What is written down no more does not live on in a server that loads the model again.
+    fs::write(&sidecar, "name = \"adder\"\n").unwrap();
+    server.signal(Signal::SIGHUP);
+    let reloaded = |line: &Value| line["message"] == "model reloaded";
+    assert!(server.log.wait_for(reloaded).is_some());
+    assert!(was_measured(&server));
+    // What was measured does: a server that is in use cannot be measured.
+    let measurements = |server: &Server| {
+        server
+            .log
+            .lines()
+            .iter()
+            .filter(|line| line["measured"].is_string())
+            .count()
+    };
+    server.signal(Signal::SIGHUP);
+    let twice = || {
+        server
+            .log
+            .lines()
+            .iter()
+            .filter(|line| reloaded(line))
+            .count()
+            == 2
+    };
+    until(twice);
+    assert_eq!(measurements(&server), 1);
+    drop(server);
+}
+
+#[test]
+fn settings_of_another_model_are_ignored_and_said_to_be() {
+    let (_folder, path) = copy("addone");
+    assert!(tune(&path, &[]).status.success());
+    let sidecar = path.with_extension("toml");
+    let written = fs::read_to_string(&sidecar).unwrap();
+    // The first session is made before it is known that they are of another model, and must not be measured for one.
+    fs::write(
+        &sidecar,
+        written.replace("intra_op_threads = 1", "intra_op_threads = 2"),
+    )
+    .unwrap();
     fs::copy(fixture("addten"), &path).unwrap();
     let server = Server::start(&["--model", path.to_str().unwrap()]);
     let ignored = |line: &Value| {
@@ -197,7 +238,21 @@ fn tune_prints_a_table_and_the_next_start_takes_what_it_wrote() {
     };
     assert!(server.log.lines().iter().any(ignored));
     assert!(was_measured(&server));
-    assert_eq!(loaded(&server)["merge_rows"], 32);
+    let line = loaded(&server);
+    assert_eq!(
+        [&line["intra_op_threads"], &line["merge_rows"]],
+        [1, 32],
+        "{line}"
+    );
+    assert_eq!(line["executor"], "runtime", "{line}");
+}
+
+fn until(mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + support::PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time");
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! An instance: one thread that owns one model and executes batch after batch.
+//! An instance: one thread, or one task beside the connections, that owns one model and executes batch after batch.
 //!
 //! Invariant: every member of a batch is answered exactly once, whatever the execution does, a panic included.
 
@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::batch::{Batch, InputBuffers};
 use super::load::LoadEstimate;
@@ -24,6 +25,9 @@ const MEMORY_RETRY: Duration = Duration::from_secs(1);
 /// How long a run may go on after its interruption before the instance counts as hung.
 const HANG_GRACE: Duration = Duration::from_secs(20);
 
+/// A run beside the connections that takes longer, splitting and all, was not known to be short.
+const LONG_RUN: Duration = Duration::from_millis(10);
+
 /// What others may know about an instance.
 pub(super) struct InstanceStatus {
     interrupt: Arc<dyn Interrupt>,
@@ -39,7 +43,7 @@ pub enum InstanceHealth {
     Well,
     /// Executing on and on, although it was interrupted.
     Hung,
-    /// Its thread ended.
+    /// Its thread or task ended.
     Dead,
 }
 
@@ -113,11 +117,30 @@ impl Instance {
     }
 
     /// The same as a task beside the connections, for a model whose runs are shorter than waking a thread is worth.
+    ///
+    /// Should a run be long all the same, because values make it slower than those that were tried, it holds up what else
+    /// is ready on its thread once; from then on the runtime moves the rest to another thread first.
     pub(super) async fn run_on_runtime(mut self) {
         let mut mark = DeathMark::new(&self.status);
         let mut buffers = InputBuffers::new(self.model.metadata());
+        let can_move = Handle::current().runtime_flavor() != RuntimeFlavor::CurrentThread;
+        let mut was_long = false;
         while let Some(members) = self.queue.next_batch_on_runtime().await {
+            if was_long && can_move {
+                tokio::task::block_in_place(|| self.execute_taken(members, &mut buffers));
+                continue;
+            }
+            let started = Instant::now();
             self.execute_taken(members, &mut buffers);
+            let elapsed = started.elapsed();
+            if elapsed > LONG_RUN {
+                was_long = true;
+                tracing::warn!(
+                    model = self.model.metadata().name,
+                    milliseconds = elapsed.as_secs_f64() * 1e3,
+                    "a run took far longer than those that were tried; set --instances if that is not rare"
+                );
+            }
         }
         mark.finished = true;
     }

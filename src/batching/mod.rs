@@ -130,7 +130,7 @@ impl Scheduler {
         metrics: BatchingMetrics,
     ) -> std::io::Result<Self> {
         let policy = BatchPolicy {
-            max_batch_size: config.merge_rows,
+            merge_rows: config.merge_rows,
             max_queue_delay: config.max_queue_delay,
             merge: metadata.batchability == Batchability::Rows && config.merge_rows > 1,
         };
@@ -274,7 +274,7 @@ impl Scheduler {
         let rows = self.shared.queue.rows();
         self.shared.load.wait_behind(
             rows,
-            self.shared.queue.policy().max_batch_size,
+            self.shared.queue.policy().merge_rows,
             self.instances(),
         )
     }

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchPolicy {
     /// Rows per execution of merged requests. A single one may have more, and is then executed by itself.
-    pub max_batch_size: usize,
+    pub merge_rows: usize,
     /// How long the oldest request may wait for company.
     pub max_queue_delay: Duration,
     /// Whether requests may be merged at all.
@@ -58,7 +58,7 @@ impl BatchPolicy {
         };
         let mut members: SmallVec<[usize; 16]> = SmallVec::from_slice(&[0]);
         let mut rows = oldest.rows;
-        let mut full = !self.merge || rows >= self.max_batch_size;
+        let mut full = !self.merge || rows >= self.merge_rows;
         while !full {
             let Some((position, request)) = waiting.next() else {
                 break;
@@ -66,13 +66,13 @@ impl BatchPolicy {
             if !request.merges_with_oldest {
                 continue;
             }
-            if rows + request.rows > self.max_batch_size {
+            if rows + request.rows > self.merge_rows {
                 // Smaller ones behind it are not let past, or a large request could wait for ever.
                 full = true;
             } else {
                 members.push(position);
                 rows += request.rows;
-                full = rows == self.max_batch_size;
+                full = rows == self.merge_rows;
             }
         }
         let release = (oldest.enqueued_at + self.max_queue_delay).min(oldest.deadline);
@@ -94,12 +94,12 @@ mod tests {
     }
 
     impl Bench {
-        fn new(max_batch_size: usize, delay_ms: u64) -> Self {
+        fn new(merge_rows: usize, delay_ms: u64) -> Self {
             let max_queue_delay = Duration::from_millis(delay_ms);
             Self {
                 start: Instant::now(),
                 policy: BatchPolicy {
-                    max_batch_size,
+                    merge_rows,
                     max_queue_delay,
                     merge: true,
                 },

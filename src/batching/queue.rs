@@ -286,9 +286,9 @@ mod tests {
     use super::*;
     use crate::batching::testing::{self, Answer};
 
-    fn queue(max_batch_size: usize, max_rows: usize) -> RequestQueue {
+    fn queue(merge_rows: usize, max_rows: usize) -> RequestQueue {
         let policy = BatchPolicy {
-            max_batch_size,
+            merge_rows,
             max_queue_delay: Duration::ZERO,
             merge: true,
         };

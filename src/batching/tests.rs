@@ -331,3 +331,31 @@ async fn beside_the_connections_the_queue_delay_holds() {
     let answer = scheduler.submit(request(&[1.0], soon())).await.unwrap();
     assert!(answer.timings.queue >= delay, "{:?}", answer.timings);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_long_run_beside_the_connections_holds_them_up_once() {
+    let (model, gate) = FakeModel::gated();
+    let scheduler = start_on(&here(), vec![model], config());
+    let submit = |value| {
+        let scheduler = scheduler.clone();
+        tokio::spawn(async move { scheduler.submit(request(&[value], soon())).await })
+    };
+    let first = submit(1.0);
+    tokio::task::block_in_place(|| {
+        gate.wait_for_run();
+        // Long enough not to be taken for a short one.
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_millis(15) {
+            std::thread::yield_now();
+        }
+        gate.open();
+    });
+    assert_eq!(values(&first.await.unwrap().unwrap()), [2.0]);
+    // From now on each run is made where it holds up nothing.
+    for value in [2.0, 3.0, 4.0] {
+        assert_eq!(
+            values(&submit(value).await.unwrap().unwrap()),
+            [value + 1.0]
+        );
+    }
+}

@@ -82,7 +82,8 @@ pub struct ServeFlags {
     pub intra_op_threads: Option<NonZeroUsize>,
 
     /// How long instances, threads and batch sizes that are not given may be tried while a model is loaded on the CPU, or
-    /// off. Set off, or write the settings down with model-serving tune, where every start must be alike.
+    /// off. Set off, or write the settings down with model-serving tune, where every start must be alike; off
+    /// also makes threads of all instances.
     #[arg(
         long,
         env = "TUNING_TIME",

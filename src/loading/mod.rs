@@ -29,7 +29,7 @@ pub use sessions::Fixed;
 use sessions::Sessions;
 pub use trial::check_batching;
 
-/// Rows per execution unless a flag, the environment or the sidecar says otherwise.
+/// The most rows of a request unless a flag, the environment or the sidecar says otherwise.
 pub const DEFAULT_MAX_BATCH_SIZE: usize = 32;
 
 /// What is served, and how it is executed.
@@ -170,14 +170,17 @@ impl Loader {
             cuda: config.cuda,
         };
         let written = source.sidecar.tuning.as_ref();
-        let threads = |provider, file_size| {
+        let threads = |provider| {
             let freedom = sessions::freedom(config.fixed, source, provider, None);
-            sessions::first_threads(&freedom, written, file_size)
+            sessions::first_threads(&freedom, written)
         };
         let (opened, first) = session::open(library, source, session, threads)?;
         let provider = opened.provider;
         let freedom = sessions::freedom(config.fixed, source, provider, Some(&opened.metadata));
-        let replaced = replaced.map(|replaced| replaced.tuned);
+        // What was measured once is kept, because a server that is in use cannot be measured; but only if measuring is
+        // wanted at all.
+        let replaced = replaced.and_then(|replaced| replaced.tuned);
+        let replaced = replaced.filter(|_| config.tuning_time.is_some());
         let known = sessions::known(&freedom, written, replaced, opened.sha256());
         let mut sessions = sessions::make(&opened, first, &freedom, known, config.tuning_time)?;
         let on_gpu = provider != ExecutionProvider::Cpu;
@@ -186,13 +189,23 @@ impl Loader {
         }
         let (max_batch_size, choice) = (freedom.max_batch_size, sessions.choice);
         let (metadata, merging) = self.try_rows(source, &freedom, &mut sessions)?;
-        let free = config.fixed.instances.is_none();
-        let executor = if free && sessions::are_short(&opened, &mut sessions, max_batch_size)? {
+        let inherited =
+            known.is_some() && known == replaced.map(|(_, choice)| choice) && written.is_none();
+        let measured = !sessions.measurements.is_empty();
+        // Whoever fixes instances gets threads, and so does who wants no measurements.
+        let free = config.fixed.instances.is_none() && config.tuning_time.is_some();
+        let merge_rows = if merging == Merging::On {
+            choice.merge_rows
+        } else {
+            1
+        };
+        let executor = if free && sessions::have_short_runs(&opened, &mut sessions, max_batch_size)?
+        {
             Executor::Runtime(self.runtime.clone())
         } else {
             Executor::Threads
         };
-        if !sessions.measurements.is_empty() {
+        if measured {
             tracing::info!(
                 model = metadata.name,
                 measured = sessions::summary(&sessions.measurements),
@@ -201,7 +214,7 @@ impl Loader {
         }
         let batching = BatchingConfig {
             max_batch_size,
-            merge_rows: choice.merge_rows,
+            merge_rows,
             max_queue_delay: config
                 .max_queue_delay
                 .or(source.sidecar.batching.max_queue_delay)
@@ -236,7 +249,7 @@ impl Loader {
             model = metadata.name, version = metadata.version, signature = metadata.signature_text(),
             device, execution_provider = provider.name(), fallback = opened.fallback, onnxruntime = library.version(),
             instances = choice.placement.instances, intra_op_threads = choice.placement.intra_op_threads,
-            executor = executor.name(), max_batch_size, merge_rows = choice.merge_rows,
+            executor = executor.name(), max_batch_size, merge_rows,
             batching = ?metadata.batchability, nodes = ?opened.assignment.counts(), seconds = started.elapsed().as_secs_f64(),
             "model loaded"
         );
@@ -249,7 +262,7 @@ impl Loader {
             fallback: opened.fallback,
             assignment: opened.assignment,
             info,
-            tuned: (freedom, choice),
+            tuned: (measured || inherited).then_some((freedom, choice)),
         })
     }
 

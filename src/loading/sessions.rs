@@ -69,17 +69,13 @@ pub(crate) fn freedom(
     }
 }
 
-/// The threads of the first session, which is made before more is known of the model than the `file_size` of its file.
-pub(crate) fn first_threads(
-    freedom: &Freedom,
-    written: Option<&TuningSettings>,
-    file_size: usize,
-) -> usize {
+/// The threads of the first session, which is made before it is known whether what is written down is of this model.
+pub(crate) fn first_threads(freedom: &Freedom, written: Option<&TuningSettings>) -> usize {
     let written = written.filter(|written| written.cpus.get() == freedom.cpus);
     let choice = written.and_then(|written| as_choice(written, freedom));
-    let placement = choice.map(|choice| choice.placement);
-    let placement = placement.or_else(|| tuning::placements(freedom, file_size).first().copied());
-    placement.map_or(1, |placement| placement.intra_op_threads)
+    choice.map_or(freedom.first_threads(), |choice| {
+        choice.placement.intra_op_threads
+    })
 }
 
 /// The settings that are known without measuring, if any.
@@ -158,9 +154,12 @@ pub(super) fn make(
     };
     let threads = choice.placement.intra_op_threads;
     let mut models = Vec::new();
-    // The first session was made before the model's checksum and signature were known.
+    // The first session was made before the model's checksum and signature were known. One that does not fit is let go
+    // before others are made.
     if first.intra_op_threads() == threads {
         models.push(first);
+    } else {
+        drop(first);
     }
     while models.len() < choice.placement.instances {
         models.push(opened.session(threads)?);
@@ -173,9 +172,9 @@ pub(super) fn make(
     })
 }
 
-/// Whether each run of `sessions`, whatever is in a request, is so short that it may be made beside the connections. Who
+/// Whether each run of `sessions`, by all that shapes tell, is so short that it may be made beside the connections. Who
 /// asks for a number of instances asks for as many threads.
-pub(super) fn are_short(
+pub(super) fn have_short_runs(
     opened: &OpenedModel<'_>,
     sessions: &mut Sessions,
     max_batch_size: usize,
@@ -199,11 +198,13 @@ pub(super) fn are_short(
         let measured = sessions
             .measurements
             .iter()
-            .find(|measurement| measurement.rows == rows)
+            .find(|measurement| {
+                measurement.rows == rows && measurement.placement.intra_op_threads == 1
+            })
             .map(|measurement| measurement.run);
         let run = match measured {
             Some(run) => Some(run),
-            None => tuning::longest_run(model, rows, opened.path())?,
+            None => tuning::run_time(model, rows, opened.path())?,
         };
         if run.is_none_or(|run| run > SHORT_RUN) {
             return Ok(false);

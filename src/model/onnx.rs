@@ -69,6 +69,8 @@ pub struct OnnxFile {
     pub properties: BTreeMap<String, String>,
     /// Names of the inputs and outputs that state no shape at all.
     pub unranked: BTreeSet<String>,
+    /// Bytes of the external data that the model names.
+    pub external_bytes: u64,
     /// Whether the work of a run follows from the shapes of its inputs, whatever their values.
     pub bounded_work: bool,
 }
@@ -115,7 +117,9 @@ impl OnnxFile {
         }
 
         let locations = model.external_locations();
+        let mut external_bytes = 0;
         for location in locations {
+            external_bytes += fs::metadata(folder.join(&location)).map_or(0, |file| file.len());
             check_location(&folder, &location).map_err(|reason| OnnxFileError::ExternalData {
                 path: path.to_owned(),
                 location,
@@ -155,6 +159,7 @@ impl OnnxFile {
                 .map(|entry| (entry.key, entry.value))
                 .collect(),
             unranked,
+            external_bytes,
             bounded_work,
         })
     }

@@ -92,7 +92,7 @@ pub struct OutputSettings {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BatchingSettings {
-    /// Rows per execution.
+    /// The most rows of a request, and of an execution that requests share.
     pub max_batch_size: Option<NonZeroUsize>,
     /// How long the oldest request may wait for company.
     #[serde(default, deserialize_with = "duration")]
@@ -136,9 +136,15 @@ impl TuningSettings {
             table.decor_mut().set_prefix("\n");
         }
         document.insert("tuning", toml_edit::Item::Table(table));
-        let beside = path.with_extension("toml.new");
+        // A link is kept, and so is who may read the file.
+        let place = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let beside = place.with_extension("toml.new");
         fs::write(&beside, document.to_string())
-            .and_then(|()| fs::rename(&beside, path))
+            .and_then(|()| match fs::metadata(&place) {
+                Ok(metadata) => fs::set_permissions(&beside, metadata.permissions()),
+                Err(_) => Ok(()),
+            })
+            .and_then(|()| fs::rename(&beside, &place))
             .map_err(failed)
     }
 }

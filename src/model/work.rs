@@ -64,7 +64,6 @@ const BY_SHAPE: &[&str] = &[
     "EyeLike",
     "Flatten",
     "Floor",
-    "GRU",
     "Gather",
     "GatherElements",
     "GatherND",
@@ -84,7 +83,6 @@ const BY_SHAPE: &[&str] = &[
     "IsInf",
     "IsNaN",
     "LRN",
-    "LSTM",
     "LayerNormalization",
     "LeakyRelu",
     "Less",
@@ -101,7 +99,6 @@ const BY_SHAPE: &[&str] = &[
     "MeanVarianceNormalization",
     "Min",
     "Mish",
-    "Mod",
     "Mul",
     "Neg",
     "Not",
@@ -112,7 +109,6 @@ const BY_SHAPE: &[&str] = &[
     "QLinearMatMul",
     "QuantizeLinear",
     "RMSNormalization",
-    "RNN",
     "Reciprocal",
     "Relu",
     "Round",
@@ -156,9 +152,6 @@ const BY_SHAPE_ML: &[&str] = &[
     "SVMClassifier",
     "SVMRegressor",
     "Scaler",
-    "TreeEnsemble",
-    "TreeEnsembleClassifier",
-    "TreeEnsembleRegressor",
 ];
 
 /// Operators of which some inputs, from this position on, are parameters: the shape of an output, or how another input is
@@ -166,6 +159,10 @@ const BY_SHAPE_ML: &[&str] = &[
 const BY_PARAMETERS: &[(&str, usize)] = &[
     ("ConstantOfShape", 0),
     ("Expand", 1),
+    // The lengths of the sequences say how many steps are taken.
+    ("GRU", 4),
+    ("LSTM", 4),
+    ("RNN", 4),
     ("OneHot", 1),
     ("Pad", 1),
     ("Range", 0),
@@ -257,7 +254,9 @@ mod tests {
             "b = Relu(a)",
             "y = Softmax(b)"
         ]));
-        assert!(bounded(&["y = ai.onnx.ml:TreeEnsembleClassifier(x)"]));
+        assert!(bounded(&["y = ai.onnx.ml:LinearClassifier(x)"]));
+        assert!(bounded(&["y = LSTM(x, w, w)"]));
+        assert!(bounded(&["y = LSTM(x, w, w, , w)"]));
         assert!(bounded(&[
             "a = Conv(x, w)",
             "b = Reshape(a, w)",
@@ -287,6 +286,9 @@ mod tests {
             &["s = Shape(x)", "t = Add(s, x)", "y = Expand(x, t)"],
             &["y = Loop(w, x)"],
             &["y = NonZero(x)"],
+            &["y = LSTM(x, w, w, , x)"],
+            // How deep a tree is descended depends on the values.
+            &["y = ai.onnx.ml:TreeEnsembleClassifier(x)"],
             &["y = com.microsoft:Gelu(x)"],
             &["y = ai.onnx.ml:Gemm(x, w)"],
         ] {

@@ -89,8 +89,7 @@ pub struct OpenedModel<'a> {
     pub assignment: Assignment,
 }
 
-/// Loads the model at `source` into one session, of as many threads as `threads` says for the provider that can be had
-/// and the bytes of the model's file.
+/// Loads the model at `source` into one session, of as many threads as `threads` says for the provider that can be had.
 /// Further ones can be made of what is returned beside it.
 ///
 /// # Errors
@@ -99,7 +98,7 @@ pub fn open<'a>(
     library: &'a Library,
     source: &ModelSource,
     config: SessionConfig,
-    threads: impl Fn(ExecutionProvider, usize) -> usize,
+    threads: impl Fn(ExecutionProvider) -> usize,
 ) -> Result<(OpenedModel<'a>, OrtModel), LoadError> {
     let file = OnnxFile::read(&source.path)?;
     let mut fallback = None;
@@ -108,7 +107,7 @@ pub fn open<'a>(
     }
     for provider in ExecutionProvider::candidates(config.device) {
         let pretended = pretended(provider);
-        let threads = threads(provider, file.bytes.len());
+        let threads = threads(provider);
         let created = create_session(library, &file, provider, config, threads);
         let attempt = created.and_then(|session| {
             let assignment = check_assignment(&session, &file, provider, config.device)?;
@@ -172,7 +171,7 @@ impl OpenedModel<'_> {
         &self.file.sha256
     }
 
-    /// Whether the work of a run follows from the shapes of its inputs, and so can be no more than was measured.
+    /// Whether the work of a run follows from the shapes of its inputs, and so is about what was measured.
     #[must_use]
     pub fn has_bounded_work(&self) -> bool {
         // What a string costs depends on its length.
@@ -186,10 +185,12 @@ impl OpenedModel<'_> {
         &self.file.path
     }
 
-    /// The bytes of the model's file: about what the weights of one more session take.
+    /// The bytes of the model's file and its external data: about what one more session takes.
     #[must_use]
-    pub fn file_size(&self) -> usize {
-        self.file.bytes.len()
+    pub fn weights(&self) -> usize {
+        usize::try_from(self.file.external_bytes)
+            .unwrap_or(usize::MAX)
+            .saturating_add(self.file.bytes.len())
     }
 }
 
@@ -203,7 +204,7 @@ pub fn load(
     config: SessionConfig,
     placement: impl Fn(ExecutionProvider) -> Placement,
 ) -> Result<LoadedModel, LoadError> {
-    let threads = |provider, _| placement(provider).intra_op_threads;
+    let threads = |provider| placement(provider).intra_op_threads;
     let (opened, first) = open(library, source, config, threads)?;
     let placement = placement(opened.registered);
     let more = (1..placement.instances).map(|_| opened.session(placement.intra_op_threads));

@@ -9,7 +9,7 @@ use crate::runtime::session::Placement;
 /// The most sessions that are chosen. Each holds the model's weights and arena anew.
 const MAX_INSTANCES: usize = 8;
 
-/// The bytes of model files that all sessions together may hold, unless one alone holds more.
+/// The bytes of weights that all sessions together may hold, unless one alone holds more.
 const MAX_WEIGHTS: usize = 1 << 30;
 
 /// Seconds of a CPU that a small request costs besides its execution, of which most is the kernel's share of receiving
@@ -81,7 +81,7 @@ impl Freedom {
     /// `rows_per_second`: as many sessions as the part of the work that is the model's keeps busy, but two where there are
     /// two CPUs, so that requests on one need not wait for the other. More would only take turns.
     #[must_use]
-    pub fn quick(&self, rows_per_second: f64) -> Placement {
+    pub fn quick(&self, rows_per_second: f64, weights: usize) -> Placement {
         let row = 1.0 / rows_per_second.max(1.0);
         let part = row / (row + BESIDES);
         #[expect(
@@ -94,9 +94,18 @@ impl Freedom {
         Placement {
             instances: self
                 .instances
-                .unwrap_or(busy.clamp(self.cpus.clamp(1, 2), MAX_INSTANCES)),
+                .unwrap_or(busy.max(self.cpus.clamp(1, 2)).min(most_instances(weights))),
             intra_op_threads: self.intra_op_threads.unwrap_or(1),
         }
+    }
+
+    /// The threads of the session that is measured first: one, which is also what short runs get.
+    #[must_use]
+    pub fn first_threads(&self) -> usize {
+        self.intra_op_threads.unwrap_or(match self.instances {
+            Some(instances) => (self.cpus / instances).max(1),
+            None => 1,
+        })
     }
 
     /// The most rows that may be merged.
@@ -110,11 +119,17 @@ impl Freedom {
     }
 }
 
-/// The placements worth trying for a model of `file_size` bytes, the most likely one first. All CPUs are used, and none
+/// The most sessions of a model whose weights take so many bytes.
+fn most_instances(weights: usize) -> usize {
+    (MAX_WEIGHTS / weights.max(1)).clamp(1, MAX_INSTANCES)
+}
+
+/// The placements worth trying for a model whose weights take so many bytes, the most likely one first. All CPUs are used, and none
 /// twice, unless the user says otherwise.
 #[must_use]
-pub fn placements(freedom: &Freedom, file_size: usize) -> Vec<Placement> {
+pub fn placements(freedom: &Freedom, weights: usize) -> Vec<Placement> {
     let cpus = freedom.cpus.max(1);
+    let most = most_instances(weights);
     let placement = |instances: usize, intra_op_threads: usize| Placement {
         instances,
         intra_op_threads,
@@ -123,10 +138,9 @@ pub fn placements(freedom: &Freedom, file_size: usize) -> Vec<Placement> {
         (Some(instances), Some(threads)) => vec![placement(instances, threads)],
         (Some(instances), None) => vec![placement(instances, (cpus / instances).max(1))],
         (None, Some(threads)) => {
-            vec![placement((cpus / threads).clamp(1, MAX_INSTANCES), threads)]
+            vec![placement((cpus / threads).clamp(1, most), threads)]
         }
         (None, None) => {
-            let most = (MAX_WEIGHTS / file_size.max(1)).clamp(1, MAX_INSTANCES);
             let threads = std::iter::successors(Some(1), |threads| Some(threads * 2));
             let mut all: Vec<Placement> = threads
                 .take_while(|threads| *threads < cpus)
@@ -187,8 +201,8 @@ mod tests {
         merging_fixed: false,
     };
 
-    fn pairs(freedom: Freedom, file_size: usize) -> Vec<(usize, usize)> {
-        placements(&freedom, file_size)
+    fn pairs(freedom: Freedom, weights: usize) -> Vec<(usize, usize)> {
+        placements(&freedom, weights)
             .iter()
             .map(|placement| (placement.instances, placement.intra_op_threads))
             .collect()
@@ -196,7 +210,7 @@ mod tests {
 
     fn sizes(rates: &[f64]) -> Vec<Measurement> {
         let size = |(index, rate): (u32, &f64)| Measurement {
-            placement: FREE.quick(1.0),
+            placement: FREE.quick(1.0, 1),
             rows: 2_usize.pow(index),
             rows_per_second: *rate,
             run: Duration::from_millis(1),
@@ -225,7 +239,7 @@ mod tests {
 
     #[test]
     fn quick_models_get_as_many_instances_as_they_keep_busy() {
-        let instances = |cpus, rate| Freedom { cpus, ..FREE }.quick(rate).instances;
+        let instances = |cpus, rate| Freedom { cpus, ..FREE }.quick(rate, 1).instances;
         // A tiny network, one of 5 microseconds a row, and one of 150.
         assert_eq!(instances(1, 10e6), 1);
         assert_eq!(instances(2, 10e6), 2);
@@ -236,7 +250,9 @@ mod tests {
             instances: Some(3),
             ..FREE
         };
-        assert_eq!(fixed.quick(10e6).instances, 3);
+        assert_eq!(fixed.quick(10e6, 1).instances, 3);
+        // Two of a large one would hold its weights twice.
+        assert_eq!(FREE.quick(6.7e3, 900 << 20).instances, 1);
     }
 
     #[test]

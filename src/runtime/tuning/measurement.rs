@@ -2,8 +2,7 @@
 //!
 //! Invariant: a measurement ends by itself soon after it has run often enough to be believed.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Barrier;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,7 +36,8 @@ pub struct Effort {
 }
 
 impl Effort {
-    /// While somebody waits for the server to be ready: below a millisecond for each setting of a tiny model.
+    /// While somebody waits for the server to be ready: below a millisecond for each setting of a tiny model, and three
+    /// runs of a slow one.
     pub const BRIEF: Self = Self {
         many: 10,
         least: Duration::from_micros(200),
@@ -64,39 +64,28 @@ impl Effort {
     }
 }
 
-/// Runs every one of `models` on `rows` made-up rows, all at once.
+/// Sessions and threads of `models`, which all have as many.
+pub(super) fn placement_of(models: &[OrtModel]) -> Placement {
+    Placement {
+        instances: models.len(),
+        intra_op_threads: models.first().map_or(1, OrtModel::intra_op_threads),
+    }
+}
+
+/// Runs every one of `models` on `rows` made-up rows, all at once, until that was done often enough, or `end` is there.
 ///
 /// # Errors
 /// What a run said; [`RuntimeError::Refused`] when the model does not take made-up rows.
 pub(super) fn measure(
     models: &mut [OrtModel],
-    intra_op_threads: usize,
     rows: usize,
     effort: Effort,
+    end: Instant,
 ) -> Result<Measurement, RuntimeError> {
-    let placement = Placement {
-        instances: models.len(),
-        intra_op_threads,
-    };
+    let placement = placement_of(models);
     let medians = match models {
-        [model] => vec![median_run(model, rows, effort, None)?],
-        models => {
-            let barrier = Barrier::new(models.len());
-            let barrier = &barrier;
-            thread::scope(|scope| {
-                let running: Vec<_> = models
-                    .iter_mut()
-                    .map(|model| {
-                        scope.spawn(move || median_run(model, rows, effort, Some(barrier)))
-                    })
-                    .collect();
-                let panicked = |_| RuntimeError::Broken("a measured run panicked".to_owned());
-                running
-                    .into_iter()
-                    .map(|thread| thread.join().map_err(panicked)?)
-                    .collect::<Result<Vec<_>, _>>()
-            })?
-        }
+        [model] => vec![median_run(model, rows, effort, end, || ())?],
+        models => together(models, rows, effort, end)?,
     };
     #[expect(clippy::cast_precision_loss, reason = "row counts are far below 2^53")]
     let rate = |run: &Duration| rows as f64 / run.as_secs_f64().max(1e-9);
@@ -108,23 +97,64 @@ pub(super) fn measure(
     })
 }
 
-/// The median time of a run of `model`, after one that is not counted.
+/// The median time of a run of each of `models`, while all of them run.
+fn together(
+    models: &mut [OrtModel],
+    rows: usize,
+    effort: Effort,
+    end: Instant,
+) -> Result<Vec<Duration>, RuntimeError> {
+    let broken = |what: &str| RuntimeError::Broken(what.to_owned());
+    thread::scope(|scope| {
+        // Each thread lets go of its end of `ready` when its first run is over, however that ended, and then waits until
+        // nobody holds the other end of its `go`: so nobody waits for a thread that is not there.
+        let (ready, all_ready) = mpsc::channel::<()>();
+        let mut starts = Vec::new();
+        let mut running = Vec::new();
+        for model in models.iter_mut() {
+            let (start, go) = mpsc::channel::<()>();
+            starts.push(start);
+            let ready = ready.clone();
+            let body = move || {
+                let wait = || {
+                    drop(ready);
+                    let _ = go.recv();
+                };
+                median_run(model, rows, effort, end, wait)
+            };
+            let thread = thread::Builder::new().name("tune".to_owned());
+            match thread.spawn_scoped(scope, body) {
+                Ok(thread) => running.push(thread),
+                Err(_) => return Err(broken("the operating system refused a thread")),
+            }
+        }
+        drop(ready);
+        // Nothing is ever sent; this ends when everybody is ready.
+        let _ = all_ready.recv();
+        drop(starts);
+        let panicked = |_| broken("a measured run panicked");
+        running
+            .into_iter()
+            .map(|thread| thread.join().map_err(panicked)?)
+            .collect()
+    })
+}
+
+/// The median time of a run of `model`, after one that is not counted, and after `wait`.
 fn median_run(
     model: &mut OrtModel,
     rows: usize,
     effort: Effort,
-    together: Option<&Barrier>,
+    end: Instant,
+    wait: impl FnOnce(),
 ) -> Result<Duration, RuntimeError> {
-    // Whoever fails, however it does, must still come, or the others would wait for ever.
-    let first = catch_unwind(AssertUnwindSafe(|| warmup::run_once(model, rows)))
-        .unwrap_or_else(|_| Err(RuntimeError::Broken("a measured run panicked".to_owned())));
-    if let Some(barrier) = together {
-        barrier.wait();
-    }
+    let first = warmup::run_once(model, rows);
+    wait();
     first?;
     let started = Instant::now();
     let mut runs = Vec::with_capacity(effort.many);
-    while !effort.is_enough(runs.len(), started.elapsed()) {
+    let late = |runs: &[Duration]| !runs.is_empty() && Instant::now() >= end;
+    while !late(&runs) && !effort.is_enough(runs.len(), started.elapsed()) {
         let run = Instant::now();
         warmup::run_once(model, rows)?;
         runs.push(run.elapsed());

@@ -23,6 +23,9 @@ use measurement::measure;
 /// Runs shorter than this are no faster with more threads: waking one costs about as much.
 const QUICK: Duration = Duration::from_micros(200);
 
+/// The longest that one setting is measured where nobody has said how long.
+const LONGEST: Duration = Duration::from_secs(2);
+
 /// What tuning found, with the sessions that it was found with.
 pub struct Tuned {
     /// One model per instance; each has run every size that is merged, if anything was measured.
@@ -44,8 +47,8 @@ pub struct Budget {
     pub everything: bool,
 }
 
-/// Tries the settings that `freedom` leaves open. `first` is the first session of the model `opened`, with the threads
-/// that the first of [`placements`] has.
+/// Tries the settings that `freedom` leaves open on `opened`, of which `first` is a session, preferably one with the
+/// threads that [`Freedom::first_threads`] says.
 ///
 /// # Errors
 /// When a session cannot be created, or a run fails for another reason than made-up values.
@@ -55,9 +58,6 @@ pub fn tune(
     freedom: &Freedom,
     budget: Budget,
 ) -> Result<Tuned, LoadError> {
-    let placements = placements(freedom, opened.file_size());
-    let placement = placements.first().copied();
-    let placement = placement.unwrap_or(freedom.untuned().placement);
     let mut tuning = Tuning {
         opened,
         freedom,
@@ -65,9 +65,8 @@ pub fn tune(
         end: Instant::now() + budget.time,
         measurements: Vec::new(),
         models: vec![first],
-        placement,
     };
-    match tuning.run(&placements) {
+    match tuning.run() {
         Ok(choice) => Ok(Tuned {
             models: tuning.models,
             choice,
@@ -76,12 +75,7 @@ pub fn tune(
         Err(Failure::Refused) => {
             // Zeros are what we can make up, not what the model was made for; some models rightly refuse them.
             let choice = freedom.untuned();
-            tuning.models.truncate(choice.placement.instances);
-            if choice.placement.intra_op_threads != placement.intra_op_threads {
-                tuning.models.clear();
-            }
-            tuning.placement = choice.placement;
-            tuning.add_instances()?;
+            tuning.make_sessions(choice.placement)?;
             Ok(Tuned {
                 models: tuning.models,
                 choice,
@@ -92,16 +86,17 @@ pub fn tune(
     }
 }
 
-/// The longest run that the rows of one request can make, or nothing if the model refuses made-up rows.
+/// The median time of a run of `rows` rows, or nothing if the model refuses made-up rows.
 ///
 /// # Errors
 /// When a run fails for another reason.
-pub fn longest_run(
+pub fn run_time(
     model: &mut OrtModel,
     rows: usize,
     path: &Path,
 ) -> Result<Option<Duration>, LoadError> {
-    match measure(std::slice::from_mut(model), 1, rows, Effort::BRIEF) {
+    let end = Instant::now() + LONGEST;
+    match measure(std::slice::from_mut(model), rows, Effort::BRIEF, end) {
         Ok(measurement) => Ok(Some(measurement.run)),
         Err(RuntimeError::Refused(_)) => Ok(None),
         Err(source) => Err(failed(path, rows, source)),
@@ -129,7 +124,7 @@ impl From<LoadError> for Failure {
     }
 }
 
-/// Tuning in progress: the best setting so far, and its sessions.
+/// Tuning in progress: the sessions of the best setting so far.
 struct Tuning<'a, 'l> {
     opened: &'a OpenedModel<'l>,
     freedom: &'a Freedom,
@@ -137,60 +132,79 @@ struct Tuning<'a, 'l> {
     end: Instant,
     measurements: Vec<Measurement>,
     models: Vec<OrtModel>,
-    placement: Placement,
 }
 
 impl Tuning<'_, '_> {
-    fn run(&mut self, placements: &[Placement]) -> Result<Choice, Failure> {
+    fn run(&mut self) -> Result<Choice, Failure> {
+        let untuned = self.freedom.untuned();
+        let threads = self.freedom.first_threads();
+        self.make_sessions(Placement {
+            instances: 1,
+            intra_op_threads: threads,
+        })?;
         let alone = self.measure_one_row()?;
         if alone.run >= QUICK {
-            self.choose_placement(placements)?;
+            if !self.has_time_for(alone.run) {
+                self.make_sessions(untuned.placement)?;
+                // Nothing was shown to pay.
+                let merge_rows = if self.freedom.merging_fixed {
+                    untuned.merge_rows
+                } else {
+                    1
+                };
+                return Ok(Choice {
+                    merge_rows,
+                    ..untuned
+                });
+            }
+            let placement = self.choose_placement(alone.run)?;
             return Ok(Choice {
-                placement: self.placement,
+                placement,
                 merge_rows: self.choose_merge_rows()?,
             });
         }
         let merge_rows = self.choose_merge_rows()?;
         let rates = self.measurements.iter().map(|size| size.rows_per_second);
-        let quick = self.freedom.quick(rates.fold(0.0, f64::max));
-        if quick.intra_op_threads != self.placement.intra_op_threads {
-            self.models.clear();
-        }
-        self.placement = quick;
-        let measured = self.models.len();
-        self.add_instances()?;
-        for model in self.models.iter_mut().skip(measured) {
+        let rate = rates.fold(0.0, f64::max);
+        let placement = self.freedom.quick(rate, self.opened.weights());
+        self.make_sessions(placement)?;
+        // The first has run every size.
+        for model in self.models.iter_mut().skip(1) {
             for rows in Buckets::up_to(merge_rows).sizes() {
                 warmup::run_once(model, rows)
                     .map_err(|error| failed(self.opened.path(), rows, error))?;
             }
         }
         Ok(Choice {
-            placement: quick,
+            placement,
             merge_rows,
         })
     }
 
-    /// Measures each of `placements`, and keeps the sessions of the best.
-    fn choose_placement(&mut self, placements: &[Placement]) -> Result<(), Failure> {
-        self.add_instances()?;
-        let mut best = self.measure_one_row()?;
-        for challenger in placements.iter().skip(1) {
-            if Instant::now() >= self.end {
+    /// Measures every placement, and keeps the sessions of the best. `run` is what a run takes alone.
+    fn choose_placement(&mut self, run: Duration) -> Result<Placement, Failure> {
+        let mut best: Option<Measurement> = None;
+        for placement in placements(self.freedom, self.opened.weights()) {
+            if best.is_some() && !self.has_time_for(run) {
                 break;
             }
-            let before = std::mem::replace(&mut self.placement, *challenger);
-            let models = std::mem::take(&mut self.models);
-            self.add_instances()?;
+            let before = std::mem::take(&mut self.models);
+            // Only the first can use a session that is there; later ones stand beside the best so far.
+            if best.is_none() {
+                self.models = before;
+                self.make_sessions(placement)?;
+                best = Some(self.measure_one_row()?);
+                continue;
+            }
+            self.make_sessions(placement)?;
             let measurement = self.measure_one_row()?;
-            if threads_pay(&best, &measurement) {
-                best = measurement;
+            if best.is_none_or(|best| threads_pay(&best, &measurement)) {
+                best = Some(measurement);
             } else {
-                self.placement = before;
-                self.models = models;
+                self.models = before;
             }
         }
-        Ok(())
+        Ok(best.map_or(self.freedom.untuned().placement, |best| best.placement))
     }
 
     /// Measures batches until they gain nothing any more.
@@ -204,42 +218,46 @@ impl Tuning<'_, '_> {
             if rows == 1 {
                 continue;
             }
-            if hopeless || !self.has_time_for(rows, sizes.last()) {
+            // A smaller size tells how long this one will take.
+            let expected = sizes.last().map_or(Duration::ZERO, |last| {
+                let ratio = u32::try_from(rows.div_ceil(last.rows)).unwrap_or(u32::MAX);
+                last.run.saturating_mul(ratio)
+            });
+            if hopeless || !self.has_time_for(expected) {
                 break;
             }
-            sizes.push(self.measure(rows)?);
+            match self.measure(rows) {
+                Ok(size) => sizes.push(size),
+                // A model that takes one row only has no use for more, whatever its signature says.
+                Err(Failure::Refused) => break,
+                Err(error) => return Err(error),
+            }
         }
         // A batch is not formed for one disturbed measurement: what seems to pay must do so twice.
         let rows = merge_rows(&sizes);
         if rows > 1 {
-            for size in sizes
-                .iter_mut()
-                .filter(|size| size.rows == 1 || size.rows == rows)
-            {
-                let again = self.measure(size.rows)?;
-                size.rows_per_second = size.rows_per_second.max(again.rows_per_second);
+            for size in &mut sizes {
+                if size.rows == 1 || size.rows == rows {
+                    let again = self.measure(size.rows)?;
+                    size.rows_per_second = size.rows_per_second.max(again.rows_per_second);
+                }
             }
         }
         Ok(merge_rows(&sizes))
     }
 
-    /// Whether measuring `rows` rows will probably end in time, `last` being what a smaller size took.
-    fn has_time_for(&self, rows: usize, last: Option<&Measurement>) -> bool {
-        let last = last.map_or(Duration::ZERO, |last| {
-            let ratio = u32::try_from(rows.div_ceil(last.rows)).unwrap_or(u32::MAX);
-            last.run.saturating_mul(ratio)
-        });
-        Instant::now() + self.budget.effort.longest(last) <= self.end
+    /// Whether measuring runs of this time will probably end in time.
+    fn has_time_for(&self, run: Duration) -> bool {
+        Instant::now() + self.budget.effort.longest(run) <= self.end
     }
 
     /// The measurement of one row with the sessions there are, taken now unless it was before.
     fn measure_one_row(&mut self) -> Result<Measurement, Failure> {
-        let instances = self.models.len();
-        let known = self.measurements.iter().find(|measurement| {
-            measurement.rows == 1
-                && measurement.placement.instances == instances
-                && measurement.placement.intra_op_threads == self.placement.intra_op_threads
-        });
+        let placement = measurement::placement_of(&self.models);
+        let known = self
+            .measurements
+            .iter()
+            .find(|measurement| measurement.rows == 1 && measurement.placement == placement);
         match known {
             Some(known) => Ok(*known),
             None => self.measure(1),
@@ -247,8 +265,7 @@ impl Tuning<'_, '_> {
     }
 
     fn measure(&mut self, rows: usize) -> Result<Measurement, Failure> {
-        let threads = self.placement.intra_op_threads;
-        let measured = measure(&mut self.models, threads, rows, self.budget.effort);
+        let measured = measure(&mut self.models, rows, self.budget.effort, self.end);
         let measurement = measured.map_err(|error| match error {
             RuntimeError::Refused(_) => Failure::Refused,
             error => Failure::Load(failed(self.opened.path(), rows, error)),
@@ -257,11 +274,14 @@ impl Tuning<'_, '_> {
         Ok(measurement)
     }
 
-    /// Creates the sessions that the placement still lacks.
-    fn add_instances(&mut self) -> Result<(), LoadError> {
-        while self.models.len() < self.placement.instances {
-            let model = self.opened.session(self.placement.intra_op_threads)?;
-            self.models.push(model);
+    /// Keeps the sessions that `placement` has, lets others go, and creates those that it lacks.
+    fn make_sessions(&mut self, placement: Placement) -> Result<(), LoadError> {
+        let threads = placement.intra_op_threads;
+        self.models
+            .retain(|model| model.intra_op_threads() == threads);
+        self.models.truncate(placement.instances);
+        while self.models.len() < placement.instances {
+            self.models.push(self.opened.session(threads)?);
         }
         Ok(())
     }
