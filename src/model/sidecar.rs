@@ -132,9 +132,8 @@ impl TuningSettings {
         table.insert("instances", number(self.instances));
         table.insert("intra_op_threads", number(self.intra_op_threads));
         table.insert("merge_rows", number(self.merge_rows));
-        if !text.is_empty() {
-            table.decor_mut().set_prefix("\n");
-        }
+        let blank_line = if text.is_empty() { "" } else { "\n" };
+        table.decor_mut().set_prefix(blank_line);
         document.insert("tuning", toml_edit::Item::Table(table));
         // A link is kept, and so is who may read the file.
         let place = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
