@@ -276,11 +276,3 @@ fn tune_fails_in_one_line_where_it_cannot_measure_or_write() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     drop(folder);
 }
-
-#[test]
-fn tuning_ends_in_its_time() {
-    let started = Instant::now();
-    let server = Server::fixture("loop", &["--tuning-time", "1ms"]);
-    assert_eq!(server.get("/ready").status, 200);
-    assert!(started.elapsed() < support::PATIENCE);
-}

@@ -1,5 +1,5 @@
-//! Whether the work of a graph follows from the shapes of its inputs, so that a run can be no longer than those that were
-//! measured.
+//! Whether the work of a graph follows from the shapes of its inputs, so that a run on other values takes about as long as
+//! one that was measured: as many steps over as many elements, if not always as many nanoseconds.
 //!
 //! Most graphs are so, but a loop may turn as often as a request says, and an operator may make a tensor as large as a
 //! request says. Invariant: what is not known to be bounded is taken to be unbounded.

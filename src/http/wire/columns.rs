@@ -8,7 +8,8 @@ use std::borrow::Cow;
 use smallvec::SmallVec;
 
 use super::json::{Reader, quote};
-use super::number::{FromNumber, Number, NumberError, ShortNumber};
+use super::number::{FromNumber, Number, NumberError};
+use super::short_number::ShortNumber;
 use crate::batching::InvalidRequest;
 use crate::model::{Dim, ModelMetadata, TensorSpec};
 use crate::tensor::{DataType, Elements, Shape, Tensor, TensorData, for_each_plain_datatype};

@@ -8,6 +8,7 @@ mod json_request;
 mod json_response;
 mod number;
 mod raw;
+mod short_number;
 #[cfg(test)]
 mod tests;
 
