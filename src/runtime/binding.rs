@@ -1,6 +1,7 @@
 //! The memory of a GPU's runs on the host's side: pinned, so that the GPU copies it by itself, and kept from run to run.
 //!
-//! Invariant: the outputs of a run are never written by a later one; requests hold them for as long as they need.
+//! Invariant: the outputs of a run are never written by a later one; requests hold them for as long as they need. An
+//! output that lies in the memory of an input is told to whoever takes the outputs, and copied there.
 
 use std::collections::VecDeque;
 
@@ -9,6 +10,7 @@ use ort::session::{IoBinding, RunOptions, Session, SessionOutputs};
 use ort::value::{DynTensor, TensorElementType};
 use smallvec::SmallVec;
 
+use super::output::Lent;
 use super::provider::ExecutionProvider;
 use super::{BatchInput, InputView};
 use crate::model::ModelMetadata;
@@ -71,9 +73,9 @@ impl Binding {
         metadata: &ModelMetadata,
         input: &BatchInput<'_>,
         options: &RunOptions,
-        take: impl FnOnce(SessionOutputs<'_>) -> T,
+        take: impl FnOnce(SessionOutputs<'_>, &Lent) -> T,
     ) -> Result<T, ort::Error> {
-        self.bind_inputs(metadata, input)?;
+        let lent = self.bind_inputs(metadata, input)?;
         for spec in &metadata.outputs {
             // Bound anew each time, and so allocated anew: the last run's outputs may still be read.
             self.binding
@@ -81,17 +83,17 @@ impl Binding {
         }
         let outputs = session.run_binding_with_options(&self.binding, options)?;
         self.binding.synchronize_outputs()?;
-        let taken = take(outputs);
+        let taken = take(outputs, &lent);
         self.binding.clear_outputs();
         Ok(taken)
     }
 
-    /// Copies `input` into the tensors kept for its shapes, and binds them.
+    /// Copies `input` into the tensors kept for its shapes, and binds them. Says where they lie.
     fn bind_inputs(
         &mut self,
         metadata: &ModelMetadata,
         input: &BatchInput<'_>,
-    ) -> Result<(), ort::Error> {
+    ) -> Result<Lent, ort::Error> {
         let same = |kept: &Inputs| kept.shapes.iter().eq(input.iter().map(|view| &view.shape));
         let inputs = match self.kept.iter().position(same) {
             Some(position) => self.kept.remove(position),
@@ -101,15 +103,16 @@ impl Binding {
             Some(inputs) => inputs,
             None => self.allocate(input)?,
         };
+        let mut lent = Lent::default();
         for ((spec, tensor), view) in metadata.inputs.iter().zip(&mut inputs.tensors).zip(input) {
-            fill(tensor, &view.elements)?;
+            fill(tensor, &view.elements, &mut lent)?;
             self.binding.bind_input(spec.name.as_str(), &*tensor)?;
         }
         self.kept.push_back(inputs);
         if self.kept.len() > KEPT {
             self.kept.pop_front();
         }
-        Ok(())
+        Ok(lent)
     }
 
     fn allocate(&self, input: &BatchInput<'_>) -> Result<Inputs, ort::Error> {
@@ -126,13 +129,22 @@ impl Binding {
 
 macro_rules! plain {
     ($(($variant:ident, $element:ty, $name:literal, $size:literal)),+) => {
-        /// Copies `elements` into `tensor`, which has as many of the same datatype.
-        fn fill(tensor: &mut DynTensor, elements: &TensorView<'_>) -> Result<(), ort::Error> {
+        /// Copies `elements` into `tensor`, which has as many of the same datatype, and notes where that lies.
+        fn fill(tensor: &mut DynTensor, elements: &TensorView<'_>, lent: &mut Lent) -> Result<(), ort::Error> {
             match elements {
-                TensorView::Bool(elements) => copy(tensor.try_extract_tensor_mut::<bool>()?.1, elements),
-                $(TensorView::$variant(elements) => copy(tensor.try_extract_tensor_mut::<$element>()?.1, elements),)+
-                TensorView::Bytes(_) => Err(ort::Error::new("strings cannot be bound")),
+                TensorView::Bool(elements) => {
+                    let bound = tensor.try_extract_tensor_mut::<bool>()?.1;
+                    copy(bound, elements)?;
+                    lent.note(TensorView::Bool(bound));
+                }
+                $(TensorView::$variant(elements) => {
+                    let bound = tensor.try_extract_tensor_mut::<$element>()?.1;
+                    copy(bound, elements)?;
+                    lent.note(TensorView::$variant(bound));
+                })+
+                TensorView::Bytes(_) => return Err(ort::Error::new("strings cannot be bound")),
             }
+            Ok(())
         }
     };
 }

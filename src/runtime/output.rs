@@ -1,11 +1,14 @@
 //! Output memory of ONNX Runtime, seen as plain tensors without a copy.
 //!
-//! Invariant: the ONNX Runtime value lives as long as the last request that holds rows of it.
+//! Invariant: what an output refers to lives, unchanged, as long as the last request that holds rows of it. ONNX Runtime
+//! gives a graph input that is also a graph output back as the very memory that it was lent; such an output is copied.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use ort::session::SessionOutputs;
 use ort::value::{DynValue, TensorElementType, ValueType};
+use smallvec::SmallVec;
 
 use super::{BatchOutput, RuntimeError};
 use crate::tensor::{
@@ -59,14 +62,51 @@ macro_rules! view_of {
 }
 for_each_plain_datatype!(view_of);
 
-/// Wraps the outputs of a run, in the order of the signature.
-pub(super) fn wrap_all(outputs: SessionOutputs<'_>) -> Result<BatchOutput, RuntimeError> {
+/// The addresses of memory that is given to a run, and freed or written again once the run is over.
+#[derive(Debug, Default)]
+pub(super) struct Lent(SmallVec<[Range<usize>; 4]>);
+
+impl Lent {
+    /// Takes note of what `view` refers to. Strings are copied both ways and never matter.
+    pub(super) fn note(&mut self, view: TensorView<'_>) {
+        self.0.extend(addresses(view));
+    }
+
+    /// Whether any of it is what `view` refers to.
+    fn overlaps(&self, view: TensorView<'_>) -> bool {
+        addresses(view).is_some_and(|output| {
+            let overlap = |lent: &Range<usize>| lent.start < output.end && output.start < lent.end;
+            self.0.iter().any(overlap)
+        })
+    }
+}
+
+impl<'a> FromIterator<TensorView<'a>> for Lent {
+    fn from_iter<I: IntoIterator<Item = TensorView<'a>>>(views: I) -> Self {
+        Self(views.into_iter().filter_map(addresses).collect())
+    }
+}
+
+/// Where the elements lie; `None` if there are none.
+fn addresses(view: TensorView<'_>) -> Option<Range<usize>> {
+    let bytes = view.as_bytes().filter(|bytes| !bytes.is_empty())?;
+    let start = bytes.as_ptr().addr();
+    Some(start..start + bytes.len())
+}
+
+/// Wraps the outputs of a run, in the order of the signature. Those that lie in `lent` memory are copied.
+pub(super) fn wrap_all(
+    outputs: SessionOutputs<'_>,
+    lent: &Lent,
+) -> Result<BatchOutput, RuntimeError> {
     let outputs = outputs.into_iter();
-    outputs.map(|(name, value)| wrap(name, value)).collect()
+    outputs
+        .map(|(name, value)| wrap(name, value, lent))
+        .collect()
 }
 
 /// Wraps the output `name` of a run.
-fn wrap(name: &str, value: DynValue) -> Result<OutputTensor, RuntimeError> {
+fn wrap(name: &str, value: DynValue, lent: &Lent) -> Result<OutputTensor, RuntimeError> {
     let broken = |what: &str| RuntimeError::Broken(format!("output {name} {what}"));
     let ValueType::Tensor { ty, shape, .. } = value.dtype() else {
         return Err(broken("is not a tensor"));
@@ -82,7 +122,41 @@ fn wrap(name: &str, value: DynValue) -> Result<OutputTensor, RuntimeError> {
             .map_err(|error| RuntimeError::Refused(error.to_string()))?;
         Arc::new(TensorData::from(strings.1))
     } else {
-        Arc::new(OrtBuffer { value, datatype })
+        let buffer = OrtBuffer { value, datatype };
+        if lent.overlaps(buffer.view()) {
+            let mut own = TensorData::empty(datatype);
+            if !own.append(buffer.view()) {
+                return Err(broken("could not be copied"));
+            }
+            Arc::new(own)
+        } else {
+            Arc::new(buffer)
+        }
     };
     OutputTensor::new(shape, buffer).ok_or_else(|| broken("does not hold what its shape says"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_lent_is_told_from_memory_that_is_not() {
+        let (lent, own) = (vec![1.0_f32; 8], vec![1.0_f32; 8]);
+        let view = |elements| TensorView::Fp32(elements);
+        let known: Lent = [view(&lent[2..6])].into_iter().collect();
+        for (part, expected) in [
+            (&lent[..], true),
+            (&lent[2..6], true),
+            (&lent[5..6], true),
+            (&lent[..3], true),
+            (&lent[..2], false),
+            (&lent[6..], false),
+            (&lent[3..3], false),
+            (&own[..], false),
+        ] {
+            assert_eq!(known.overlaps(view(part)), expected, "{part:?}");
+        }
+        assert!(!Lent::default().overlaps(view(&lent)));
+    }
 }

@@ -521,7 +521,10 @@ impl Model for OrtModel {
             Some(binding) => {
                 binding.run(session, &self.metadata, &input, options, output::wrap_all)
             }
-            None => run_lent(session, &input, options).map(output::wrap_all),
+            None => {
+                let lent = input.iter().map(|view| view.elements).collect();
+                run_lent(session, &input, options).map(|outputs| output::wrap_all(outputs, &lent))
+            }
         };
         result.unwrap_or_else(|error| {
             let interrupted = self.interrupt.asked.load(Ordering::Relaxed);
