@@ -217,6 +217,16 @@ macro_rules! define_tensor_types {
                 })
             }
 
+            /// The elements in `range`, or none when it reaches beyond the end.
+            #[must_use]
+            pub fn slice_or_empty(&self, range: Range<usize>) -> TensorView<'a> {
+                match self {
+                    Self::Bool(elements) => Self::Bool(elements.get(range).unwrap_or_default()),
+                    $(Self::$variant(elements) => Self::$variant(elements.get(range).unwrap_or_default()),)+
+                    Self::Bytes(elements) => Self::Bytes(elements.get(range).unwrap_or_default()),
+                }
+            }
+
             /// The elements as little-endian bytes; `None` for strings, whose wire form is not a copy of memory.
             #[must_use]
             pub fn as_bytes(&self) -> Option<&'a [u8]> {

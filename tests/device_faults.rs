@@ -400,3 +400,28 @@ fn a_cpu_that_serves_beside_a_lost_gpu_goes_on() {
     assert_eq!(server.get("/health").status, 200);
     assert_eq!(predict(&server).0, 200);
 }
+
+#[test]
+fn a_padded_request_whose_rows_depend_on_its_values_is_executed_unpadded() {
+    // The model drops rows by their values, so that nothing of a padded execution can be given to anybody. With the
+    // check switched off, executions are padded all the same.
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("rowdrop.onnx");
+    fs::copy(fixture("rowdrop"), &model).unwrap();
+    fs::write(
+        folder.path().join("rowdrop.toml"),
+        "[batching]\ncheck = false\nmax_batch_size = 8\n",
+    )
+    .unwrap();
+    let faults = Faults::new();
+    let server = faults.serve(&["--model", model.to_str().unwrap()]);
+    for rows in [1, 3, 5, 8] {
+        let row = |row: i32| [f64::from(if row % 2 == 0 { row + 1 } else { -row }), 0.5];
+        let sent: Vec<[f64; 2]> = (0..rows).map(row).collect();
+        let kept: Vec<&[f64; 2]> = sent.iter().filter(|row| row[0] > 0.0).collect();
+        let body = json!({"inputs": sent}).to_string();
+        let answer = server.request(&Request::json("/predict", body));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(answer.json()["outputs"]["y"], json!(kept));
+    }
+}

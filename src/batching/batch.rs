@@ -149,12 +149,13 @@ impl Batch {
         self.members.len() == 1 && padded == self.rows
     }
 
-    /// Each member with its rows of `outputs` of an execution of `padded` rows.
+    /// Each member with its rows of `outputs` of an execution of `padded` rows; `None` if an output lacks them, which
+    /// [`can_scatter`](Self::can_scatter) rules out.
     pub fn scatter(
         self,
         outputs: &[OutputTensor],
         padded: usize,
-    ) -> impl Iterator<Item = (Pending, Vec<OutputRows>)> {
+    ) -> impl Iterator<Item = (Pending, Option<Vec<OutputRows>>)> {
         let alone = self.is_whole(padded);
         let mut start = 0;
         self.members.into_iter().map(move |member| {
@@ -162,7 +163,7 @@ impl Batch {
             start = rows.end;
             let part = |output: &OutputTensor| {
                 if alone {
-                    OutputRows::whole(output.clone())
+                    Some(OutputRows::whole(output.clone()))
                 } else {
                     OutputRows::part(output.clone(), rows.clone())
                 }
@@ -215,11 +216,11 @@ mod tests {
             assert!(batch.can_scatter(std::slice::from_ref(&output), rows));
             let parts: Vec<Vec<OutputRows>> = batch
                 .scatter(&[output], rows)
-                .map(|(_, rows)| rows)
+                .map(|(_, rows)| rows.unwrap())
                 .collect();
             for (part, expected) in parts.iter().zip(values) {
                 assert_eq!(part[0].view(), TensorView::Fp32(expected));
-                assert_eq!(part[0].shape().as_slice(), [expected.len(), 1]);
+                assert_eq!(part[0].shape(), [expected.len(), 1]);
             }
         }
     }
@@ -241,7 +242,7 @@ mod tests {
             let output = OutputTensor::new(Shape::from_slice(&[4, 1]), data).unwrap();
             assert!(batch.can_scatter(std::slice::from_ref(&output), 4));
             let outputs = [output];
-            let parts = batch.scatter(&outputs, 4).map(|(_, rows)| rows);
+            let parts = batch.scatter(&outputs, 4).map(|(_, rows)| rows.unwrap());
             for (part, expected) in parts.zip(values) {
                 assert_eq!(part[0].view(), TensorView::Fp32(expected));
             }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use smallvec::{SmallVec, smallvec};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::batch::{Batch, InputBuffers};
@@ -105,6 +106,12 @@ pub(super) struct Instance {
     pub(super) metrics: BatchingMetrics,
 }
 
+/// A batch, and the rows that it is executed as.
+struct Attempt {
+    batch: Batch,
+    padded: usize,
+}
+
 impl Instance {
     /// Executes batches until the queue is closed and empty; for a thread of its own.
     pub(super) fn run(mut self) {
@@ -157,77 +164,110 @@ impl Instance {
 
     /// Executes `batch` and answers its members. A merged batch that fails is split, so that only the culprit fails.
     fn execute(&mut self, batch: Batch, buffers: &mut InputBuffers) {
+        let padded = self.padded(batch.rows());
+        // What is left of the batch, the next part on top. Each attempt answers its part or replaces it by smaller ones,
+        // so that this ends.
+        let mut left: SmallVec<[Attempt; 4]> = self
+            .attempt(Attempt { batch, padded }, buffers)
+            .into_iter()
+            .flatten()
+            .collect();
+        while let Some(mut attempt) = left.pop() {
+            // Time has passed since it left the queue.
+            for member in attempt.batch.remove_unwanted(Instant::now()) {
+                member.answer(Err(ScheduleError::DeadlineExceeded));
+            }
+            if self.device.is_lost() {
+                attempt.batch.refuse(&ScheduleError::DeviceLost);
+                continue;
+            }
+            if attempt.batch.members().is_empty() {
+                continue;
+            }
+            attempt.padded = attempt.padded.max(attempt.batch.rows());
+            left.extend(self.attempt(attempt, buffers).into_iter().flatten());
+        }
+    }
+
+    /// Makes one attempt at a batch: answers its members, or says what is to be attempted instead, the first one last.
+    fn attempt(
+        &mut self,
+        attempt: Attempt,
+        buffers: &mut InputBuffers,
+    ) -> Option<SmallVec<[Attempt; 2]>> {
+        let Attempt { batch, padded } = attempt;
         let started = Instant::now();
-        let Some(deadline) = batch.latest_deadline() else {
-            return;
-        };
+        let deadline = batch.latest_deadline()?;
         *self.status.running.lock() = Some(deadline);
-        let result = self.run_once(&batch, buffers);
+        let result = self.run_once(&batch, padded, buffers);
         *self.status.running.lock() = None;
 
-        let padded = self.padded(batch.rows());
         match result {
             // The GPU may have been lost to another instance while this one was computing.
             Ok(_) if self.device.is_lost() => batch.refuse(&ScheduleError::DeviceLost),
-            Ok((outputs, mut timings)) if batch.can_scatter(&outputs, padded) => {
-                self.metrics
-                    .executed_batch_size
-                    .observe(to_f64(batch.rows()));
-                self.metrics
-                    .inference_duration
-                    .observe(timings.compute_infer.as_secs_f64());
-                self.load.record(timings.compute_infer, batch.rows());
-                let batch_rows = batch.rows();
-                for (member, outputs) in batch.scatter(&outputs, padded) {
-                    timings.queue = started.saturating_duration_since(member.enqueued_at);
-                    self.metrics
-                        .queue_duration
-                        .observe(timings.queue.as_secs_f64());
-                    member.answer(Ok(InferenceResponse {
-                        outputs,
-                        timings,
-                        started_at: started,
-                        batch_rows,
-                    }));
-                }
+            Ok((outputs, timings)) if batch.can_scatter(&outputs, padded) => {
+                self.answer(batch, &outputs, padded, timings, started);
             }
             Err(RuntimeError::DeviceLost(reason)) => {
                 self.device.lose(&reason);
                 batch.refuse(&ScheduleError::DeviceLost);
             }
             Err(RuntimeError::Interrupted) => batch.refuse(&ScheduleError::DeadlineExceeded),
+            // How many rows come out depends on the values, so that the padding cannot be told from them.
+            Ok(_) if batch.members().len() == 1 => {
+                let padded = batch.rows();
+                return Some(smallvec![Attempt { batch, padded }]);
+            }
             Err(error) if batch.members().len() == 1 => {
                 tracing::warn!(error = %error, rows = batch.rows(), "an execution failed");
-                let error = match error {
-                    RuntimeError::Refused(reason) => ScheduleError::Refused(reason.into()),
-                    RuntimeError::Broken(reason) => ScheduleError::Internal(reason.into()),
-                    RuntimeError::DeviceLost(_) => ScheduleError::DeviceLost,
-                    RuntimeError::OutOfMemory(_) => ScheduleError::Overloaded {
-                        reason: "the GPU's memory is full",
-                        retry_after: MEMORY_RETRY,
-                    },
-                    RuntimeError::Interrupted => ScheduleError::DeadlineExceeded,
-                };
-                batch.refuse(&error);
+                batch.refuse(&reported(error));
             }
             Ok(_) | Err(_) => {
                 let (first, second) = batch.split();
-                self.execute_wanted(first, buffers);
-                self.execute_wanted(second, buffers);
+                let half = |batch: Batch| Attempt {
+                    padded: self.padded(batch.rows()),
+                    batch,
+                };
+                return Some(smallvec![half(second), half(first)]);
             }
         }
+        None
     }
 
-    /// Executes what is still wanted of `batch`; time has passed since it left the queue.
-    fn execute_wanted(&mut self, mut batch: Batch, buffers: &mut InputBuffers) {
-        let unwanted = batch.remove_unwanted(Instant::now());
-        for member in unwanted {
-            member.answer(Err(ScheduleError::DeadlineExceeded));
-        }
-        if self.device.is_lost() {
-            batch.refuse(&ScheduleError::DeviceLost);
-        } else {
-            self.execute(batch, buffers);
+    /// Gives each member of `batch` its rows of `outputs`.
+    fn answer(
+        &self,
+        batch: Batch,
+        outputs: &BatchOutput,
+        padded: usize,
+        mut timings: Timings,
+        started: Instant,
+    ) {
+        self.metrics
+            .executed_batch_size
+            .observe(to_f64(batch.rows()));
+        self.metrics
+            .inference_duration
+            .observe(timings.compute_infer.as_secs_f64());
+        self.load.record(timings.compute_infer, batch.rows());
+        let batch_rows = batch.rows();
+        for (member, outputs) in batch.scatter(outputs, padded) {
+            timings.queue = started.saturating_duration_since(member.enqueued_at);
+            self.metrics
+                .queue_duration
+                .observe(timings.queue.as_secs_f64());
+            let Some(outputs) = outputs else {
+                member.answer(Err(ScheduleError::Internal(
+                    "an output lacks the rows of a request".into(),
+                )));
+                continue;
+            };
+            member.answer(Ok(InferenceResponse {
+                outputs,
+                timings,
+                started_at: started,
+                batch_rows,
+            }));
         }
     }
 
@@ -240,9 +280,9 @@ impl Instance {
     fn run_once(
         &mut self,
         batch: &Batch,
+        padded: usize,
         buffers: &mut InputBuffers,
     ) -> Result<(BatchOutput, Timings), RuntimeError> {
-        let padded = self.padded(batch.rows());
         let mut run = || {
             let started = Instant::now();
             let input = batch.gather(buffers, padded)?;
@@ -257,6 +297,20 @@ impl Instance {
         };
         catch_unwind(AssertUnwindSafe(&mut run))
             .unwrap_or_else(|_| Err(RuntimeError::Broken("the execution panicked".to_owned())))
+    }
+}
+
+/// What the client of a failed execution is told.
+fn reported(error: RuntimeError) -> ScheduleError {
+    match error {
+        RuntimeError::Refused(reason) => ScheduleError::Refused(reason.into()),
+        RuntimeError::Broken(reason) => ScheduleError::Internal(reason.into()),
+        RuntimeError::DeviceLost(_) => ScheduleError::DeviceLost,
+        RuntimeError::OutOfMemory(_) => ScheduleError::Overloaded {
+            reason: "the GPU's memory is full",
+            retry_after: MEMORY_RETRY,
+        },
+        RuntimeError::Interrupted => ScheduleError::DeadlineExceeded,
     }
 }
 

@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use super::budget::Reservation;
 use crate::model::{Dim, ModelMetadata, TensorSpec};
-use crate::tensor::{Element, OutputTensor, Tensor, TensorView};
+use crate::tensor::{Element, OutputTensor, Shape, Tensor, TensorView, element_count};
 
 /// Why a request was refused: one sentence that says what, where, what was expected and what was got.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -197,8 +197,9 @@ pub struct Timings {
 #[derive(Debug, Clone)]
 pub struct OutputRows {
     tensor: OutputTensor,
-    rows: Range<usize>,
-    whole: bool,
+    shape: Shape,
+    /// Those of `tensor`'s elements that belong to the request.
+    elements: Range<usize>,
 }
 
 impl OutputRows {
@@ -206,55 +207,46 @@ impl OutputRows {
     #[must_use]
     pub fn whole(tensor: OutputTensor) -> Self {
         Self {
+            shape: Shape::from_slice(tensor.shape()),
+            elements: 0..tensor.view().len(),
             tensor,
-            rows: 0..0,
-            whole: true,
         }
     }
 
-    /// The `rows` of `tensor` along its first dimension.
+    /// The `rows` of `tensor` along its first dimension; `None` if it does not have them.
     #[must_use]
-    pub fn part(tensor: OutputTensor, rows: Range<usize>) -> Self {
-        Self {
-            tensor,
-            rows,
-            whole: false,
+    pub fn part(tensor: OutputTensor, rows: Range<usize>) -> Option<Self> {
+        let (all, row) = tensor.shape().split_first()?;
+        if rows.start > rows.end || rows.end > *all {
+            return None;
         }
+        let row_len = element_count(row)?;
+        let elements = rows.start.checked_mul(row_len)?..rows.end.checked_mul(row_len)?;
+        let mut shape = Shape::from_slice(&[rows.len()]);
+        shape.extend_from_slice(row);
+        Some(Self {
+            tensor,
+            shape,
+            elements,
+        })
     }
 
     /// The shape of these rows.
     #[must_use]
-    pub fn shape(&self) -> SmallVec<[usize; 6]> {
-        let mut shape = SmallVec::from_slice(self.tensor.shape());
-        if let (false, Some(first)) = (self.whole, shape.first_mut()) {
-            *first = self.rows.len();
-        }
-        shape
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
     }
 
     /// These rows as an array; `None` when the elements are of another type.
     #[must_use]
     pub fn array<T: Element>(&self) -> Option<ArrayViewD<'_, T>> {
-        self.view().as_array(&self.shape())
+        self.view().as_array(self.shape())
     }
 
-    /// The elements of these rows.
+    /// The elements of these rows, and never anything else: what does not fit is nothing.
     #[must_use]
     pub fn view(&self) -> TensorView<'_> {
-        let view = self.tensor.view();
-        if self.whole {
-            return view;
-        }
-        let row_len: usize = self
-            .tensor
-            .shape()
-            .get(1..)
-            .unwrap_or_default()
-            .iter()
-            .product();
-        let range = self.rows.start * row_len..self.rows.end * row_len;
-        // The rows were handed out against this very shape, so they lie inside.
-        view.slice(range).unwrap_or(view)
+        self.tensor.view().slice_or_empty(self.elements.clone())
     }
 }
 
@@ -305,7 +297,7 @@ mod tests {
 
     use super::*;
     use crate::batching::testing;
-    use crate::tensor::{Shape, TensorData};
+    use crate::tensor::TensorData;
 
     fn tensor(shape: &[usize]) -> Tensor {
         let count = shape.iter().product();
@@ -359,6 +351,25 @@ mod tests {
         )
         .unwrap_err();
         assert_eq!(error.to_string(), "input 'x' expects FP32, got INT64");
+    }
+
+    #[test]
+    fn rows_that_an_output_does_not_have_are_nobody_s_rows() {
+        let output = |shape: &[usize], values: Vec<f32>| {
+            let data = Arc::new(TensorData::from(values));
+            OutputTensor::new(Shape::from_slice(shape), data).unwrap()
+        };
+        let three = output(&[3, 2], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let part = OutputRows::part(three.clone(), 1..3).unwrap();
+        assert_eq!(part.shape(), [2, 2]);
+        assert_eq!(part.view(), TensorView::Fp32(&[3.0, 4.0, 5.0, 6.0]));
+        let none = OutputRows::part(three.clone(), 2..2).unwrap();
+        assert_eq!((none.shape(), none.view().len()), (&[0, 2][..], 0));
+        #[expect(clippy::reversed_empty_ranges, reason = "such a range is refused")]
+        for rows in [0..4, 3..4, 2..1, 5..5, usize::MAX - 1..usize::MAX] {
+            assert!(OutputRows::part(three.clone(), rows).is_none());
+        }
+        assert!(OutputRows::part(output(&[], vec![1.0]), 0..1).is_none());
     }
 
     #[test]

@@ -45,7 +45,7 @@ pub(super) fn write(
                 writer.separator(index);
                 writer.string(output.name);
                 writer.raw(":");
-                writer.array(output, &output.rows.shape(), output.rows.view())?;
+                writer.array(output, output.rows.shape(), output.rows.view())?;
             }
             writer.raw("}}");
         }

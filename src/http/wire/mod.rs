@@ -236,7 +236,7 @@ pub fn encode_raw(
     match selected(response, metadata, selection).as_slice() {
         [output] => Ok((
             raw::write(output.rows, max_bytes)?,
-            output.rows.shape(),
+            Shape::from_slice(output.rows.shape()),
             output.rows.view().datatype().name(),
         )),
         _ => Err(EncodeError::SeveralOutputs),
