@@ -112,7 +112,7 @@ fn whole_requests(criterion: &mut Criterion) {
 }
 
 fn model_alone(criterion: &mut Criterion) {
-    let library = Library::load(None).unwrap();
+    let library = Library::load(None, None).unwrap();
     let mut group = criterion.benchmark_group("model alone");
     for served in MODELS {
         let name = served.name;

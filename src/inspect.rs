@@ -6,7 +6,8 @@ use std::fmt::Write;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
-use crate::loading::{self, DEFAULT_MAX_BATCH_SIZE, LoadingError};
+use crate::container;
+use crate::loading::{self, DEFAULT_MAX_BATCH_SIZE, DEFAULT_RUN_MEMORY, LoadingError, RunMemory};
 use crate::model::repository;
 use crate::model::{Batchability, Dim, ModelMetadata, TensorSpec};
 use crate::runtime::LoadError;
@@ -24,7 +25,8 @@ const MAX_EXAMPLE: usize = 64;
 /// When there is none, or it could not be served.
 pub fn describe(path: &Path, library: Option<&Path>) -> Result<String, LoadingError> {
     let sources = repository::find(path, None)?;
-    let library = Library::load(library).map_err(LoadError::from)?;
+    let memory = RunMemory::within(container::memory(), DEFAULT_RUN_MEMORY);
+    let library = Library::load(library, Some(memory.usual)).map_err(LoadError::from)?;
     let mut text = String::new();
     for source in sources {
         let config = SessionConfig {

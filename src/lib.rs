@@ -11,9 +11,11 @@
 
 // The process.
 pub mod config;
+pub mod container;
 pub mod healthcheck;
 pub mod inspect;
 pub mod loading;
+pub mod process;
 pub mod reload;
 pub mod server;
 pub mod shutdown;

@@ -11,9 +11,10 @@ use model_serving::server::{self, StartError};
 use model_serving::signals::Signals;
 use model_serving::telemetry::logging;
 use model_serving::telemetry::traces::{self, Tracer};
-use model_serving::{healthcheck, inspect, tune};
+use model_serving::{healthcheck, inspect, process, tune};
 
 fn main() -> ExitCode {
+    process::prepare();
     let command = match Command::read(std::env::args_os()) {
         Ok(command) => command,
         Err(error) => error.exit(),

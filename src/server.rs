@@ -14,14 +14,16 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::batching::MemoryBudget;
+use crate::container;
 use crate::gpu;
 use crate::http::accept::{self, ListenerConfig};
 use crate::http::drain::Drain;
 use crate::http::{self, App, HttpConfig};
-use crate::loading::{Loader, LoadingError, ModelsConfig};
+use crate::loading::{Loader, LoadingError, ModelsConfig, RunMemory};
 use crate::registry::{Registry, ServedModel};
 use crate::reload::{Files, ReloadConfig, Reloader};
 use crate::runtime::device_health::DeviceHealth;
+use crate::runtime::library::Library;
 use crate::shutdown::{self, DrainConfig};
 use crate::signals::{Signals, Stop};
 use crate::telemetry::collector::Endpoint;
@@ -111,7 +113,15 @@ pub async fn run(
         gpu::start(Arc::clone(&metrics), Arc::clone(&device)).map_err(no_thread)?;
     let registry = Arc::new(Registry::new(Arc::clone(&device)));
     let drain = Drain::default();
-    let budget = MemoryBudget::new(config.max_inflight_bytes);
+    let run_memory = RunMemory::within(container::memory(), config.max_inflight_bytes);
+    if run_memory.usual < config.max_inflight_bytes {
+        tracing::warn!(
+            asked = config.max_inflight_bytes,
+            bytes = run_memory.usual,
+            "--max-inflight-bytes is lowered to half of the memory that there is"
+        );
+    }
+    let budget = MemoryBudget::new(run_memory.usual);
     let app = Arc::new(App::new(
         Arc::clone(&registry),
         Arc::clone(&metrics),
@@ -138,12 +148,16 @@ pub async fn run(
             loop {
                 interval.tick().await;
                 registry.check(Instant::now());
+                if Library::has_unneeded_memory(Instant::now()) {
+                    // To give much back takes a while.
+                    tokio::task::spawn_blocking(Library::give_back_memory);
+                }
             }
         }
     });
     let (stop, reloader) = tokio::select! {
         stop = signals.stop.next() => (stop, None),
-        loaded = load_models(&config, &metrics, &device) => {
+        loaded = load_models(&config, run_memory, &metrics, &device) => {
             let reloader = publish(loaded?, &config, &registry, metrics)?;
             tracing::info!(seconds = started.elapsed().as_secs_f64(), "ready");
             let stop = loop {
@@ -178,6 +192,7 @@ struct Loaded {
 /// Loads every model, on a thread of its own. Whoever stops waiting leaves that thread to the end of the process.
 async fn load_models(
     config: &Config,
+    run_memory: RunMemory,
     metrics: &Arc<Metrics>,
     device: &Arc<DeviceHealth>,
 ) -> Result<Loaded, StartError> {
@@ -186,7 +201,7 @@ async fn load_models(
     let timeout = config.http.request_timeout;
     let runtime = tokio::runtime::Handle::current();
     let load = move || -> Result<Loaded, LoadingError> {
-        let loader = Loader::new(models, timeout, metrics, device, runtime)?;
+        let loader = Loader::new(models, run_memory, timeout, metrics, device, runtime)?;
         let (mut models, mut files) = (Vec::new(), BTreeMap::new());
         for source in loader.find()? {
             let own = Files::of(&source);

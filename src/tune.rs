@@ -7,7 +7,8 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::loading::{Fixed, sessions};
+use crate::container;
+use crate::loading::{DEFAULT_RUN_MEMORY, Fixed, RunMemory, sessions};
 use crate::model::repository::{self, ModelSource};
 use crate::model::sidecar::TuningSettings;
 use crate::runtime::library::Library;
@@ -39,7 +40,9 @@ pub fn tune(
     mut print: impl FnMut(&str) -> Result<(), String>,
 ) -> Result<(), String> {
     let sources = repository::find(config.path, None).map_err(|error| error.to_string())?;
-    let library = Library::load(config.library).map_err(|error| error.to_string())?;
+    let memory = RunMemory::within(container::memory(), DEFAULT_RUN_MEMORY);
+    let library =
+        Library::load(config.library, Some(memory.usual)).map_err(|error| error.to_string())?;
     for source in &sources {
         let (measurements, settings) = measure(config, &library, source)?;
         let mut text = format!("{} ({})\n\n", source.name, source.path.display());

@@ -23,11 +23,15 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("healthcheck", &[]),
-    ("inspect", &["loading", "runtime", "model", "tensor"]),
-    ("tune", &["loading", "runtime", "model"]),
+    (
+        "inspect",
+        &["container", "loading", "runtime", "model", "tensor"],
+    ),
+    ("tune", &["container", "loading", "runtime", "model"]),
     (
         "server",
         &[
+            "container",
             "shutdown",
             "signals",
             "reload",
@@ -43,6 +47,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("shutdown", &["signals", "http", "registry"]),
     ("signals", &[]),
+    ("process", &["runtime"]),
+    ("container", &[]),
     ("reload", &["loading", "registry", "model", "telemetry"]),
     (
         "loading",
@@ -97,6 +103,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("opentelemetry_otlp", &["telemetry"]),
     ("opentelemetry_sdk", &["telemetry"]),
     ("clap", &["config"]),
+    ("libc", &["process.rs"]),
 ];
 
 /// What is wrong with the file at `path` (relative to `src/`) that holds `text`.

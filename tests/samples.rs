@@ -51,8 +51,11 @@ fn in_process() -> OrtModel {
     let source = repository::find(&support::repository("models/best.onnx"), None)
         .unwrap()
         .remove(0);
-    let library =
-        Library::load(Some(&support::repository(".onnxruntime/libonnxruntime.so"))).unwrap();
+    let library = Library::load(
+        Some(&support::repository(".onnxruntime/libonnxruntime.so")),
+        None,
+    )
+    .unwrap();
     let config = SessionConfig {
         device: Device::Cpu,
         cuda: model_serving::runtime::provider::CudaConfig::default(),

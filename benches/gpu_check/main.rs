@@ -110,6 +110,7 @@ impl Subject<'_> {
 }
 
 fn main() {
+    model_serving::process::prepare();
     let arguments = Arguments::parse();
     let mut check = Check {
         program: Program {
@@ -500,7 +501,8 @@ impl Check<'_> {
         cuda: CudaConfig,
     ) -> Result<OrtModel, String> {
         let source = repository::find(path, None).unwrap().remove(0);
-        let library = Library::load(self.arguments.library.as_deref().map(Path::new)).unwrap();
+        let library =
+            Library::load(self.arguments.library.as_deref().map(Path::new), None).unwrap();
         let config = SessionConfig { device, cuda };
         let cpus = std::thread::available_parallelism().unwrap().get();
         let on_gpu = device != Device::Cpu;

@@ -85,6 +85,7 @@ enum Command {
 }
 
 fn main() {
+    model_serving::process::prepare();
     match Arguments::parse().command {
         Command::Serve { model, flags } => serve::until_standard_input_ends(&model, &flags),
         Command::Ceiling {

@@ -23,7 +23,7 @@ pub(crate) fn load(
     instances: usize,
 ) -> LoadedModel {
     let source = repository::find(path, None).unwrap().remove(0);
-    let library = Library::load(library).unwrap();
+    let library = Library::load(library, None).unwrap();
     let config = SessionConfig {
         device: Device::Cpu,
         cuda: CudaConfig::default(),

@@ -20,7 +20,7 @@ use crate::runtime::device_health::DeviceHealth;
 use crate::runtime::{BatchOutput, Interrupt, Model, RuntimeError};
 use crate::telemetry::metrics::BatchingMetrics;
 
-/// When it is worth trying again to get memory of the GPU.
+/// When it is worth trying again to get memory for a run.
 const MEMORY_RETRY: Duration = Duration::from_secs(1);
 
 /// How long a run may go on after its interruption before the instance counts as hung.
@@ -307,9 +307,10 @@ fn reported(error: RuntimeError) -> ScheduleError {
         RuntimeError::Broken(reason) => ScheduleError::Internal(reason.into()),
         RuntimeError::DeviceLost(_) => ScheduleError::DeviceLost,
         RuntimeError::OutOfMemory(_) => ScheduleError::Overloaded {
-            reason: "the GPU's memory is full",
+            reason: "the memory for runs is full",
             retry_after: MEMORY_RETRY,
         },
+        RuntimeError::TooLarge(_) => ScheduleError::TooLarge,
         RuntimeError::Interrupted => ScheduleError::DeadlineExceeded,
     }
 }

@@ -99,6 +99,31 @@ impl InferenceRequest {
         self.rows
     }
 
+    /// The bytes of this request's outputs, as far as the signature of `metadata`, its model's, tells them before a run.
+    #[must_use]
+    pub fn expected_output_bytes(&self, metadata: &ModelMetadata) -> usize {
+        let known = |symbol: &str| {
+            let mut inputs = metadata.inputs.iter().zip(&self.inputs);
+            inputs.find_map(|(spec, tensor)| {
+                let mut dims = spec.dims().iter().zip(tensor.shape());
+                let same = |dim: &Dim| matches!(dim, Dim::Dynamic(Some(name)) if name == symbol);
+                dims.find_map(|(dim, size)| same(dim).then_some(*size))
+            })
+        };
+        let size = |(axis, dim): (usize, &Dim)| match dim {
+            Dim::Fixed(size) => Some(*size),
+            Dim::Dynamic(Some(symbol)) => known(symbol),
+            Dim::Dynamic(None) => (axis == 0 && metadata.has_batch_axis()).then_some(self.rows),
+        };
+        let bytes = |spec: &TensorSpec| {
+            let dims = spec.dims.as_ref()?.iter().enumerate().map(size);
+            let shape = dims.collect::<Option<Shape>>()?;
+            element_count(&shape)?.checked_mul(spec.datatype.size()?)
+        };
+        let outputs = metadata.outputs.iter().filter_map(bytes);
+        outputs.fold(0, usize::saturating_add)
+    }
+
     /// When the client stops waiting.
     #[must_use]
     pub fn deadline(&self) -> Instant {
@@ -237,6 +262,12 @@ impl OutputRows {
         &self.shape
     }
 
+    /// The bytes that are kept as long as these rows are: those of the whole execution.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.tensor.view().byte_len()
+    }
+
     /// These rows as an array; `None` when the elements are of another type.
     #[must_use]
     pub fn array<T: Element>(&self) -> Option<ArrayViewD<'_, T>> {
@@ -283,6 +314,9 @@ pub enum ScheduleError {
     /// The model refused the values.
     #[error("the model refused the values")]
     Refused(Arc<str>),
+    /// The values make the model take more memory than runs may.
+    #[error("the values take more memory than runs may")]
+    TooLarge,
     /// The GPU is lost, and only a restart may help.
     #[error("the GPU is lost")]
     DeviceLost,
@@ -351,6 +385,23 @@ mod tests {
         )
         .unwrap_err();
         assert_eq!(error.to_string(), "input 'x' expects FP32, got INT64");
+    }
+
+    #[test]
+    fn the_size_of_the_outputs_is_known_where_the_inputs_tell_it() {
+        let expected = |outputs: &[(&str, &[&str])]| {
+            let metadata = testing::metadata(&[("x", &["N", "L"]), ("z", &["N", "4"])], outputs);
+            let tensors = smallvec![tensor(&[3, 5]), tensor(&[3, 4])];
+            let deadline = Instant::now() + Duration::from_secs(1);
+            let request =
+                InferenceRequest::new(&metadata, tensors, 8, deadline, Reservation::none());
+            request.unwrap().expected_output_bytes(&metadata)
+        };
+        assert_eq!(expected(&[("y", &["N", "10"])]), 3 * 10 * 4);
+        assert_eq!(expected(&[("y", &["N", "L", "2"])]), 3 * 5 * 2 * 4);
+        assert_eq!(expected(&[("y", &["", "2"])]), 3 * 2 * 4);
+        assert_eq!(expected(&[("y", &["N"]), ("u", &["N", "K"])]), 3 * 4);
+        assert_eq!(expected(&[("y", &["N", ""])]), 0);
     }
 
     #[test]

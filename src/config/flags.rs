@@ -111,7 +111,9 @@ pub struct ServeFlags {
     )]
     pub max_queue_size: NonZeroUsize,
 
-    /// Bytes of request bodies and tensors held at once; more are refused with 429. Set it below the container's memory.
+    /// Bytes that requests may hold at once: bodies, tensors, the memory of runs on the CPU, and answers until their last
+    /// byte has left; more are refused with 429. Lowered to half of the container's memory. Raise it for models whose runs
+    /// take much.
     #[arg(
         long,
         env = "MAX_INFLIGHT_BYTES",

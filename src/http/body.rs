@@ -15,7 +15,7 @@ use tokio::time::Sleep;
 
 use super::error::ApiError;
 use super::wire::json::quote;
-use crate::batching::{Exhausted, Reservation};
+use crate::batching::Reservation;
 
 /// How far the buffer is grown on a client's word alone; beyond, only bytes that arrived make it grow. An image in JSON
 /// fits. What is never written to takes addresses and no memory.
@@ -66,13 +66,6 @@ impl Coding {
     }
 }
 
-fn out_of_memory(_: Exhausted) -> ApiError {
-    ApiError::Overloaded {
-        reason: "request memory is full",
-        retry_after: std::time::Duration::from_secs(1),
-    }
-}
-
 /// Receives `body` until the timer `expired` ends, and at most `max_bytes` of it.
 ///
 /// # Errors
@@ -116,7 +109,7 @@ async fn collect(
         if buffer.len() + data.len() > max_bytes {
             return Err(ApiError::BodyTooLarge(max_bytes));
         }
-        reservation.grow(data.len()).map_err(out_of_memory)?;
+        reservation.grow(data.len())?;
         if buffer.is_empty() && declared == Some(data.len()) {
             if data.len() <= SMALL_BODY {
                 return Ok(Bytes::copy_from_slice(&data));
@@ -169,9 +162,7 @@ pub(super) fn inflate(
         if inflated.len() == before {
             return Ok(inflated.into());
         }
-        reservation
-            .grow(inflated.len() - before)
-            .map_err(out_of_memory)?;
+        reservation.grow(inflated.len() - before)?;
     }
 }
 
@@ -202,7 +193,7 @@ mod tests {
         assert_eq!(error, ApiError::BodyTooLarge(1 << 20));
         let budget = MemoryBudget::new(1 << 20);
         let error = inflate(bomb, Coding::Gzip, 64 << 20, &mut budget.reservation()).unwrap_err();
-        assert!(matches!(error, ApiError::Overloaded { .. }));
+        assert_eq!(error, ApiError::MemoryTooLarge);
         assert_eq!(budget.used(), 0);
     }
 

@@ -10,7 +10,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
 use super::wire::{DecodeError, EncodeError};
-use crate::batching::{InvalidRequest, ScheduleError};
+use crate::batching::{Exhausted, InvalidRequest, ScheduleError};
 use crate::telemetry::metrics::Outcome;
 
 /// The largest error body, in bytes.
@@ -31,6 +31,8 @@ pub enum ApiError {
     BodyTimeout,
     /// 413: the body is larger than is taken, in bytes.
     BodyTooLarge(usize),
+    /// 413: the request, or its answer, takes more memory than all requests together may.
+    MemoryTooLarge,
     /// 414: the URI is longer than is taken, in bytes.
     UriTooLong(usize),
     /// 431: the headers are larger than is taken.
@@ -75,7 +77,9 @@ impl ApiError {
                 "request_timeout",
                 Outcome::Timeout,
             ),
-            Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too_large", Outcome::Invalid),
+            Self::BodyTooLarge(_) | Self::MemoryTooLarge => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "too_large", Outcome::Invalid)
+            }
             Self::UriTooLong(_) => (StatusCode::URI_TOO_LONG, "too_large", Outcome::Invalid),
             Self::HeadersTooLarge(_) => (
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -154,6 +158,9 @@ impl ApiError {
             Self::BodyTooLarge(limit) => format!(
                 "the request's body is larger than {limit} bytes, decompressed; send fewer rows per request"
             ),
+            Self::MemoryTooLarge => {
+                "the request and its answer take more memory than --max-inflight-bytes allows; send fewer rows per request".to_owned()
+            }
             Self::UriTooLong(limit) => format!("the request's URI is longer than {limit} bytes"),
             Self::Overloaded { reason, .. } => format!(
                 "the server is overloaded ({reason}); try again after the seconds in Retry-After"
@@ -180,6 +187,7 @@ impl ApiError {
             self,
             Self::BodyTimeout
                 | Self::BodyTooLarge(_)
+                | Self::MemoryTooLarge
                 | Self::UriTooLong(_)
                 | Self::HeadersTooLarge(_)
         )
@@ -261,10 +269,19 @@ impl From<DecodeError> for ApiError {
     fn from(error: DecodeError) -> Self {
         match error {
             DecodeError::Invalid(error) => error.into(),
-            DecodeError::OutOfMemory => Self::Overloaded {
+            DecodeError::OutOfMemory(exhausted) => exhausted.into(),
+        }
+    }
+}
+
+impl From<Exhausted> for ApiError {
+    fn from(exhausted: Exhausted) -> Self {
+        match exhausted {
+            Exhausted::Now => Self::Overloaded {
                 reason: "request memory is full",
                 retry_after: Duration::from_secs(1),
             },
+            Exhausted::Ever => Self::MemoryTooLarge,
         }
     }
 }
@@ -297,6 +314,9 @@ impl From<ScheduleError> for ApiError {
             ScheduleError::DeadlineExceeded => Self::DeadlineExceeded,
             ScheduleError::Refused(_) => Self::Unprocessable(
                 "the model cannot compute these values (for example, an index is out of range or a size does not fit)".to_owned(),
+            ),
+            ScheduleError::TooLarge => Self::Unprocessable(
+                "these values make the model take more memory than --max-inflight-bytes allows; send fewer or smaller ones".to_owned(),
             ),
             ScheduleError::Internal(_) => Self::Internal,
         }
@@ -339,6 +359,7 @@ mod tests {
         for error in [
             ApiError::from(InvalidRequest(String::new())),
             ApiError::from(ScheduleError::Refused("x".into())),
+            ApiError::from(ScheduleError::TooLarge),
             ApiError::from(EncodeError::NotFinite {
                 output: String::new(),
             }),
@@ -346,7 +367,8 @@ mod tests {
             ApiError::from(EncodeError::NotRows {
                 output: String::new(),
             }),
-            ApiError::from(DecodeError::OutOfMemory),
+            ApiError::from(DecodeError::OutOfMemory(Exhausted::Now)),
+            ApiError::from(DecodeError::OutOfMemory(Exhausted::Ever)),
         ] {
             assert!(error.status().is_client_error(), "{error:?}");
         }

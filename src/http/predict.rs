@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use percent_encoding::percent_decode_str;
@@ -19,7 +19,7 @@ use super::error::ApiError;
 use super::media;
 use super::middleware::{Arrival, PredictionRecord};
 use super::wire::{self, DecodeLimits, Decoded, Form, Selection};
-use crate::batching::{InferenceResponse, Reservation};
+use crate::batching::{Exhausted, InferenceResponse, OutputRows, Reservation};
 use crate::model::ModelMetadata;
 use crate::registry::{Fault, Phase, ServedModel};
 use crate::telemetry::metrics::Outcome;
@@ -29,6 +29,12 @@ const LARGE_BODY: usize = 256 << 10;
 
 /// JSON answers from this many elements on are printed on a thread of their own, for the same reason.
 const LARGE_ANSWER: usize = 64 << 10;
+
+/// What an element takes in JSON: the digits of most numbers, and a comma.
+const ELEMENT_TEXT: usize = 16;
+
+/// Answers up to this size are not worth keeping a reservation for: all connections together hold few bytes of them.
+const HELD_FROM: usize = 4096;
 
 /// The shape of a raw body, or of a raw answer.
 const TENSOR_SHAPE: HeaderName = HeaderName::from_static("x-tensor-shape");
@@ -174,6 +180,10 @@ async fn run(
         }
         decoded.selection = Some(selection);
     }
+    // From here on for the answer, until its last byte has left.
+    let mut memory = app.budget.reservation();
+    let expected = decoded.request.expected_output_bytes(&model.metadata);
+    memory.grow(expected).map_err(answer_too_large)?;
     let rows = decoded.request.rows();
     model.metrics.batch_size.observe(super::rows_as_f64(rows));
     let (selection, form) = (decoded.selection, decoded.form);
@@ -201,19 +211,27 @@ async fn run(
         form,
         max_bytes: app.config.max_output_size,
     };
-    let elements: usize = response
-        .outputs
-        .iter()
-        .map(|output| output.view().len())
-        .sum();
+    let views = || response.outputs.iter().map(OutputRows::view);
+    let elements: usize = views().map(|view| view.len()).sum();
+    let outputs: usize = views().map(|view| view.byte_len()).sum();
+    let text = if encoding.raw {
+        0
+    } else {
+        elements
+            .saturating_mul(ELEMENT_TEXT)
+            .min(encoding.max_bytes)
+    };
+    memory
+        .resize(outputs.saturating_add(text))
+        .map_err(answer_too_large)?;
     let answer = if !encoding.raw && elements >= LARGE_ANSWER {
         let metadata = Arc::clone(&model.metadata);
-        let work = move || encoding.apply(&response, &metadata);
+        let work = move || encoding.apply(response, &metadata, memory);
         tokio::task::spawn_blocking(work)
             .await
             .unwrap_or(Err(ApiError::Internal))
     } else {
-        encoding.apply(&response, &model.metadata)
+        encoding.apply(response, &model.metadata, memory)
     };
     let mut answer = answer?;
     record(
@@ -238,24 +256,70 @@ struct Encoding {
 }
 
 impl Encoding {
+    /// The answer, which holds `memory` until it has been sent.
     fn apply(
         &self,
-        response: &InferenceResponse,
+        response: InferenceResponse,
         metadata: &ModelMetadata,
+        mut memory: Reservation,
     ) -> Result<Response, ApiError> {
         let selection = self.selection.as_ref();
         if self.raw {
-            let (body, shape, datatype) =
-                wire::encode_raw(response, metadata, selection, self.max_bytes)?;
-            return Ok(raw_response(body, &shape, datatype));
+            let raw = wire::encode_raw(&response, metadata, selection, self.max_bytes)?;
+            drop(response);
+            memory.resize(raw.held_bytes).map_err(answer_too_large)?;
+            let body = held(raw.body, memory);
+            return Ok(raw_response(body, &raw.shape, raw.datatype));
         }
-        let text = wire::encode_json(response, metadata, selection, self.form, self.max_bytes)?;
-        let mut answer = Response::new(text.into());
+        let mut text =
+            wire::encode_json(&response, metadata, selection, self.form, self.max_bytes)?;
+        drop(response);
+        if text.len() > HELD_FROM {
+            // It has grown by doubling.
+            text.shrink_to_fit();
+        }
+        memory.resize(text.capacity()).map_err(answer_too_large)?;
+        let mut answer = Response::new(held(text, memory).into());
         answer.headers_mut().insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/json"),
         );
         Ok(answer)
+    }
+}
+
+/// An answer's bytes, and the memory that is reserved for them.
+struct Held<T> {
+    bytes: T,
+    _memory: Reservation,
+}
+
+impl<T: AsRef<[u8]>> AsRef<[u8]> for Held<T> {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes.as_ref()
+    }
+}
+
+/// `bytes` for which `memory` is reserved as long as anybody holds them: hyper does until the system has taken them.
+fn held<T>(bytes: T, memory: Reservation) -> Bytes
+where
+    T: AsRef<[u8]> + Into<Bytes> + Send + 'static,
+{
+    if bytes.as_ref().len() <= HELD_FROM {
+        return bytes.into();
+    }
+    let _memory = memory;
+    Bytes::from_owner(Held { bytes, _memory })
+}
+
+/// The client is told by what is full.
+fn answer_too_large(exhausted: Exhausted) -> ApiError {
+    match exhausted {
+        Exhausted::Now => exhausted.into(),
+        Exhausted::Ever => ApiError::Unprocessable(
+            "the answer takes more memory than --max-inflight-bytes allows; select fewer outputs or send fewer rows"
+                .to_owned(),
+        ),
     }
 }
 
@@ -330,7 +394,7 @@ async fn decode(
     app: &App,
     model: &Arc<ServedModel>,
     ask: &Ask,
-    body: bytes::Bytes,
+    body: Bytes,
     deadline: Instant,
     mut reservation: Reservation,
 ) -> Result<Decoded, ApiError> {
@@ -375,7 +439,7 @@ async fn decode(
         .unwrap_or(Err(ApiError::Internal))
 }
 
-fn raw_response(body: bytes::Bytes, shape: &[usize], datatype: &'static str) -> Response {
+fn raw_response(body: Bytes, shape: &[usize], datatype: &'static str) -> Response {
     let mut answer = Response::new(body.into());
     let headers = answer.headers_mut();
     headers.insert(

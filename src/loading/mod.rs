@@ -20,9 +20,9 @@ use crate::runtime::buckets::Buckets;
 use crate::runtime::device_health::DeviceHealth;
 use crate::runtime::library::Library;
 use crate::runtime::provider::{CudaConfig, Device, ExecutionProvider};
-use crate::runtime::session::{self, SessionConfig};
+use crate::runtime::session::{self, OpenedModel, OrtModel, SessionConfig};
 use crate::runtime::tuning::Freedom;
-use crate::runtime::{LoadError, Model};
+use crate::runtime::{LoadError, Model, warmup};
 use crate::telemetry::metrics::{Merging, Metrics, ModelInfo};
 
 pub use sessions::Fixed;
@@ -31,6 +31,9 @@ pub use trial::check_batching;
 
 /// The most rows of a request unless a flag, the environment or the sidecar says otherwise.
 pub const DEFAULT_MAX_BATCH_SIZE: usize = 32;
+
+/// The memory of runs where nobody says otherwise, as of `--max-inflight-bytes`.
+pub const DEFAULT_RUN_MEMORY: usize = 1 << 30;
 
 /// What is served, and how it is executed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +56,28 @@ pub struct ModelsConfig {
     pub max_queue_size: usize,
     /// How long settings may be tried that the user has not fixed; not at all if not given.
     pub tuning_time: Option<Duration>,
+}
+
+/// The memory that runs on the CPU may hold at once, in bytes. Weights are not part of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunMemory {
+    /// What suffices for most models.
+    pub usual: usize,
+    /// What it may be raised to for a model of which one row takes more.
+    pub most: usize,
+}
+
+impl RunMemory {
+    /// `wanted` bytes where requests may hold as much, and in any case no more than half of the `memory` that there is:
+    /// the rest is for weights, requests and answers.
+    #[must_use]
+    pub fn within(memory: Option<usize>, wanted: usize) -> Self {
+        let most = memory.map_or(wanted, |memory| memory / 2);
+        Self {
+            usual: wanted.min(most),
+            most,
+        }
+    }
 }
 
 /// Why models cannot be served. Each is one line with a cause and a fix.
@@ -79,8 +104,37 @@ pub struct Loader {
     metrics: Arc<Metrics>,
     device: Arc<DeviceHealth>,
     library: Library,
+    run_memory: RunMemory,
     /// The runtime that serves the connections.
     runtime: Handle,
+}
+
+/// Opens the model, and raises the memory of runs until one row fits.
+fn open_with_memory<'a>(
+    library: &'a Library,
+    source: &ModelSource,
+    session: SessionConfig,
+    threads: impl Fn(ExecutionProvider) -> usize,
+    most: usize,
+) -> Result<(OpenedModel<'a>, OrtModel), LoadError> {
+    loop {
+        let (opened, mut first) = session::open(library, source, session, &threads)?;
+        if opened.provider != ExecutionProvider::Cpu || warmup::fits(&mut first) {
+            return Ok((opened, first));
+        }
+        let Some(limit) = library.raise_run_memory(most)? else {
+            tracing::warn!(
+                model = source.name,
+                "one row takes more memory than runs may, so that requests for this model will be refused; raise --max-inflight-bytes (MAX_INFLIGHT_BYTES)"
+            );
+            return Ok((opened, first));
+        };
+        tracing::info!(
+            model = source.name,
+            bytes = limit,
+            "one row takes more memory than --max-inflight-bytes, so runs may take more"
+        );
+    }
 }
 
 impl Loader {
@@ -90,6 +144,7 @@ impl Loader {
     /// When there is none, or it is too old.
     pub fn new(
         config: ModelsConfig,
+        run_memory: RunMemory,
         default_timeout: Duration,
         metrics: Arc<Metrics>,
         device: Arc<DeviceHealth>,
@@ -97,13 +152,15 @@ impl Loader {
     ) -> Result<Self, LoadingError> {
         // The path first: who mistyped it wants to hear that, whatever else is missing.
         repository::find(&config.path, config.name.as_deref())?;
-        let library = Library::load(config.library.as_deref()).map_err(LoadError::from)?;
+        let library = Library::load(config.library.as_deref(), Some(run_memory.usual))
+            .map_err(LoadError::from)?;
         Ok(Self {
             config,
             default_timeout,
             metrics,
             device,
             library,
+            run_memory,
             runtime,
         })
     }
@@ -174,7 +231,8 @@ impl Loader {
             let freedom = sessions::freedom(config.fixed, source, provider, None);
             sessions::first_threads(&freedom, written)
         };
-        let (opened, first) = session::open(library, source, session, threads)?;
+        let (opened, first) =
+            open_with_memory(library, source, session, threads, self.run_memory.most)?;
         let provider = opened.provider;
         let freedom = sessions::freedom(config.fixed, source, provider, Some(&opened.metadata));
         // What was measured once is kept, because a server that is in use cannot be measured; but only if measuring is

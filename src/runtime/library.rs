@@ -5,11 +5,15 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
 
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 use parking_lot::Mutex;
 use thiserror::Error;
+
+use super::arena::Arena;
 
 /// The file that is looked for.
 const FILE_NAME: &str = "libonnxruntime.so";
@@ -19,6 +23,10 @@ const FETCHED_FOLDER: &str = ".onnxruntime";
 
 /// The oldest ONNX Runtime 1.x that has the interface we call (`api-24` in `Cargo.toml`).
 const OLDEST_MINOR: u32 = 24;
+
+/// Read by ONNX Runtime's official builds (1.29 and later) while the library is loaded. Unless it is set, they collect
+/// and send usage data; asking for the same afterwards comes too late.
+pub const NO_TELEMETRY: (&str, &str) = ("ORT_DISABLE_TELEMETRY", "1");
 
 /// Why ONNX Runtime could not be loaded.
 #[derive(Debug, Error)]
@@ -31,6 +39,11 @@ pub enum LibraryError {
         /// The places that were looked at.
         searched: String,
     },
+    /// The memory of runs cannot be bounded as asked.
+    #[error(
+        "ONNX Runtime refuses to bound the memory of runs: {0}; run scripts/fetch-onnxruntime.sh for a library that does not"
+    )]
+    Memory(String),
     /// The file is there but cannot be used.
     #[error("cannot load ONNX Runtime from {path}: {reason}; version 1.{OLDEST_MINOR} or newer for this machine is needed, run scripts/fetch-onnxruntime.sh or set --onnxruntime (ORT_DYLIB_PATH)", path = .path.display())]
     Unusable {
@@ -45,6 +58,8 @@ pub enum LibraryError {
 #[derive(Clone)]
 pub struct Library {
     pub(super) environment: Environment,
+    /// Where sessions on the CPU take the memory of their runs.
+    pub(super) arena: Arc<Arena>,
     version: String,
 }
 
@@ -52,11 +67,12 @@ pub struct Library {
 static LOADED: Mutex<Option<Library>> = Mutex::new(None);
 
 impl Library {
-    /// Loads the library at `path`, or the first one found by default, and prepares it for sessions.
+    /// Loads the library at `path`, or the first one found by default, and prepares it for sessions. On the CPU, runs
+    /// hold at most `run_memory` bytes at once, if that is given.
     ///
     /// # Errors
     /// When there is none, or it is damaged, for another machine, or too old.
-    pub fn load(path: Option<&Path>) -> Result<Self, LibraryError> {
+    pub fn load(path: Option<&Path>, run_memory: Option<usize>) -> Result<Self, LibraryError> {
         let mut loaded = LOADED.lock();
         if let Some(library) = loaded.as_ref() {
             return Ok(library.clone());
@@ -72,6 +88,13 @@ impl Library {
         if !path.is_file() {
             return Err(unusable("there is no such file".to_owned()));
         }
+        // Said again here, because what was forgotten would be noticed by nobody.
+        let (name, value) = NO_TELEMETRY;
+        if env::var(name).as_deref() != Ok(value) {
+            return Err(unusable(format!(
+                "it would collect usage data; the program must set {name}={value} before"
+            )));
+        }
         // A relative path would be looked up beside the executable first, which is not what the user wrote.
         let absolute = path
             .canonicalize()
@@ -84,12 +107,43 @@ impl Library {
             .map_err(|error| unusable(error.to_string()))?;
         // The environment starts at the most verbose level, at which every run formats messages that nobody reads.
         environment.set_log_level(LogLevel::Warning);
+        let arena = Arena::new(environment.clone(), run_memory)
+            .map_err(|error| unusable(error.to_string()))?;
         let library = Self {
             environment,
+            arena: Arc::new(arena),
             version: version_of(&absolute),
         };
         *loaded = Some(library.clone());
         Ok(library)
+    }
+
+    /// Doubles the memory that runs of sessions hold which are made from now on, up to `most` bytes; `None` if they may
+    /// take as much already.
+    ///
+    /// # Errors
+    /// When ONNX Runtime refuses.
+    pub fn raise_run_memory(&self, most: usize) -> Result<Option<usize>, LibraryError> {
+        let Some(limit) = self.arena.limit().filter(|limit| *limit < most) else {
+            return Ok(None);
+        };
+        let limit = limit.saturating_mul(2).min(most);
+        let raised = self.arena.enlarge(limit);
+        raised.map_err(|error| LibraryError::Memory(one_line(&error.to_string())))?;
+        Ok(Some(limit))
+    }
+
+    /// Whether runs hold memory that they have not needed for a while. To be asked several times a second.
+    #[must_use]
+    pub fn has_unneeded_memory(now: Instant) -> bool {
+        loaded_arena().is_some_and(|arena| arena.has_unneeded(now))
+    }
+
+    /// Gives the memory of runs that is free back to the system.
+    pub fn give_back_memory() {
+        if let Some(arena) = loaded_arena() {
+            arena.shrink();
+        }
     }
 
     /// The library's version, for example `1.31.1`.
@@ -97,6 +151,12 @@ impl Library {
     pub fn version(&self) -> &str {
         &self.version
     }
+}
+
+/// The arena, if the library is loaded. While it is being loaded, nobody waits for that.
+fn loaded_arena() -> Option<Arc<Arena>> {
+    let loaded = LOADED.try_lock()?;
+    loaded.as_ref().map(|library| Arc::clone(&library.arena))
 }
 
 /// The version in the resolved file name (`libonnxruntime.so.1.31.1`), else the part of it that the interface states.

@@ -23,7 +23,7 @@ pub(super) struct Size {
 }
 
 /// Runs `model` on what `fill` gives for each input: of this index, datatype and number of elements. `None` if an input
-/// would be too large.
+/// would be too large, or the run takes more memory than runs may.
 ///
 /// # Errors
 /// What the run said.
@@ -51,7 +51,10 @@ pub(super) fn run(
             elements: data.view(),
         })
         .collect();
-    model.run(input).map(Some)
+    match model.run(input) {
+        Err(RuntimeError::TooLarge(_)) => Ok(None),
+        result => result.map(Some),
+    }
 }
 
 fn shape_of(spec: &TensorSpec, batched: bool, size: Size) -> Shape {

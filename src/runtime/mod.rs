@@ -2,6 +2,7 @@
 //!
 //! Invariant: no type of `ort` leaves this module; the layers above see [`Model`], tensors and [`RuntimeError`].
 
+mod arena;
 pub mod assignment;
 pub mod batch_check;
 mod binding;
@@ -77,9 +78,12 @@ pub enum RuntimeError {
     /// The GPU is lost to this process; only a restart may help.
     #[error("the GPU is lost: {0}")]
     DeviceLost(String),
-    /// The GPU has not enough free memory, now.
-    #[error("the GPU's memory does not suffice: {0}")]
+    /// There is not enough free memory for runs, on the GPU or on the host, now.
+    #[error("the memory for runs does not suffice: {0}")]
     OutOfMemory(String),
+    /// The run would take more memory than runs may take at all.
+    #[error("the run would take more memory than runs may: {0}")]
+    TooLarge(String),
     /// The runtime itself failed.
     #[error("the runtime failed: {0}")]
     Broken(String),

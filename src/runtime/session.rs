@@ -12,6 +12,7 @@ use ort::session::{RunOptions, Session, SessionInputValue, SessionOutputs};
 use ort::value::{Outlet, Tensor, TensorRef, ValueType};
 use smallvec::SmallVec;
 
+use super::arena::{self, Arena};
 use super::assignment::{self, Assignment};
 use super::binding::Binding;
 use super::library::{Library, one_line};
@@ -54,6 +55,8 @@ pub struct OrtModel {
     provider: ExecutionProvider,
     intra_op_threads: usize,
     interrupt: Arc<RunInterrupt>,
+    /// Where runs on the CPU take their memory.
+    arena: Arc<Arena>,
 }
 
 /// What was loaded: the instances' models, and what executes them.
@@ -117,9 +120,16 @@ pub fn open<'a>(
             Ok((session, assignment)) => {
                 let metadata = Arc::new(read_metadata(&session, &file, source)?);
                 let bound = bound_to(provider, config.cuda);
-                let first =
-                    OrtModel::new(session, threads, Arc::clone(&metadata), pretended, bound)
-                        .map_err(|error| refused(&file, &error))?;
+                let arena = Arc::clone(&library.arena);
+                let first = OrtModel::new(
+                    session,
+                    threads,
+                    Arc::clone(&metadata),
+                    pretended,
+                    bound,
+                    arena,
+                )
+                .map_err(|error| refused(&file, &error))?;
                 let opened = OpenedModel {
                     library,
                     file,
@@ -161,6 +171,7 @@ impl OpenedModel<'_> {
             Arc::clone(&self.metadata),
             self.provider,
             bound,
+            Arc::clone(&self.library.arena),
         )
         .map_err(|error| refused(&self.file, &error))
     }
@@ -299,7 +310,7 @@ fn create_session(
         }
     };
     let configure = || {
-        let builder = Session::builder(&library.environment)?
+        let mut builder = Session::builder(&library.environment)?
             .with_optimization_level(GraphOptimizationLevel::All)?
             .with_intra_threads(threads)?
             .with_inter_threads(1)?
@@ -311,6 +322,9 @@ fn create_session(
                 "session.model_external_initializers_file_folder_path",
                 file.folder.to_string_lossy(),
             )?;
+        if provider == ExecutionProvider::Cpu {
+            builder = builder.with_config_entry(arena::CONFIG_ENTRY, "1")?;
+        }
         Ok(builder.with_execution_providers(provider.registration(config.cuda))?)
     };
     let mut builder = configure().map_err(|error: ort::Error| unavailable(&error))?;
@@ -460,6 +474,7 @@ impl OrtModel {
         metadata: Arc<ModelMetadata>,
         provider: ExecutionProvider,
         bound: Option<ExecutionProvider>,
+        arena: Arc<Arena>,
     ) -> Result<Self, ort::Error> {
         let bound = bound.filter(|_| Binding::suits(&metadata));
         let binding = bound
@@ -475,6 +490,7 @@ impl OrtModel {
                 options: RunOptions::new()?,
                 asked: AtomicBool::new(false),
             }),
+            arena,
         })
     }
 }
@@ -484,6 +500,28 @@ impl OrtModel {
     #[must_use]
     pub fn intra_op_threads(&self) -> usize {
         self.intra_op_threads
+    }
+}
+
+impl OrtModel {
+    fn run_once(&mut self, input: &BatchInput<'_>) -> Result<BatchOutput, RuntimeError> {
+        #[cfg(feature = "testkit")]
+        if let Some(text) = Faults::now().run {
+            let error = ort::Error::new(text);
+            return Err(classify(&error, false, self.provider));
+        }
+        let (session, options) = (&mut self.session, &self.interrupt.options);
+        let result = match &mut self.binding {
+            Some(binding) => binding.run(session, &self.metadata, input, options, output::wrap_all),
+            None => {
+                let lent = input.iter().map(|view| view.elements).collect();
+                run_lent(session, input, options).map(|outputs| output::wrap_all(outputs, &lent))
+            }
+        };
+        result.unwrap_or_else(|error| {
+            let interrupted = self.interrupt.asked.load(Ordering::Relaxed);
+            Err(classify(&error, interrupted, self.provider))
+        })
     }
 }
 
@@ -511,25 +549,25 @@ impl Model for OrtModel {
                 .unterminate()
                 .map_err(|error| RuntimeError::Broken(error.to_string()))?;
         }
-        #[cfg(feature = "testkit")]
-        if let Some(text) = Faults::now().run {
-            let error = ort::Error::new(text);
-            return Err(classify(&error, false, self.provider));
-        }
-        let (session, options) = (&mut self.session, &self.interrupt.options);
-        let result = match &mut self.binding {
-            Some(binding) => {
-                binding.run(session, &self.metadata, &input, options, output::wrap_all)
+        let failed = match self.run_once(&input) {
+            Err(RuntimeError::OutOfMemory(_)) if self.provider == ExecutionProvider::Cpu => {
+                // The arena may hold enough, in pieces that do not suit.
+                self.arena.shrink();
+                let held = self.arena.usage().used;
+                (self.run_once(&input), held)
             }
-            None => {
-                let lent = input.iter().map(|view| view.elements).collect();
-                run_lent(session, &input, options).map(|outputs| output::wrap_all(outputs, &lent))
-            }
+            result => return result,
         };
-        result.unwrap_or_else(|error| {
-            let interrupted = self.interrupt.asked.load(Ordering::Relaxed);
-            Err(classify(&error, interrupted, self.provider))
-        })
+        let limit = self.arena.limit();
+        match failed {
+            // Nobody else held much of it.
+            (Err(RuntimeError::OutOfMemory(text)), held)
+                if limit.is_some_and(|limit| held <= limit / 8) =>
+            {
+                Err(RuntimeError::TooLarge(text))
+            }
+            (result, _) => result,
+        }
     }
 
     fn interrupt(&self) -> Arc<dyn Interrupt> {
@@ -539,9 +577,9 @@ impl Model for OrtModel {
 
 /// Sorts a failed run by whose fault it is.
 ///
-/// On the CPU, an operator that fails on checked names, datatypes and shapes has met values that it cannot compute,
-/// an index out of range or a size that does not fit into memory; those are the request's. What a GPU says of itself
-/// never is.
+/// On the CPU, an operator that fails on checked names, datatypes and shapes has met values that it cannot compute, such
+/// as an index out of range; those are the request's. Memory that does not suffice, and what a GPU says of itself, never
+/// are.
 fn classify(error: &ort::Error, interrupted: bool, provider: ExecutionProvider) -> RuntimeError {
     let whole = error.to_string();
     let text = one_line(&whole);
@@ -553,7 +591,12 @@ fn classify(error: &ort::Error, interrupted: bool, provider: ExecutionProvider) 
     if interrupted {
         return RuntimeError::Interrupted;
     }
-    if on_gpu && cuda::is_out_of_memory(&whole) {
+    let is_exhausted = if on_gpu {
+        cuda::is_out_of_memory
+    } else {
+        arena::is_exhausted
+    };
+    if is_exhausted(&whole) {
         return RuntimeError::OutOfMemory(text);
     }
     if on_gpu && cuda::is_concerned(&whole) {

@@ -6,10 +6,22 @@ use super::made_up::{self, LARGEST_INPUT, Size};
 use super::{Model, RuntimeError};
 use crate::tensor::TensorData;
 
+/// Whether a run of one row takes no more memory than runs may, by all that can be tried.
+#[must_use]
+pub fn fits(model: &mut dyn Model) -> bool {
+    let size = Size {
+        rows: 1,
+        open: 1,
+        largest: usize::MAX,
+    };
+    let zeros = |_, datatype, elements| TensorData::zeros(datatype, elements);
+    !matches!(made_up::run(model, size, zeros), Ok(None))
+}
+
 /// Runs `model` once on zeros with `rows` rows; dynamic dimensions other than the batch are taken as 1.
 ///
 /// # Errors
-/// What the run said. [`RuntimeError::Refused`] may be right: some models accept no zeros.
+/// What the run said. [`RuntimeError::Refused`] may be right: some models accept no zeros, and some no such row count.
 pub fn run_once(model: &mut dyn Model, rows: usize) -> Result<(), RuntimeError> {
     let size = Size {
         rows,
@@ -17,5 +29,10 @@ pub fn run_once(model: &mut dyn Model, rows: usize) -> Result<(), RuntimeError> 
         largest: LARGEST_INPUT,
     };
     let zeros = |_, datatype, elements| TensorData::zeros(datatype, elements);
-    made_up::run(model, size, zeros).map(drop)
+    match made_up::run(model, size, zeros)? {
+        Some(_) => Ok(()),
+        None => Err(RuntimeError::Refused(format!(
+            "{rows} made-up rows are too large"
+        ))),
+    }
 }

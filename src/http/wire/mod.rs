@@ -18,10 +18,10 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::batching::{
-    InferenceRequest, InferenceResponse, InvalidRequest, OutputRows, Reservation,
+    Exhausted, InferenceRequest, InferenceResponse, InvalidRequest, OutputRows, Reservation,
 };
 use crate::model::ModelMetadata;
-use crate::tensor::Shape;
+use crate::tensor::{DataType, Shape};
 
 /// Positions of the outputs that the client asked for, in its order.
 pub type Selection = SmallVec<[usize; 4]>;
@@ -70,7 +70,7 @@ pub enum DecodeError {
     /// It is not what the model takes.
     Invalid(InvalidRequest),
     /// Its tensors do not fit into the memory that requests may hold at once.
-    OutOfMemory,
+    OutOfMemory(Exhausted),
 }
 
 impl From<InvalidRequest> for DecodeError {
@@ -101,18 +101,32 @@ pub enum EncodeError {
     SeveralOutputs,
 }
 
+/// The bytes of a string besides its own, from our tensor of it to ONNX Runtime's: two headers, and four allocations of
+/// which the smallest takes 32.
+const STRING_BYTES: usize = 160;
+
+/// How often the bytes of a string are held at once: ours, a copy that ends with a zero, and ONNX Runtime's.
+const STRING_COPIES: usize = 3;
+
 /// Bytes to set aside for the tensors of `body` before they are made.
 fn tensor_bytes(body: &[u8], format: BodyFormat, metadata: &ModelMetadata) -> usize {
+    let strings = |elements: usize| {
+        let headers = elements.saturating_mul(STRING_BYTES);
+        headers.saturating_add(body.len().saturating_mul(STRING_COPIES))
+    };
+    let has_strings = metadata
+        .inputs
+        .iter()
+        .any(|spec| spec.datatype == DataType::Bytes);
     match format {
-        // A raw body is its tensor already, or at worst copied once; strings take a header each.
+        BodyFormat::Raw if has_strings => strings(raw::count_strings(body)),
+        // A raw body is its tensor already, or at worst copied once.
         BodyFormat::Raw => body.len(),
+        BodyFormat::Json if has_strings => strings(json_request::max_elements(body)),
         BodyFormat::Json => {
-            let element = metadata
-                .inputs
-                .iter()
-                .map(|spec| spec.datatype.size().unwrap_or(size_of::<String>()))
-                .max();
-            json_request::max_elements(body).saturating_mul(element.unwrap_or(0))
+            let sizes = metadata.inputs.iter().map(|spec| spec.datatype.size());
+            let element = sizes.flatten().max().unwrap_or(0);
+            json_request::max_elements(body).saturating_mul(element)
         }
     }
 }
@@ -135,7 +149,7 @@ pub fn decode(
 ) -> Result<Decoded, DecodeError> {
     reservation
         .grow(tensor_bytes(&body, format, metadata))
-        .map_err(|_| DecodeError::OutOfMemory)?;
+        .map_err(DecodeError::OutOfMemory)?;
     let (inputs, selection, form) = match format {
         BodyFormat::Json => {
             let json =
@@ -223,7 +237,20 @@ pub fn encode_json(
     json_response::write(&metadata.name, &metadata.version, &outputs, form, max_bytes)
 }
 
-/// Writes the one selected output of `response` raw; returns its bytes, shape and datatype.
+/// One output, raw.
+#[derive(Debug)]
+pub struct RawOutput {
+    /// Its elements.
+    pub body: Bytes,
+    /// What is kept in memory for them.
+    pub held_bytes: usize,
+    /// The sizes of its dimensions.
+    pub shape: Shape,
+    /// Its datatype's name.
+    pub datatype: &'static str,
+}
+
+/// Writes the one selected output of `response` raw.
 ///
 /// # Errors
 /// See [`EncodeError`].
@@ -232,13 +259,17 @@ pub fn encode_raw(
     metadata: &ModelMetadata,
     selection: Option<&Selection>,
     max_bytes: usize,
-) -> Result<(Bytes, Shape, &'static str), EncodeError> {
+) -> Result<RawOutput, EncodeError> {
     match selected(response, metadata, selection).as_slice() {
-        [output] => Ok((
-            raw::write(output.rows, max_bytes)?,
-            Shape::from_slice(output.rows.shape()),
-            output.rows.view().datatype().name(),
-        )),
+        [output] => {
+            let (body, held_bytes) = raw::write(output.rows, max_bytes)?;
+            Ok(RawOutput {
+                body,
+                held_bytes,
+                shape: Shape::from_slice(output.rows.shape()),
+                datatype: output.rows.view().datatype().name(),
+            })
+        }
         _ => Err(EncodeError::SeveralOutputs),
     }
 }

@@ -153,6 +153,19 @@ fn read_truths(body: &[u8], spec: &TensorSpec) -> Result<TensorData, InvalidRequ
     })
 }
 
+/// The strings in `body`, as far as it is one after the other.
+pub(super) fn count_strings(body: &[u8]) -> usize {
+    let (mut rest, mut count) = (body, 0);
+    while let Some((length, after)) = rest.split_first_chunk::<4>() {
+        let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
+        let Some(after) = after.get(length..) else {
+            break;
+        };
+        (rest, count) = (after, count + 1);
+    }
+    count
+}
+
 /// Strings in the form of the Open Inference Protocol: a 32-bit little-endian length before each.
 fn read_strings(body: &[u8], spec: &TensorSpec) -> Result<TensorData, InvalidRequest> {
     let wrong = |what: &str| {
@@ -161,7 +174,7 @@ fn read_strings(body: &[u8], spec: &TensorSpec) -> Result<TensorData, InvalidReq
             spec.name
         ))
     };
-    let mut strings = Vec::new();
+    let mut strings = Vec::with_capacity(count_strings(body));
     let mut rest = body;
     while let Some((length, after)) = rest.split_first_chunk::<4>() {
         let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
@@ -182,13 +195,13 @@ fn read_strings(body: &[u8], spec: &TensorSpec) -> Result<TensorData, InvalidReq
     }
 }
 
-/// The elements of `rows` as the body of an answer.
-pub(super) fn write(rows: &OutputRows, max_bytes: usize) -> Result<Bytes, EncodeError> {
+/// The elements of `rows` as the body of an answer, and the bytes that are kept for it.
+pub(super) fn write(rows: &OutputRows, max_bytes: usize) -> Result<(Bytes, usize), EncodeError> {
     let view = rows.view();
     if view.byte_len() > max_bytes {
         return Err(EncodeError::TooLarge { max_bytes });
     }
-    match view {
+    let body: Bytes = match view {
         TensorView::Bytes(strings) => {
             let mut body = Vec::with_capacity(strings.iter().map(|string| string.len() + 4).sum());
             for string in strings {
@@ -197,15 +210,20 @@ pub(super) fn write(rows: &OutputRows, max_bytes: usize) -> Result<Bytes, Encode
                 body.extend_from_slice(&length.to_le_bytes());
                 body.extend_from_slice(string.as_bytes());
             }
-            Ok(body.into())
+            body.into()
         }
-        plain => match plain.as_bytes() {
-            Some(bytes) if bytes.len() > COPY_LIMIT => {
-                Ok(Bytes::from_owner(SharedRows(rows.clone())))
+        plain => {
+            let bytes = plain.as_bytes().unwrap_or_default();
+            let held = rows.held_bytes();
+            // A small part of a batch must not keep the rest of it from being freed.
+            if bytes.len() > COPY_LIMIT && 2 * bytes.len() >= held {
+                return Ok((Bytes::from_owner(SharedRows(rows.clone())), held));
             }
-            bytes => Ok(Bytes::copy_from_slice(bytes.unwrap_or_default())),
-        },
-    }
+            Bytes::copy_from_slice(bytes)
+        }
+    };
+    let length = body.len();
+    Ok((body, length))
 }
 
 /// Output memory that the HTTP layer sends without a copy.

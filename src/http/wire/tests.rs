@@ -30,7 +30,7 @@ fn decode_with(
     )
     .map_err(|error| match error {
         DecodeError::Invalid(error) => error.0,
-        DecodeError::OutOfMemory => "out of memory".to_owned(),
+        DecodeError::OutOfMemory(_) => "out of memory".to_owned(),
     })
 }
 
@@ -317,19 +317,39 @@ fn what_json_cannot_say_is_an_error_and_raw_says_it_exactly() {
         })
     );
     assert!(encode(&values, Some(&[1]), Form::Columns, 1000).is_ok());
-    let (bytes, shape, datatype) = encode_raw(
+    let raw = encode_raw(
         &response(values.to_vec()),
         &one(),
         Some(&Selection::from_slice(&[0])),
         1000,
     )
     .unwrap();
-    assert_eq!(bytes.as_ref(), bytemuck::cast_slice::<f32, u8>(&values));
-    assert_eq!((shape.as_slice(), datatype), (&[2, 2][..], "FP32"));
+    assert_eq!(raw.body.as_ref(), bytemuck::cast_slice::<f32, u8>(&values));
+    assert_eq!((raw.shape.as_slice(), raw.datatype), (&[2, 2][..], "FP32"));
     assert_eq!(
         encode_raw(&response(vec![0.0; 2]), &one(), None, 1000).unwrap_err(),
         EncodeError::SeveralOutputs
     );
+}
+
+#[test]
+fn a_small_part_of_an_execution_does_not_keep_the_rest_in_memory() {
+    const ROW: usize = 4096;
+    let rows = |rows: std::ops::Range<usize>| {
+        let data = TensorData::from(vec![0.5_f32; 8 * ROW]);
+        let tensor = OutputTensor::new(Shape::from_slice(&[8, ROW]), Arc::new(data)).unwrap();
+        let part = OutputRows::part(tensor, rows).unwrap();
+        let response = InferenceResponse {
+            outputs: vec![part],
+            ..response(Vec::new())
+        };
+        let selection = Selection::from_slice(&[0]);
+        encode_raw(&response, &one(), Some(&selection), usize::MAX).unwrap()
+    };
+    let small = rows(3..4);
+    assert_eq!((small.body.len(), small.held_bytes), (4 * ROW, 4 * ROW));
+    let large = rows(0..5);
+    assert_eq!((large.body.len(), large.held_bytes), (20 * ROW, 32 * ROW));
 }
 
 #[test]

@@ -1,0 +1,29 @@
+//! What holds for the whole process and can only be said while it has one thread: that ONNX Runtime tells nobody, and
+//! that memory which is freed goes back to the system.
+//!
+//! Invariant: [`prepare`] is called before anything else, by every program that loads ONNX Runtime.
+#![allow(
+    unsafe_code,
+    reason = "the environment and the allocator are the process's; see the safety comments"
+)]
+
+use crate::runtime::library::NO_TELEMETRY;
+
+/// Allocations from this size on are mappings of their own, which are gone when they are freed. Left to itself, glibc
+/// raises this bound to 32 MiB and keeps up to twice that for each of its arenas. Smaller bodies and answers are reused.
+const MAPPED_FROM: i32 = 1 << 20;
+
+/// Free memory at the end of an arena that is kept.
+const KEPT: i32 = 8 << 20;
+
+/// Prepares the process. To be called first in `main`.
+pub fn prepare() {
+    // SAFETY: the caller has started no other thread, so that nobody reads the environment meanwhile.
+    unsafe { std::env::set_var(NO_TELEMETRY.0, NO_TELEMETRY.1) };
+    #[cfg(target_env = "gnu")]
+    // SAFETY: `mallopt` takes numbers only; an unsuitable one is refused without effect.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_FROM);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
+    }
+}
