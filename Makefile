@@ -30,7 +30,7 @@ KUBERNETES := 1.33
 COMPOSE_FILES := -f docker-compose.yml -f docker-compose.gpu.yml
 
 .PHONY: help run test fmt fmt-check lint lint-files lint-k8s lint-terraform lint-workflows lint-monitoring monitoring-tools compose-config unit black-box doc deny advisories docker-test docker-test-gpu \
-	plant-faults gpu-check bench bench-pieces instructions onnxruntime clean
+	plant-faults gpu-check bench bench-pieces instructions memcheck onnxruntime clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -181,6 +181,10 @@ $(OHA):
 
 bench-pieces: onnxruntime ## Criterion benches of the pieces: wire formats, batching, one request (BENCH=decode selects by name)
 	$(CARGO) bench --locked --bench wire --bench batching --bench serve -- $(BENCH)
+
+memcheck: onnxruntime ## The server under valgrind, with outputs that lie in memory which is not ONNX Runtime's own (3 minutes)
+	$(CARGO) build --locked --profile profiling --bin model-serving
+	python3 scripts/memcheck.py target/profiling/model-serving
 
 # Two builds, so that what the example is built with leaves the server as it is released.
 instructions: onnxruntime ## Instructions per request, by valgrind, which repeat where times do not (COUNT="json --top 60")
