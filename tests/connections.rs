@@ -11,7 +11,8 @@
 
 mod support;
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -132,21 +133,47 @@ fn kept_connections_are_closed_when_they_pause_too_long_and_not_before() {
     );
 }
 
-#[test]
-fn a_peer_that_does_not_read_is_closed() {
-    let server = Server::fixture("big", &SHORT);
-    let mut client = server.connect();
-    // About forty megabytes of raw floats, far more than sockets buffer.
-    let request = Request::json("/predict", r#"{"inputs": [[10000000]]}"#)
-        .header("Accept", "application/octet-stream");
-    client.write(&request.bytes()).unwrap();
+/// A request for `bytes` of raw floats, from the fixture `big`.
+fn download(bytes: usize) -> Request {
+    Request::json("/predict", format!("{{\"inputs\": [[{}]]}}", bytes / 4))
+        .header("Accept", "application/octet-stream")
+}
+
+/// Waits until the server has no more open files than `before`.
+fn wait_for_its_end(server: &Server, before: f64) {
     let deadline = Instant::now() + PATIENCE;
-    let open_files = || server.metric("process_open_fds", &[]).unwrap();
-    let with_it = open_files();
-    while open_files() >= with_it {
+    // The connection that asks is one of them, both times.
+    while server.metric("process_open_fds", &[]).unwrap() > before {
         assert!(Instant::now() < deadline, "the connection stays open");
         std::thread::park_timeout(Duration::from_millis(50));
     }
+}
+
+#[test]
+fn a_peer_that_does_not_read_is_closed_however_long_idle_connections_are_kept() {
+    let flags = ["--write-timeout", "700ms", "--keep-alive-timeout", "1h"];
+    let server = Server::fixture("big", &flags);
+    let before = server.metric("process_open_fds", &[]).unwrap();
+    let mut client = server.connect();
+    // Far more than sockets buffer.
+    client.write(&download(40_000_000).bytes()).unwrap();
+    let answered = [("status", "success")];
+    while server.metric("ml_predictions_total", &answered) != Some(1.0) {
+        std::thread::yield_now();
+    }
+    wait_for_its_end(&server, before);
+    assert!(client.read().is_err(), "the answer is cut");
+}
+
+#[test]
+fn an_answer_on_its_way_is_not_an_idle_connection() {
+    let server = Server::fixture("big", &["--keep-alive-timeout", "500ms"]);
+    let mut client = server.connect();
+    client.read_at(10_000_000);
+    let answer = client.send(&download(40_000_000)).unwrap();
+    assert_eq!((answer.status, answer.body.len()), (200, 40_000_000));
+    // Now it is one.
+    assert!(client.read_to_end().is_empty());
 }
 
 #[test]
@@ -287,6 +314,22 @@ fn chunked_bodies_are_taken_whatever_their_chunks_and_bounded() {
         }
     }
     assert_eq!(endless.read().unwrap().status, 413);
+}
+
+#[test]
+fn what_follows_the_last_request_does_not_cost_its_answer() {
+    let server = Server::fixture("addone", &[]);
+    let last = valid().header("Connection", "close").bytes();
+    let more = valid().bytes().repeat(2_000);
+    for _ in 0..20 {
+        let mut client = server.connect();
+        client.write(&[&last[..], &more].concat()).unwrap();
+        assert_eq!(client.read().unwrap().status, 200);
+        // Not a reset, at which what the client has not read yet may be lost.
+        let said_so = client.stream.shutdown(Shutdown::Write);
+        let end = said_so.and_then(|()| client.stream.read(&mut [0]));
+        assert!(matches!(end, Ok(0)), "{end:?}");
+    }
 }
 
 #[test]

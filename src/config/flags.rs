@@ -216,7 +216,7 @@ pub struct ServeFlags {
     )]
     pub body_timeout: DurationText,
 
-    /// How long a client may take no bytes of its answer.
+    /// How long a client may take no bytes of its answer, or fall behind 4 KiB a second while it is waited for.
     #[arg(
         long,
         env = "WRITE_TIMEOUT",

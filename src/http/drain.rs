@@ -43,7 +43,7 @@ impl Drain {
         self.closing.load(Ordering::Acquire)
     }
 
-    /// Requests that were received and not answered because of stage 3.
+    /// Requests that were received and, because of stage 3, not answered to the last byte.
     #[must_use]
     pub fn aborted_requests(&self) -> usize {
         self.aborted_requests.load(Ordering::Relaxed)

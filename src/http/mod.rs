@@ -14,6 +14,7 @@ mod health;
 mod media;
 mod metadata;
 mod middleware;
+mod phase;
 mod predict;
 pub mod wire;
 

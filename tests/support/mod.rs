@@ -361,6 +361,14 @@ impl Response {
 pub struct Client {
     pub stream: TcpStream,
     buffer: Vec<u8>,
+    pace: Option<Pace>,
+}
+
+/// How fast a client takes what was sent to it, at most.
+struct Pace {
+    bytes_per_second: u32,
+    since: Instant,
+    taken: u64,
 }
 
 impl Client {
@@ -372,7 +380,17 @@ impl Client {
         Ok(Self {
             stream,
             buffer: Vec::new(),
+            pace: None,
         })
+    }
+
+    /// From now on, takes no more than this.
+    pub fn read_at(&mut self, bytes_per_second: u32) {
+        self.pace = Some(Pace {
+            bytes_per_second,
+            since: Instant::now(),
+            taken: 0,
+        });
     }
 
     /// Sends `request` and reads its answer. An error when the connection ends first.
@@ -441,6 +459,14 @@ impl Client {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
         self.buffer.extend_from_slice(&chunk[..read]);
+        if let Some(pace) = &mut self.pace {
+            pace.taken += read as u64;
+            let millis = pace.taken * 1_000 / u64::from(pace.bytes_per_second);
+            let due = pace.since + Duration::from_millis(millis);
+            while let Some(early) = due.checked_duration_since(Instant::now()) {
+                std::thread::park_timeout(early);
+            }
+        }
         Ok(())
     }
 }
