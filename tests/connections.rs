@@ -177,6 +177,15 @@ fn an_answer_on_its_way_is_not_an_idle_connection() {
 }
 
 #[test]
+fn a_peer_that_reads_slowly_gets_its_whole_answer() {
+    let server = Server::fixture("big", &["--write-timeout", "2s"]);
+    let mut client = server.connect();
+    client.read_at(300_000);
+    let answer = client.send(&download(5_000_000)).unwrap();
+    assert_eq!((answer.status, answer.body.len()), (200, 5_000_000));
+}
+
+#[test]
 fn connections_beyond_the_maximum_wait_for_a_place() {
     let server = Server::fixture("addone", &["--max-connections", "4"]);
     let mut kept: Vec<Client> = (0..4).map(|_| server.connect()).collect();

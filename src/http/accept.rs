@@ -22,6 +22,11 @@ const ERROR_PAUSE: Duration = Duration::from_millis(50);
 /// one data centre, and little of any grace period.
 const HANDSHAKE_PAUSE: Duration = Duration::from_millis(20);
 
+/// How much of an answer the kernel takes beyond what it can send. It would take megabytes, count them as taken by the
+/// peer, and tell nothing until a third of them has gone: at 50 kB a second that is longer than a peer that does not read
+/// is waited for. With this little the peer's progress is seen, and memory is not held for what waits.
+const MAX_UNSENT_BYTES: u32 = 64 << 10;
+
 /// How often a lasting failure is logged.
 const ERROR_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -36,6 +41,7 @@ pub struct ListenerConfig {
 
 /// Serves `router` on `listener` until `drain` stops it and the last connection is gone.
 pub async fn serve(listener: TcpListener, router: Router, config: ListenerConfig, drain: Drain) {
+    bound_unsent_bytes(&listener);
     let slots = Arc::new(Semaphore::new(config.max_connections));
     let connections = TaskTracker::new();
     let spawn = |stream: TcpStream, slot: Option<OwnedSemaphorePermit>| {
@@ -91,6 +97,14 @@ pub async fn serve(listener: TcpListener, router: Router, config: ListenerConfig
     }
     connections.close();
     connections.wait().await;
+}
+
+/// Bounds what the kernel takes for the connections to `listener`, which inherit it.
+fn bound_unsent_bytes(listener: &TcpListener) {
+    // Where there is no such bound, as in some sandboxes, progress is seen later.
+    if let Err(error) = SockRef::from(listener).set_tcp_notsent_lowat(MAX_UNSENT_BYTES) {
+        tracing::debug!(%error, "what the kernel buffers of answers cannot be bounded");
+    }
 }
 
 /// Makes the kernel drop the first packet of new connections to `listener`, as if it had got lost.
