@@ -13,6 +13,7 @@ OHA := .tools/bin/oha
 
 BENCH := .tools/bench
 FIXTURES := .tools/fixtures
+CONFORMANCE := .tools/conformance
 BENCH_MODELS := target/bench/models
 GPU_CHECK := target/gpu-check
 CUDA_MAJOR ?= 12
@@ -30,7 +31,7 @@ KUBERNETES := 1.33
 COMPOSE_FILES := -f docker-compose.yml -f docker-compose.gpu.yml
 
 .PHONY: help run test fmt fmt-check lint lint-files lint-k8s lint-terraform lint-workflows lint-monitoring monitoring-tools compose-config unit black-box doc deny advisories docker-test docker-test-gpu \
-	plant-faults gpu-check bench bench-pieces instructions memcheck onnxruntime clean
+	plant-faults gpu-check bench bench-pieces instructions memcheck onnxruntime clean conformance conformance-third
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -41,7 +42,7 @@ onnxruntime: ## Fetch ONNX Runtime's CPU library (once, pinned, checksummed) int
 run: onnxruntime ## Build the server and serve the bundled model on port 8000
 	$(CARGO) run --release --locked
 
-test: onnxruntime fmt-check lint lint-files lint-monitoring lint-k8s lint-workflows lint-terraform doc deny unit black-box docker-test ## Every check: format, lints, docs, licences, tests, images
+test: onnxruntime fmt-check lint lint-files lint-monitoring lint-k8s lint-workflows lint-terraform doc deny unit black-box conformance-third docker-test ## Every check: format, lints, docs, licences, tests, images
 	@echo "all checks passed"
 
 fmt: $(LINTERS)/ready ## Format the sources
@@ -140,6 +141,21 @@ unit: onnxruntime ## Unit tests
 
 black-box: onnxruntime monitoring-tools ## Tests of the running server
 	$(CARGO) test --locked $(TESTED) --test '*'
+
+conformance: SERVER ?= target/release/model-serving
+conformance: onnxruntime $(CONFORMANCE)/ready ## The ONNX project's backend suite through the server, against a table of what is expected (SERVER=...)
+	$(if $(filter target/release/model-serving,$(SERVER)),$(CARGO) build --locked --release)
+	$(CONFORMANCE)/bin/python -B tests/conformance/test_comparison.py
+	$(CONFORMANCE)/bin/python -B tests/conformance/suite.py --server $(SERVER)
+
+# The program that the black-box tests have built.
+conformance-third: onnxruntime $(CONFORMANCE)/ready ## A fixed third of the suite
+	$(CARGO) build --locked $(TESTED)
+	$(CONFORMANCE)/bin/python -B tests/conformance/test_comparison.py
+	$(CONFORMANCE)/bin/python -B tests/conformance/suite.py --server target/debug/model-serving --third
+
+$(CONFORMANCE)/ready: tests/conformance/requirements.txt scripts/make-environment.sh
+	scripts/make-environment.sh $(CONFORMANCE) $<
 
 docker-test: ## The CPU image and the Compose stack, on a Docker engine; skipped, with a word, where none answers
 	python3 -B tests/docker/prove.py cpu

@@ -1,0 +1,280 @@
+"""The ONNX project's backend suite through the server, held against the table of expected classes.
+
+    suite.py [--third] [--case TEXT] [--server PROGRAM] [--library FILE] [--results FILE]
+
+Each case is run in this process and by a server of its own, over HTTP, in every form that the protocol has for it.
+Exit code 1 if anything deviates from expected.toml, in either direction.
+"""
+
+import argparse
+import collections
+import json
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+
+import cases
+import expectations
+import reference
+import wire
+from expectations import Outcome
+from server import Died, Refused, Server
+from tensors import Tensor
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+# One session of one thread, as in the reference: more threads may add in another order.
+FLAGS = ["--tuning-time", "off", "--instances", "1", "--intra-op-threads", "1"]
+
+
+def examine(case, program, library):
+    """What came of one case: an outcome for each form, or for `start` alone."""
+    try:
+        right = reference.Reference(case.model)
+        unserved = right.unserved()
+    except reference.NotRunnable as refusal:
+        return {"start": _start_refused(case, program, library, "not-runnable", str(refusal))}
+    if unserved:
+        return {"start": _start_refused(case, program, library, "refused-start", ", ".join(unserved))}
+    outcomes = {}
+    try:
+        with Server(program, library, case.model, *FLAGS) as server:
+            outcomes["start"] = Outcome("same")
+            for arrays in cases.inputs(case):
+                inputs = right.tensors(arrays)
+                for form, outcome in _compare(server, right, inputs):
+                    if outcomes.get(form, Outcome("same")).is_right:
+                        outcomes[form] = outcome
+    except Refused as refusal:
+        return {"start": Outcome("refused-start", str(refusal))}
+    except Died as death:
+        return outcomes | {"start": Outcome("crash", str(death))}
+    return outcomes
+
+
+def _start_refused(case, program, library, kind, why):
+    """A start that has to be refused in one line, because of `why`."""
+    try:
+        with Server(program, library, case.model, *FLAGS):
+            return Outcome("wrong", f"served, though in this process: {why}")
+    except Refused as refusal:
+        return Outcome(kind, str(refusal))
+    except Died as death:
+        return Outcome("crash", str(death))
+
+
+def _compare(server, right, inputs):
+    """The outcome of each form for one set of inputs."""
+    try:
+        # Generators with a seed answer alike twice before they go on.
+        first, *others = [right.run(inputs) for _ in range(3)]
+    except reference.NotRunnable as refusal:
+        first, others, why = None, [], str(refusal)
+    is_random = any(first[name].difference(other[name]) for other in others for name in first)
+    bodies = {}
+    if all(tensor.is_finite() for tensor in inputs.values()):
+        bodies["json"] = (wire.to_json(inputs), "application/json", None)
+    else:
+        yield "json", Outcome("no-json", "an input that is not finite")
+    if len(inputs) == 1:
+        (tensor,) = inputs.values()
+        bodies["raw"] = (tensor.raw(), "application/octet-stream", _stated_shape(right, tensor))
+    for form, (body, content_type, shape) in bodies.items():
+        if first is None:
+            answer = server.predict(body, content_type, shape=shape)
+            yield form, _refusal(answer, 422, "not-runnable", why)
+            continue
+        yield form, _json_answer(server.predict(body, content_type, shape=shape), first, is_random)
+        yield f"{form}-raw", _raw_answers(server, (body, content_type, shape), first, is_random)
+
+
+def _stated_shape(right, tensor):
+    """The shape that a raw body has to state: of inputs with more than one open dimension."""
+    declared = right.inputs[0].shape
+    is_open = sum(not isinstance(dim, int) for dim in declared) > 1 or len(declared) != len(tensor.shape)
+    return tensor.shape if is_open else None
+
+
+def _refusal(answer, status, kind, why):
+    code, message = answer.error()
+    if answer.status == status:
+        return Outcome(kind, message)
+    if answer.status == 200:
+        return Outcome("wrong", f"answered, though: {why}")
+    return _unexpected(answer, code, message)
+
+
+def _unexpected(answer, code, message):
+    kind = "refused-request" if 400 <= answer.status < 500 else "error"
+    return Outcome(kind, f"{answer.status} {code}: {message}")
+
+
+def _json_answer(answer, right, is_random):
+    if not all(tensor.is_finite() for tensor in right.values()):
+        return _refusal(answer, 422, "not-finite", "the answer is not finite")
+    if answer.status != 200:
+        return _unexpected(answer, *answer.error())
+    try:
+        outputs = wire.columns(answer.body)
+        if list(outputs) != list(right):
+            return Outcome("wrong", f"the outputs {list(outputs)} instead of {list(right)}")
+        for name, tensor in right.items():
+            answered = wire.from_json(outputs[name], tensor)
+            if is_random:
+                continue
+            difference = tensor.difference(answered) or wire.surplus_digits(outputs[name], tensor)
+            if difference:
+                return Outcome("wrong", f"output '{name}': {difference}")
+    except wire.Malformed as fault:
+        return Outcome("wrong", str(fault))
+    return Outcome("random" if is_random else "same")
+
+
+def _raw_answers(server, request, right, is_random):
+    body, content_type, shape = request
+    for name, tensor in right.items():
+        answer = server.predict(body, content_type, raw_output=name, shape=shape)
+        if answer.status != 200:
+            return _unexpected(answer, *answer.error())
+        try:
+            datatype, text = answer.headers["X-Tensor-Datatype"], answer.headers["X-Tensor-Shape"]
+            answered_shape = tuple(int(size) for size in text.split(",")) if text else ()
+            answered = Tensor.from_raw(datatype, answered_shape, answer.body)
+        except (ValueError, TypeError, AttributeError) as fault:
+            return Outcome("wrong", f"output '{name}': {fault!r} in {dict(answer.headers)}")
+        if is_random:
+            same = (answered.datatype, answered.shape) == (tensor.datatype, tensor.shape)
+            difference = None if same else "another datatype or shape"
+        else:
+            difference = tensor.difference(answered)
+        if difference:
+            return Outcome("wrong", f"output '{name}': {difference}")
+    return Outcome("random" if is_random else "same")
+
+
+def work(arguments):
+    """A worker: names of cases come in, outcomes go out, a line each."""
+    by_name = {case.name: case for case in cases.find()}
+    for line in sys.stdin:
+        try:
+            outcomes = examine(by_name[line.strip()], arguments.server, arguments.library)
+        except Exception as fault:  # one case that this program cannot handle hides no other
+            outcomes = {"start": Outcome("error", f"of this test: {fault!r}")}
+        print(json.dumps({form: [outcome.kind, outcome.detail] for form, outcome in outcomes.items()}), flush=True)
+
+
+class Worker:
+    """A process that examines cases, so that a case that ends it ends nothing else."""
+
+    def __init__(self, arguments):
+        command = [sys.executable, "-B", __file__, "--worker", "--server", arguments.server]
+        self._command = [*command, "--library", arguments.library]
+        self._process = None
+
+    def examine(self, name):
+        if self._process is None:
+            self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process.stdin.write(name + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            self._process = None
+            return {"start": Outcome("crash", f"of this test's own process, with exit code {code}")}
+        return {form: Outcome(*outcome) for form, outcome in json.loads(line).items()}
+
+    def end(self):
+        if self._process is not None:
+            self._process.stdin.close()
+            self._process.wait()
+
+
+def run(selected, arguments):
+    """The outcomes of all cases, by name; two at a time."""
+    waiting = collections.deque(case.name for case in selected)
+    outcomes = {}
+
+    def drain():
+        worker = Worker(arguments)
+        try:
+            while waiting:
+                name = waiting.popleft()
+                outcomes[name] = worker.examine(name)
+        except IndexError:
+            pass  # the other one took the last
+        finally:
+            worker.end()
+
+    threads = [threading.Thread(target=drain) for _ in range(arguments.workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {case.name: outcomes[case.name] for case in selected}
+
+
+def summarise(outcomes):
+    """A table of the counts by class and form."""
+    forms = ["start", "json", "json-raw", "raw", "raw-raw"]
+    counts = collections.Counter((outcome.kind, form) for case in outcomes.values() for form, outcome in case.items())
+    lines = [f"{'':16}" + "".join(f"{form:>10}" for form in forms)]
+    for kind in expectations.KINDS:
+        row = [counts[kind, form] for form in forms]
+        if any(row):
+            lines.append(f"{kind:16}" + "".join(f"{count or '':>10}" for count in row))
+    return "\n".join(lines)
+
+
+def check_program(arguments):
+    """Ends where a comparison would mean nothing."""
+    for path in (arguments.server, arguments.library):
+        if not pathlib.Path(path).exists():
+            raise SystemExit(f"{path} is not there; build the server and run `make onnxruntime`, or name another")
+    pinned = (ROOT / "scripts/onnxruntime.txt").read_text()
+    if f"onnxruntime=={reference.VERSION} " not in pinned:
+        raise SystemExit(f"this process has ONNX Runtime {reference.VERSION}, scripts/onnxruntime.txt another")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--server", default=str(ROOT / "target/release/model-serving"), help="the program under test")
+    parser.add_argument(
+        "--library", default=str(ROOT / ".onnxruntime/libonnxruntime.so"), help="ONNX Runtime's library"
+    )
+    parser.add_argument("--third", action="store_true", help="only the third that is run on every change")
+    parser.add_argument("--case", help="only cases whose name contains this")
+    parser.add_argument("--results", help="write every outcome to this file, tab-separated")
+    parser.add_argument("--workers", type=int, default=2, help="cases at a time")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        work(arguments)
+        return 0
+    check_program(arguments)
+    begin = time.monotonic()
+    known = cases.find()
+    selected = [case for case in known if case.is_in_third() or not arguments.third]
+    selected = [case for case in selected if not arguments.case or arguments.case in case.name]
+    table = expectations.read(HERE / "expected.toml")
+    faults = table.unknown_names({case.name for case in known})
+    outcomes = run(selected, arguments)
+    if arguments.results:
+        lines = (
+            f"{name}\t{form}\t{outcome.kind}\t{outcome.detail}\n"
+            for name, case in outcomes.items()
+            for form, outcome in case.items()
+        )
+        pathlib.Path(arguments.results).write_text("".join(lines))
+    for name, case in outcomes.items():
+        faults += table.deviations(name, case)
+    print(summarise(outcomes))
+    print("\n".join(faults))
+    seconds = time.monotonic() - begin
+    print(f"{len(selected)} of {len(known)} cases in {seconds:.0f} s: {len(faults) or 'no'} deviations from the table")
+    return 1 if faults or not selected else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
