@@ -143,19 +143,30 @@ black-box: onnxruntime monitoring-tools ## Tests of the running server
 	$(CARGO) test --locked $(TESTED) --test '*'
 
 conformance: SERVER ?= target/release/model-serving
-conformance: onnxruntime $(CONFORMANCE)/ready ## The ONNX project's backend suite through the server, against a table of what is expected (SERVER=...)
+conformance: onnxruntime $(CONFORMANCE)/ready $(CONFORMANCE)-models/ready ## Models of others through the server: the ONNX backend suite and packaged ones (SERVER=...)
 	$(if $(filter target/release/model-serving,$(SERVER)),$(CARGO) build --locked --release)
 	$(CONFORMANCE)/bin/python -B tests/conformance/test_comparison.py
-	$(CONFORMANCE)/bin/python -B tests/conformance/suite.py --server $(SERVER)
+	@failed=0; for check in suite.py "packaged.py $(CONFORMANCE)-models" "batching.py $(CONFORMANCE)-models"; do \
+		printf '\n%s\n' "tests/conformance/$$check --server $(SERVER)"; \
+		$(CONFORMANCE)/bin/python -B tests/conformance/$$check --server $(SERVER) || failed=1; \
+	done; exit $$failed
 
 # The program that the black-box tests have built.
-conformance-third: onnxruntime $(CONFORMANCE)/ready ## A fixed third of the suite
+conformance-third: onnxruntime $(CONFORMANCE)/ready ## A fixed third of the ONNX backend suite through the server
 	$(CARGO) build --locked $(TESTED)
 	$(CONFORMANCE)/bin/python -B tests/conformance/test_comparison.py
 	$(CONFORMANCE)/bin/python -B tests/conformance/suite.py --server target/debug/model-serving --third
 
 $(CONFORMANCE)/ready: tests/conformance/requirements.txt scripts/make-environment.sh
 	scripts/make-environment.sh $(CONFORMANCE) $<
+
+# The wheels are read for their models only, so that the Python that they are for does not matter.
+$(CONFORMANCE)-models/ready: tests/conformance/models.txt $(CONFORMANCE)/ready
+	rm -rf $(@D)
+	python3 -m pip download --quiet --no-input --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.11 \
+		--require-hashes --dest $(@D) --requirement $<
+	$(CONFORMANCE)/bin/python -B tests/conformance/models.py $(@D)
+	touch $@
 
 docker-test: ## The CPU image and the Compose stack, on a Docker engine; skipped, with a word, where none answers
 	python3 -B tests/docker/prove.py cpu

@@ -44,7 +44,7 @@ def examine(case, program, library):
             outcomes["start"] = Outcome("same")
             for arrays in cases.inputs(case):
                 inputs = right.tensors(arrays)
-                for form, outcome in _compare(server, right, inputs):
+                for form, outcome in compare(server, right, inputs):
                     if outcomes.get(form, Outcome("same")).is_right:
                         outcomes[form] = outcome
     except Refused as refusal:
@@ -65,7 +65,7 @@ def _start_refused(case, program, library, kind, why):
         return Outcome("crash", str(death))
 
 
-def _compare(server, right, inputs):
+def compare(server, right, inputs):
     """The outcome of each form for one set of inputs."""
     try:
         # Generators with a seed answer alike twice before they go on.
@@ -73,21 +73,26 @@ def _compare(server, right, inputs):
     except reference.NotRunnable as refusal:
         first, others, why = None, [], str(refusal)
     is_random = any(first[name].difference(other[name]) for other in others for name in first)
-    bodies = {}
-    if all(tensor.is_finite() for tensor in inputs.values()):
-        bodies["json"] = (wire.to_json(inputs), "application/json", None)
-    else:
+    if not all(tensor.is_finite() for tensor in inputs.values()):
         yield "json", Outcome("no-json", "an input that is not finite")
-    if len(inputs) == 1:
-        (tensor,) = inputs.values()
-        bodies["raw"] = (tensor.raw(), "application/octet-stream", _stated_shape(right, tensor))
-    for form, (body, content_type, shape) in bodies.items():
+    for form, (body, content_type, shape) in bodies(right, inputs).items():
         if first is None:
             answer = server.predict(body, content_type, shape=shape)
             yield form, _refusal(answer, 422, "not-runnable", why)
             continue
         yield form, _json_answer(server.predict(body, content_type, shape=shape), first, is_random)
         yield f"{form}-raw", _raw_answers(server, (body, content_type, shape), first, is_random)
+
+
+def bodies(right, inputs):
+    """The requests for these inputs, by form: body, content type, and the shape that a header states."""
+    forms = {}
+    if all(tensor.is_finite() for tensor in inputs.values()):
+        forms["json"] = (wire.to_json(inputs), "application/json", None)
+    if len(inputs) == 1:
+        (tensor,) = inputs.values()
+        forms["raw"] = (tensor.raw(), "application/octet-stream", _stated_shape(right, tensor))
+    return forms
 
 
 def _stated_shape(right, tensor):
@@ -235,6 +240,14 @@ def check_program(arguments):
     pinned = (ROOT / "scripts/onnxruntime.txt").read_text()
     if f"onnxruntime=={reference.VERSION} " not in pinned:
         raise SystemExit(f"this process has ONNX Runtime {reference.VERSION}, scripts/onnxruntime.txt another")
+
+
+def add_program_arguments(parser):
+    """What is tested, and with which library."""
+    parser.add_argument("--server", default=str(ROOT / "target/release/model-serving"), help="the program under test")
+    parser.add_argument(
+        "--library", default=str(ROOT / ".onnxruntime/libonnxruntime.so"), help="ONNX Runtime's library"
+    )
 
 
 def main():
