@@ -80,7 +80,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="where the packages' models are")
     parser.add_argument("--also", nargs="+", default=[], help="more models")
-    suite.add_program_arguments(parser)
+    suite.add_arguments(parser)
     arguments = parser.parse_args()
     suite.check_program(arguments)
     fixtures = sorted((suite.ROOT / "tests/fixtures").glob("*.onnx"))

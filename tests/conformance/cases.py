@@ -49,11 +49,43 @@ def _of_kind(kind):
         yield Case(f"{kind}/{folder.name}", model, tuple(data_sets))
 
 
+def with_open_dimensions(model):
+    """Makes a model state no size of its inputs and outputs, only their ranks."""
+    for value in [*given(model), *model.graph.output]:
+        if value.type.HasField("tensor_type"):
+            for dim in value.type.tensor_type.shape.dim:
+                dim.Clear()
+
+
+def with_passed_inputs(model):
+    """Makes a model put out its inputs too, as exporters make them of states that a step leaves as they are."""
+    already = {value.name for value in model.graph.output}
+    model.graph.output.extend(value for value in given(model) if value.name not in already)
+
+
+VARIANTS = {"open": with_open_dimensions, "passed": with_passed_inputs}
+
+
+def changed(case, variant, folder):
+    """The case with a model of this variant in `folder`; the networks, whose inputs follow from their shapes, stay."""
+    if variant is None or not case.data_sets:
+        return case
+    model = onnx.load(case.model)
+    VARIANTS[variant](model)
+    path = pathlib.Path(folder) / "model.onnx"
+    onnx.save(model, path)
+    return dataclasses.replace(case, model=path)
+
+
+def given(model):
+    """The inputs that a request has to give."""
+    defaulted = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in defaulted]
+
+
 def inputs(case):
     """The values of each data set, as lists of NumPy arrays in the graph's order; None stands for what is no tensor."""
-    graph = onnx.load(case.model, load_external_data=False).graph
-    defaulted = {tensor.name for tensor in graph.initializer}
-    declared = [value for value in graph.input if value.name not in defaulted]
+    declared = given(onnx.load(case.model, load_external_data=False))
     if not case.data_sets:
         return [[_ramp(value) for value in declared]]
     return [[_read(path, declared) for path in _numbered(folder)] for folder in case.data_sets]

@@ -65,16 +65,19 @@ class Table:
 _SAME = Expectation(("same",))
 
 
-def read(path):
-    """The table in the file at `path`."""
-    exceptions = {}
+def read(path, variant=None):
+    """The table in the file at `path`; groups for the variant come before those for all."""
+    exceptions, on_top = {}, {}
     for group in tomllib.loads(path.read_text())["expected"]:
         kinds = tuple(group["class"].split(" or "))
         if not set(kinds) <= set(EXPECTABLE) or not group["reason"]:
             raise SystemExit(f"{path.name}: no class and reason that can be expected: {group}")
+        if group.get("variant", variant) != variant:
+            continue
+        table = on_top if "variant" in group else exceptions
         for name in group["cases"]:
             for form in group["forms"]:
-                if form not in FORMS or (name, form) in exceptions:
+                if form not in FORMS or (name, form) in table:
                     raise SystemExit(f"{path.name}: {name}, {form}: unknown form, or listed twice")
-                exceptions[name, form] = Expectation(kinds, group.get("says", ""))
-    return Table(exceptions)
+                table[name, form] = Expectation(kinds, group.get("says", ""))
+    return Table(exceptions | on_top)

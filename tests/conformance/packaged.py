@@ -18,7 +18,7 @@ import reference
 import suite
 from expectations import EXPECTABLE, Outcome
 from server import Died, Refused, Server
-from tensors import FLOATS, Tensor
+from tensors import FLOATS
 
 import models
 
@@ -58,7 +58,7 @@ def _many(server, right, inputs):
     body, content_type, shape = forms.get("raw") or forms["json"]
     for name, tensor in right.run(inputs).items():
         answer = server.predict(body, content_type, raw_output=name, shape=shape)
-        fault, _ = _held_against(answer, tensor)
+        fault, _ = held_against(answer, tensor)
         if fault:
             return Outcome("wrong" if answer.status == 200 else "refused-request", f"output '{name}': {fault}")
     return Outcome("same")
@@ -102,7 +102,7 @@ def together(model, program, library):
         metrics = server.request("GET", "/metrics").body.decode()
     largest = 0.0
     for number, answer in got:
-        fault, difference = _held_against(answer, answers[number])
+        fault, difference = held_against(answer, answers[number])
         largest = max(largest, difference)
         if fault:
             faults.append(f"client {number}: {fault}")
@@ -113,26 +113,30 @@ def together(model, program, library):
     return largest, len(got), executions, is_on, faults
 
 
-def _held_against(answer, right):
+def held_against(answer, right):
     """What is wrong with one answer, and by how much of the largest value it differs."""
     if answer.status != 200:
         return f"{answer.status} {answer.error()}", 0.0
-    shape = tuple(int(size) for size in answer.headers["X-Tensor-Shape"].split(","))
-    answered = Tensor.from_raw(answer.headers["X-Tensor-Datatype"], shape, answer.body)
+    answered = suite.raw_answer(answer)
     difference = right.difference(answered)
     if difference is None:
         return None, 0.0
     if right.datatype not in FLOATS or answered.datatype != right.datatype or answered.shape != right.shape:
         return difference, 0.0
-    values = right.array().astype(np.float64)
-    share = float(np.abs(values - answered.array()).max() / max(np.abs(values).max(), 1e-30))
+    values, others = right.array().astype(np.float64), answered.array().astype(np.float64)
+    is_finite = np.isfinite(values)
+    if not np.array_equal(values[~is_finite], others[~is_finite], equal_nan=True):
+        return difference, 0.0
+    # What is not a number in both is alike, whichever NaN it is.
+    values, others = values[is_finite], others[is_finite]
+    share = float(np.abs(values - others).max(initial=0) / max(np.abs(values).max(initial=0), 1e-30))
     return (None if share <= TOLERANCE else f"{difference}, which is {share:.2g} of the largest value"), share
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="where the packages' models are")
-    suite.add_program_arguments(parser)
+    suite.add_arguments(parser)
     arguments = parser.parse_args()
     suite.check_program(arguments)
     faults = []

@@ -1,6 +1,6 @@
 """The ONNX project's backend suite through the server, held against the table of expected classes.
 
-    suite.py [--third] [--case TEXT] [--server PROGRAM] [--library FILE] [--results FILE]
+    suite.py [--variant open|passed] [--third] [--case TEXT] [--server PROGRAM] [--library FILE] [--results FILE]
 
 Each case is run in this process and by a server of its own, over HTTP, in every form that the protocol has for it.
 Exit code 1 if anything deviates from expected.toml, in either direction.
@@ -8,17 +8,16 @@ Exit code 1 if anything deviates from expected.toml, in either direction.
 
 import argparse
 import collections
-import json
 import pathlib
-import subprocess
 import sys
-import threading
+import tempfile
 import time
 
 import cases
 import expectations
 import reference
 import wire
+import workers
 from expectations import Outcome
 from server import Died, Refused, Server
 from tensors import Tensor
@@ -73,8 +72,9 @@ def compare(server, right, inputs):
     except reference.NotRunnable as refusal:
         first, others, why = None, [], str(refusal)
     is_random = any(first[name].difference(other[name]) for other in others for name in first)
-    if not all(tensor.is_finite() for tensor in inputs.values()):
-        yield "json", Outcome("no-json", "an input that is not finite")
+    obstacle = _json_obstacle(right, inputs)
+    if obstacle is not None:
+        yield "json", Outcome("no-json", obstacle)
     for form, (body, content_type, shape) in bodies(right, inputs).items():
         if first is None:
             answer = server.predict(body, content_type, shape=shape)
@@ -87,7 +87,7 @@ def compare(server, right, inputs):
 def bodies(right, inputs):
     """The requests for these inputs, by form: body, content type, and the shape that a header states."""
     forms = {}
-    if all(tensor.is_finite() for tensor in inputs.values()):
+    if _json_obstacle(right, inputs) is None:
         forms["json"] = (wire.to_json(inputs), "application/json", None)
     if len(inputs) == 1:
         (tensor,) = inputs.values()
@@ -95,11 +95,26 @@ def bodies(right, inputs):
     return forms
 
 
+def _json_obstacle(right, inputs):
+    """Why JSON cannot express these inputs, or None."""
+    for value in right.inputs:
+        tensor = inputs[value.name]
+        if not tensor.is_finite():
+            return f"input '{value.name}' is not finite"
+        # Lists without entries say nothing of the dimensions within them.
+        within = value.shape[tensor.shape.index(0) + 1 :] if 0 in tensor.shape else []
+        if any(not isinstance(dim, int) for dim in within):
+            return f"input '{value.name}' has no elements, and open dimensions"
+    return None
+
+
 def _stated_shape(right, tensor):
-    """The shape that a raw body has to state: of inputs with more than one open dimension."""
+    """The shape that a raw body has to state: where more than one dimension is open."""
     declared = right.inputs[0].shape
-    is_open = sum(not isinstance(dim, int) for dim in declared) > 1 or len(declared) != len(tensor.shape)
-    return tensor.shape if is_open else None
+    open_dims = sum(not isinstance(dim, int) for dim in declared)
+    # The length of a body says nothing of how many rows without elements it holds.
+    is_told = open_dims == 0 or (open_dims == 1 and tensor.bits)
+    return None if is_told and len(declared) == len(tensor.shape) else tensor.shape
 
 
 def _refusal(answer, status, kind, why):
@@ -144,9 +159,7 @@ def _raw_answers(server, request, right, is_random):
         if answer.status != 200:
             return _unexpected(answer, *answer.error())
         try:
-            datatype, text = answer.headers["X-Tensor-Datatype"], answer.headers["X-Tensor-Shape"]
-            answered_shape = tuple(int(size) for size in text.split(",")) if text else ()
-            answered = Tensor.from_raw(datatype, answered_shape, answer.body)
+            answered = raw_answer(answer)
         except (ValueError, TypeError, AttributeError) as fault:
             return Outcome("wrong", f"output '{name}': {fault!r} in {dict(answer.headers)}")
         if is_random:
@@ -159,65 +172,39 @@ def _raw_answers(server, request, right, is_random):
     return Outcome("random" if is_random else "same")
 
 
-def work(arguments):
-    """A worker: names of cases come in, outcomes go out, a line each."""
+def raw_answer(answer):
+    """The tensor of a raw answer; raises ValueError, TypeError or AttributeError if its headers are not as they should."""
+    text = answer.headers["X-Tensor-Shape"]
+    shape = tuple(int(size) for size in text.split(",")) if text.strip() else ()
+    return Tensor.from_raw(answer.headers["X-Tensor-Datatype"], shape, answer.body)
+
+
+def select(arguments):
+    """The cases that the arguments ask for."""
+    chosen = [case for case in cases.find() if case.is_in_third() or not arguments.third]
+    return [case for case in chosen if not arguments.case or arguments.case in case.name]
+
+
+def _work(arguments):
     by_name = {case.name: case for case in cases.find()}
-    for line in sys.stdin:
+
+    def outcomes(name):
         try:
-            outcomes = examine(by_name[line.strip()], arguments.server, arguments.library)
+            with tempfile.TemporaryDirectory() as folder:
+                case = cases.changed(by_name[name], arguments.variant, folder)
+                found = examine(case, arguments.server, arguments.library)
         except Exception as fault:  # one case that this program cannot handle hides no other
-            outcomes = {"start": Outcome("error", f"of this test: {fault!r}")}
-        print(json.dumps({form: [outcome.kind, outcome.detail] for form, outcome in outcomes.items()}), flush=True)
+            found = {"start": Outcome("error", f"of this test: {fault!r}")}
+        return {form: [outcome.kind, outcome.detail] for form, outcome in found.items()}
+
+    workers.serve(outcomes)
 
 
-class Worker:
-    """A process that examines cases, so that a case that ends it ends nothing else."""
-
-    def __init__(self, arguments):
-        command = [sys.executable, "-B", __file__, "--worker", "--server", arguments.server]
-        self._command = [*command, "--library", arguments.library]
-        self._process = None
-
-    def examine(self, name):
-        if self._process is None:
-            self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._process.stdin.write(name + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            code = self._process.wait()
-            self._process = None
-            return {"start": Outcome("crash", f"of this test's own process, with exit code {code}")}
-        return {form: Outcome(*outcome) for form, outcome in json.loads(line).items()}
-
-    def end(self):
-        if self._process is not None:
-            self._process.stdin.close()
-            self._process.wait()
-
-
-def run(selected, arguments):
-    """The outcomes of all cases, by name; two at a time."""
-    waiting = collections.deque(case.name for case in selected)
-    outcomes = {}
-
-    def drain():
-        worker = Worker(arguments)
-        try:
-            while waiting:
-                name = waiting.popleft()
-                outcomes[name] = worker.examine(name)
-        except IndexError:
-            pass  # the other one took the last
-        finally:
-            worker.end()
-
-    threads = [threading.Thread(target=drain) for _ in range(arguments.workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return {case.name: outcomes[case.name] for case in selected}
+def _run(selected, arguments):
+    """The outcomes of all cases, by name."""
+    names = [case.name for case in selected]
+    found = workers.run(__file__, worker_flags(arguments), names, lambda why: {"start": ["crash", why]})
+    return {name: {form: Outcome(*outcome) for form, outcome in case.items()} for name, case in found.items()}
 
 
 def summarise(outcomes):
@@ -232,6 +219,27 @@ def summarise(outcomes):
     return "\n".join(lines)
 
 
+def add_case_arguments(parser):
+    """Which cases."""
+    parser.add_argument("--third", action="store_true", help="only the third that is run on every change")
+    parser.add_argument("--variant", choices=cases.VARIANTS, help="with models that state no sizes, or pass inputs on")
+    parser.add_argument("--case", help="only cases whose name contains this")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+
+
+def worker_flags(arguments):
+    """What a worker has to know of the arguments."""
+    variant = ["--variant", arguments.variant] if arguments.variant else []
+    return ["--server", arguments.server, "--library", arguments.library, *variant]
+
+
+def print_faults(faults):
+    """As many as anybody reads."""
+    print("\n".join(faults[:100]))
+    if len(faults) > 100:
+        print(f"... and {len(faults) - 100} more")
+
+
 def check_program(arguments):
     """Ends where a comparison would mean nothing."""
     for path in (arguments.server, arguments.library):
@@ -242,7 +250,7 @@ def check_program(arguments):
         raise SystemExit(f"this process has ONNX Runtime {reference.VERSION}, scripts/onnxruntime.txt another")
 
 
-def add_program_arguments(parser):
+def add_arguments(parser):
     """What is tested, and with which library."""
     parser.add_argument("--server", default=str(ROOT / "target/release/model-serving"), help="the program under test")
     parser.add_argument(
@@ -252,27 +260,19 @@ def add_program_arguments(parser):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--server", default=str(ROOT / "target/release/model-serving"), help="the program under test")
-    parser.add_argument(
-        "--library", default=str(ROOT / ".onnxruntime/libonnxruntime.so"), help="ONNX Runtime's library"
-    )
-    parser.add_argument("--third", action="store_true", help="only the third that is run on every change")
-    parser.add_argument("--case", help="only cases whose name contains this")
+    add_arguments(parser)
+    add_case_arguments(parser)
     parser.add_argument("--results", help="write every outcome to this file, tab-separated")
-    parser.add_argument("--workers", type=int, default=2, help="cases at a time")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        work(arguments)
+        _work(arguments)
         return 0
     check_program(arguments)
     begin = time.monotonic()
-    known = cases.find()
-    selected = [case for case in known if case.is_in_third() or not arguments.third]
-    selected = [case for case in selected if not arguments.case or arguments.case in case.name]
-    table = expectations.read(HERE / "expected.toml")
+    known, selected = cases.find(), select(arguments)
+    table = expectations.read(HERE / "expected.toml", arguments.variant)
     faults = table.unknown_names({case.name for case in known})
-    outcomes = run(selected, arguments)
+    outcomes = _run(selected, arguments)
     if arguments.results:
         lines = (
             f"{name}\t{form}\t{outcome.kind}\t{outcome.detail}\n"
@@ -283,7 +283,7 @@ def main():
     for name, case in outcomes.items():
         faults += table.deviations(name, case)
     print(summarise(outcomes))
-    print("\n".join(faults))
+    print_faults(faults)
     seconds = time.monotonic() - begin
     print(f"{len(selected)} of {len(known)} cases in {seconds:.0f} s: {len(faults) or 'no'} deviations from the table")
     return 1 if faults or not selected else 0
