@@ -30,8 +30,8 @@ CHECK_OPERATORS := --quiet --locked --manifest-path scripts/checks/operators/Car
 KUBERNETES := 1.33
 COMPOSE_FILES := -f docker-compose.yml -f docker-compose.gpu.yml
 
-.PHONY: help run test fmt fmt-check lint lint-files lint-k8s lint-terraform lint-workflows lint-monitoring monitoring-tools compose-config unit black-box doc deny advisories docker-test docker-test-gpu \
-	plant-faults gpu-check bench bench-pieces instructions memcheck onnxruntime clean conformance conformance-third
+.PHONY: help run test fmt fmt-check lint lint-files lint-k8s lint-terraform lint-workflows lint-monitoring monitoring-tools compose-config unit black-box doc deny advisories docker-test docker-test-gpu plant-faults gpu-check bench bench-pieces \
+	instructions memcheck onnxruntime clean conformance conformance-third strace trust
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -195,6 +195,10 @@ $(GPU_CHECK)/libraries-$(CUDA_MAJOR): scripts/gpu-cuda$(CUDA_MAJOR).txt scripts/
 	rm -rf $@ && mkdir -p $@.new
 	python3 scripts/fetch-gpu-libraries.py fetch $< / $@.new
 	mv $@.new $@
+
+trust: onnxruntime $(FIXTURES)/ready ## What clients must be able to trust: memory, own answers, deadlines, starts, as figures with targets (5 minutes; SERVER=PROGRAM TRUST_FLAGS="--only 1,4")
+	$(if $(SERVER),,$(CARGO) build --locked --release)
+	$(FIXTURES)/bin/python -B benches/trust/trust.py $(if $(SERVER),--server "$(SERVER)") $(TRUST_FLAGS)
 
 bench: onnxruntime $(OHA) $(BENCH)/ready $(addprefix $(BENCH_MODELS)/,resnet50.onnx squeezenet.onnx tiny.onnx) ## Speed, as ratios to an empty route, the bare session and other servers (NAME=..., BENCH_FLAGS=--quick)
 	CARGO="$(CARGO)" $(BENCH)/bin/python -B benches/load/bench.py $(if $(NAME),--name "$(NAME)") $(BENCH_FLAGS)
