@@ -139,7 +139,10 @@ $(CARGO_DENY):
 unit: onnxruntime ## Unit tests
 	$(CARGO) test --locked $(TESTED) --lib --bins
 
-black-box: onnxruntime monitoring-tools ## Tests of the running server
+strace: ## Fetch strace, unless it is installed, out of the distribution's package into .tools/
+	@scripts/fetch-strace.sh
+
+black-box: onnxruntime monitoring-tools strace ## Tests of the running server
 	$(CARGO) test --locked $(TESTED) --test '*'
 
 conformance: SERVER ?= target/release/model-serving

@@ -110,6 +110,11 @@ impl Server {
         // As variables, so that a test can give the flags.
         command.env("HOST", "127.0.0.1").env("PORT", "0");
         command.args(flags).envs(environment.iter().copied());
+        Self::spawn_command(command)
+    }
+
+    /// The same for a command that starts the server, perhaps with another program around it.
+    pub fn spawn_command(mut command: Command) -> Self {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
