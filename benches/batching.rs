@@ -51,7 +51,10 @@ fn policy(criterion: &mut Criterion) {
                 count
             ];
             group.bench_function(format!("{name}/{count}"), |bencher| {
-                bencher.iter(|| POLICY.next(black_box(&waiting).iter().copied(), now, false));
+                bencher.iter(|| {
+                    let waiting = black_box(&waiting).iter().copied();
+                    POLICY.next(waiting, now, false, |_| Duration::from_millis(1))
+                });
             });
         }
     }
@@ -71,7 +74,7 @@ fn queue(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("queue");
     let metadata = metadata(DataType::Fp32, &[4], &[4]);
     for count in [1, 8, MAX_BATCH_SIZE] {
-        let queue = RequestQueue::new(POLICY, 1024);
+        let queue = RequestQueue::new(POLICY, 1024, 1, None);
         group.throughput(Throughput::Elements(count as u64));
         group.bench_function(format!("push and next batch/{count}"), |bencher| {
             bencher.iter_batched(
@@ -80,7 +83,7 @@ fn queue(criterion: &mut Criterion) {
                     for request in requests {
                         queue.push(request).expect("there is room");
                     }
-                    (queue.next_batch().expect("a batch"), clients)
+                    (queue.next_batch(0).expect("a batch"), clients)
                 },
                 BatchSize::SmallInput,
             );

@@ -12,7 +12,7 @@
 mod support;
 
 use std::io::Write;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use support::{PATIENCE, Request, Server};
@@ -122,6 +122,33 @@ fn expired_work_is_never_executed() {
         (buckets.last().unwrap().count - 1.0).abs() < 0.5,
         "only the last request was executed to its end"
     );
+}
+
+#[test]
+fn a_run_in_progress_is_a_reason_to_refuse_a_deadline_that_cannot_be_met() {
+    let server = Server::fixture("loop", &["--instances", "1", "--max-batch-size", "1"]);
+    let run = Request::json("/predict", r#"{"inputs": [200000]}"#);
+    let mut longest = Duration::ZERO;
+    for _ in 0..3 {
+        let start = Instant::now();
+        assert_eq!(server.request(&run).status, 200);
+        longest = longest.max(start.elapsed());
+    }
+    let mut busy = server.connect();
+    busy.write(&run.bytes()).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while server.metric("ml_requests_in_flight", &[]) != Some(1.0) {
+        assert!(Instant::now() < deadline);
+    }
+    // Long enough for a run, but not for what is left of the other one and a run.
+    let timeout = (longest * 5 / 4).as_millis().to_string();
+    let answer = server.request(&run.header("X-Request-Timeout-Ms", &timeout));
+    assert_eq!(
+        (answer.status, &answer.json()["code"]),
+        (429, &json!("overloaded"))
+    );
+    assert!(answer.header("retry-after").is_some());
+    assert_eq!(busy.read().unwrap().status, 200);
 }
 
 #[test]

@@ -12,7 +12,6 @@ use smallvec::{SmallVec, smallvec};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::batch::{Batch, InputBuffers};
-use super::load::LoadEstimate;
 use super::queue::{Pending, RequestQueue};
 use super::request::{InferenceResponse, ScheduleError, Timings};
 use crate::runtime::buckets::Buckets;
@@ -97,10 +96,11 @@ impl Drop for DeathMark {
 
 /// One instance, before its thread runs.
 pub(super) struct Instance {
+    /// Its number, by which the queue knows it.
+    pub(super) index: usize,
     pub(super) model: Box<dyn Model>,
     pub(super) queue: Arc<RequestQueue>,
     pub(super) status: Arc<InstanceStatus>,
-    pub(super) load: Arc<LoadEstimate>,
     pub(super) device: Arc<DeviceHealth>,
     pub(super) buckets: Option<Buckets>,
     pub(super) metrics: BatchingMetrics,
@@ -117,7 +117,7 @@ impl Instance {
     pub(super) fn run(mut self) {
         let mut mark = DeathMark::new(&self.status);
         let mut buffers = InputBuffers::new(self.model.metadata());
-        while let Some(members) = self.queue.next_batch() {
+        while let Some(members) = self.queue.next_batch(self.index) {
             self.execute_taken(members, &mut buffers);
         }
         mark.finished = true;
@@ -132,7 +132,7 @@ impl Instance {
         let mut buffers = InputBuffers::new(self.model.metadata());
         let can_move = Handle::current().runtime_flavor() != RuntimeFlavor::CurrentThread;
         let mut was_long = false;
-        while let Some(members) = self.queue.next_batch_on_runtime().await {
+        while let Some(members) = self.queue.next_batch_on_runtime(self.index).await {
             if was_long && can_move {
                 tokio::task::block_in_place(|| self.execute_taken(members, &mut buffers));
                 continue;
@@ -201,6 +201,9 @@ impl Instance {
         *self.status.running.lock() = Some(deadline);
         let result = self.run_once(&batch, padded, buffers);
         *self.status.running.lock() = None;
+        let elapsed = started.elapsed();
+        self.queue
+            .record(batch.rows(), elapsed, result.is_ok(), started + elapsed);
 
         match result {
             // The GPU may have been lost to another instance while this one was computing.
@@ -249,7 +252,6 @@ impl Instance {
         self.metrics
             .inference_duration
             .observe(timings.compute_infer.as_secs_f64());
-        self.load.record(timings.compute_infer, batch.rows());
         let batch_rows = batch.rows();
         for (member, outputs) in batch.scatter(outputs, padded) {
             timings.queue = started.saturating_duration_since(member.enqueued_at);

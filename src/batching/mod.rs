@@ -8,11 +8,14 @@
 
 pub mod batch;
 mod budget;
+mod forecast;
 mod instance;
-mod load;
 pub mod policy;
 pub mod queue;
 mod request;
+mod run_times;
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -39,7 +42,6 @@ use crate::runtime::buckets::Buckets;
 use crate::runtime::device_health::DeviceHealth;
 use crate::telemetry::metrics::BatchingMetrics;
 use instance::{Instance, InstanceStatus};
-use load::LoadEstimate;
 use policy::BatchPolicy;
 use queue::{Pending, PushError, RequestQueue};
 
@@ -91,7 +93,6 @@ pub struct Scheduler {
 struct Shared {
     config: BatchingConfig,
     queue: Arc<RequestQueue>,
-    load: Arc<LoadEstimate>,
     statuses: Vec<Arc<InstanceStatus>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     running: Arc<RunningThreads>,
@@ -134,8 +135,12 @@ impl Scheduler {
             max_queue_delay: config.max_queue_delay,
             merge: metadata.batchability == Batchability::Rows && config.merge_rows > 1,
         };
-        let queue = Arc::new(RequestQueue::new(policy, config.max_queue_size));
-        let load = Arc::new(LoadEstimate::default());
+        let queue = Arc::new(RequestQueue::new(
+            policy,
+            config.max_queue_size,
+            models.len(),
+            config.buckets,
+        ));
         let running = Arc::new(RunningThreads {
             count: Mutex::new(0),
             ended: Condvar::new(),
@@ -146,10 +151,10 @@ impl Scheduler {
             let status = Arc::new(InstanceStatus::new(model.interrupt()));
             statuses.push(Arc::clone(&status));
             let instance = Instance {
+                index,
                 model,
                 queue: Arc::clone(&queue),
                 status,
-                load: Arc::clone(&load),
                 device: Arc::clone(device),
                 buckets: config.buckets,
                 metrics: metrics.clone(),
@@ -180,7 +185,6 @@ impl Scheduler {
         let shared = Shared {
             config,
             queue,
-            load,
             statuses,
             threads: Mutex::new(threads),
             running,
@@ -233,27 +237,24 @@ impl Scheduler {
         if deadline <= now {
             return Err(ScheduleError::DeadlineExceeded);
         }
-        let wait = self.predicted_wait();
-        if wait > deadline - now {
-            return Err(ScheduleError::Overloaded {
-                reason: "the deadline cannot be met",
-                retry_after: wait,
-            });
-        }
         let (respond, answer) = oneshot::channel();
         let pending = Pending {
             request,
             respond,
             enqueued_at: now,
         };
+        let overloaded = |reason, retry_after| ScheduleError::Overloaded {
+            reason,
+            retry_after,
+        };
         self.shared
             .queue
             .push(pending)
             .map_err(|error| match error {
-                PushError::Full => ScheduleError::Overloaded {
-                    reason: "the queue is full",
-                    retry_after: wait,
-                },
+                PushError::Full(wait) => overloaded("the queue is full", wait),
+                PushError::TooMuchAhead(wait) => overloaded("the deadline cannot be met", wait),
+                // No load is to blame, and trying again does not help.
+                PushError::TooShort => ScheduleError::DeadlineExceeded,
                 PushError::Closed => ScheduleError::ShuttingDown,
             })?;
         if expired.deadline() != deadline.into() {
@@ -271,12 +272,7 @@ impl Scheduler {
     /// How long a request that came now would wait for its execution.
     #[must_use]
     pub fn predicted_wait(&self) -> Duration {
-        let rows = self.shared.queue.rows();
-        self.shared.load.wait_behind(
-            rows,
-            self.shared.queue.policy().merge_rows,
-            self.instances(),
-        )
+        self.shared.queue.predicted_wait(Instant::now())
     }
 
     /// Brings the gauges up to date.

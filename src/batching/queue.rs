@@ -1,17 +1,21 @@
 //! The bounded queue between the edge and the instances: a mutex and a condition variable around pure state.
 //!
-//! Invariant: what waits is bounded in rows, and an entry whose client has left or whose deadline has passed is never
-//! handed to an instance.
+//! Invariant: what waits is bounded in rows, and an entry whose client has left or whose deadline cannot be met any more
+//! is never handed to an instance; but for a probe now and then, because the estimate of what can be met may be wrong.
 
 use std::collections::VecDeque;
 use std::pin::pin;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Notify, oneshot};
 
+use super::forecast;
+use super::instance::to_f64;
 use super::policy::{BatchPolicy, NextBatch, Waiting};
 use super::request::{InferenceRequest, InferenceResponse, ScheduleError};
+use super::run_times::{RunEnd, RunTimes, seconds};
+use crate::runtime::buckets::Buckets;
 
 /// One request in the queue, with the way back to its client.
 #[derive(Debug)]
@@ -42,69 +46,338 @@ impl Pending {
 /// Why a request was not queued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PushError {
-    /// The rows that wait already are as many as may.
-    Full,
+    /// The rows that wait already are as many as may; they are gone after this time.
+    Full(Duration),
+    /// It would not be answered by its deadline, because what is before it begins only in this time.
+    TooMuchAhead(Duration),
+    /// Its own run takes longer than its deadline is away.
+    TooShort,
     /// No more requests are taken.
     Closed,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    entries: VecDeque<Pending>,
+/// The share that the newest execution has in the average of their rows; about the last ten count.
+const ROWS_SHARE: f64 = 0.2;
+
+/// A run in progress.
+#[derive(Debug, Clone, Copy)]
+struct Run {
     rows: usize,
-    closed: bool,
+    started_at: Instant,
 }
 
-impl State {
-    /// Takes out every entry that nobody waits for at `now`.
-    fn remove_unwanted(&mut self, now: Instant) -> Vec<Pending> {
-        let mut removed = Vec::new();
-        if self.entries.iter().all(|entry| entry.is_wanted(now)) {
-            return removed;
+/// What waits and what runs, without locks and clocks.
+#[derive(Debug)]
+pub(super) struct QueueState {
+    policy: BatchPolicy,
+    buckets: Option<Buckets>,
+    max_rows: usize,
+    entries: VecDeque<Pending>,
+    rows: usize,
+    /// Entries that share no execution, and their rows.
+    alone: usize,
+    alone_rows: usize,
+    closed: bool,
+    /// What each instance executes.
+    runs: Vec<Option<Run>>,
+    times: RunTimes,
+    /// Rows of the executions that requests share while more of them wait.
+    shared_rows: f64,
+    /// When each instance will be free; kept for its memory.
+    free_in: Vec<f64>,
+}
+
+/// When a request that came now would be executed, in seconds.
+struct Forecast {
+    start: f64,
+    end: f64,
+}
+
+impl QueueState {
+    pub(super) fn new(
+        policy: BatchPolicy,
+        max_rows: usize,
+        instances: usize,
+        buckets: Option<Buckets>,
+    ) -> Self {
+        Self {
+            policy,
+            buckets,
+            max_rows,
+            entries: VecDeque::new(),
+            rows: 0,
+            alone: 0,
+            alone_rows: 0,
+            closed: false,
+            runs: vec![None; instances],
+            times: RunTimes::default(),
+            shared_rows: to_f64(policy.merge_rows.max(1)),
+            free_in: Vec::with_capacity(instances),
         }
-        for entry in std::mem::take(&mut self.entries) {
-            if entry.is_wanted(now) {
-                self.entries.push_back(entry);
+    }
+
+    /// Queues `pending` at `now`, or says why not. What it finds to be pointless is added to `refused`.
+    pub(super) fn push(
+        &mut self,
+        pending: Pending,
+        now: Instant,
+        refused: &mut Vec<Pending>,
+    ) -> Result<(), PushError> {
+        if self.closed {
+            return Err(PushError::Closed);
+        }
+        let (rows, deadline) = (pending.request.rows(), pending.request.deadline());
+        match self.admit(rows, deadline, now) {
+            Err(PushError::Full(_) | PushError::TooMuchAhead(_)) => {
+                // Clients that have left are not what anybody should be refused for.
+                *refused = self.remove_pointless(now);
+                self.admit(rows, deadline, now)?;
+            }
+            admitted => admitted?,
+        }
+        self.count_in(rows);
+        self.entries.push_back(pending);
+        Ok(())
+    }
+
+    /// Whether a request of `rows` rows that comes at `now` can be answered by `deadline`.
+    fn admit(&mut self, rows: usize, deadline: Instant, now: Instant) -> Result<(), PushError> {
+        if self.rows > 0 && self.rows + rows > self.max_rows {
+            return Err(PushError::Full(seconds(self.forecast(rows, now).start)));
+        }
+        let left = deadline.saturating_duration_since(now).as_secs_f64();
+        let own = self.padded(rows);
+        if self.times.shortest(own) > left && !self.times.probe_is_due(own, now) {
+            return Err(PushError::TooShort);
+        }
+        if self.rows == 0 && self.runs.iter().any(Option::is_none) {
+            return Ok(());
+        }
+        let Forecast { start, end } = self.forecast(rows, now);
+        // Who would be executed at once is no burden to anybody; nor are those of whom nothing is known.
+        if start > 0.0 && end > left {
+            return Err(PushError::TooMuchAhead(seconds(start)));
+        }
+        Ok(())
+    }
+
+    /// When a request of `rows` rows that comes at `now` would be executed: after what runs, and after the executions
+    /// that wait, which the instances share.
+    fn forecast(&mut self, rows: usize, now: Instant) -> Forecast {
+        if self.times.is_empty() {
+            return Forecast {
+                start: 0.0,
+                end: 0.0,
+            };
+        }
+        self.free_in.clear();
+        for run in &self.runs {
+            self.free_in.push(run.map_or(0.0, |run| {
+                let elapsed = now.saturating_duration_since(run.started_at);
+                forecast::residual(self.times.expected(run.rows), elapsed.as_secs_f64())
+            }));
+        }
+        let (mut executions, mut ahead, mut own) = (0, 0.0, rows);
+        if self.alone > 0 {
+            executions = self.alone;
+            let each = self.padded(self.alone_rows.div_ceil(self.alone));
+            ahead = to_f64(self.alone) * self.times.expected(each).mean;
+        }
+        let mut waiting = self.rows - self.alone_rows;
+        if waiting > 0 {
+            let together = whole(self.shared_rows);
+            let each = self.times.expected(self.padded(together)).mean;
+            let full = waiting / together;
+            waiting %= together;
+            executions += full;
+            ahead += to_f64(full) * each;
+            if self.is_alone(rows) || waiting + rows > together {
+                let begun = usize::from(waiting > 0);
+                executions += begun;
+                ahead += to_f64(begun) * self.times.expected(self.padded(waiting)).mean;
+            } else if full > 0 {
+                // By the time that its turn comes, others will have filled its execution.
+                own = together;
             } else {
-                self.rows -= entry.request.rows();
-                removed.push(entry);
+                own += waiting;
             }
         }
-        removed
+        let each = ahead / to_f64(executions.max(1));
+        let start = forecast::start(&mut self.free_in, executions, each);
+        let own = self.times.expected(self.padded(own));
+        // Those before it, and the one that runs, on the instance that will be its own.
+        let before = 1.0 + to_f64(executions) / to_f64(self.runs.len().max(1));
+        Forecast {
+            start,
+            end: start + own.at_most_after(before),
+        }
+    }
+
+    fn padded(&self, rows: usize) -> usize {
+        padded(self.buckets, rows)
+    }
+
+    /// Whether a request of `rows` rows shares no execution.
+    fn is_alone(&self, rows: usize) -> bool {
+        !self.policy.merge || rows >= self.policy.merge_rows
+    }
+
+    fn count_in(&mut self, rows: usize) {
+        self.rows += rows;
+        if self.is_alone(rows) {
+            self.alone += 1;
+            self.alone_rows += rows;
+        }
+    }
+
+    fn count_out(&mut self, rows: usize) {
+        self.rows -= rows;
+        if self.is_alone(rows) {
+            self.alone -= 1;
+            self.alone_rows -= rows;
+        }
+    }
+
+    /// Takes out every entry that nobody waits for at `now`, or will not any more when its run ends.
+    fn remove_pointless(&mut self, now: Instant) -> Vec<Pending> {
+        let (times, buckets) = (&self.times, self.buckets);
+        // Neighbours mostly have as many rows.
+        let (mut last_rows, mut shortest) = (0, 0.0);
+        let mut is_pointless = |entry: &Pending| {
+            if !entry.is_wanted(now) {
+                return true;
+            }
+            let rows = entry.request.rows();
+            if rows != last_rows {
+                let padded = padded(buckets, rows);
+                last_rows = rows;
+                shortest = if times.probe_is_due(padded, now) {
+                    0.0
+                } else {
+                    times.shortest(padded)
+                };
+            }
+            let left = entry.request.deadline().saturating_duration_since(now);
+            left.as_secs_f64() < shortest
+        };
+        if !self.entries.iter().any(&mut is_pointless) {
+            return Vec::new();
+        }
+        let (pointless, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.entries)
+            .into_iter()
+            .partition(is_pointless);
+        self.entries = kept.into();
+        for entry in &pointless {
+            self.count_out(entry.request.rows());
+        }
+        pointless
     }
 
     /// Takes out the entries at `positions`, which ascend.
-    fn take(&mut self, positions: &[usize]) -> Vec<Pending> {
+    fn take(&mut self, positions: &[usize], from: usize) -> Vec<Pending> {
         let mut taken = Vec::with_capacity(positions.len());
         for (removed, position) in positions.iter().enumerate() {
             // Every entry taken before shifts the rest forward by one.
-            if let Some(entry) = self.entries.remove(position - removed) {
-                self.rows -= entry.request.rows();
+            if let Some(entry) = self.entries.remove(from + position - removed) {
+                self.count_out(entry.request.rows());
                 taken.push(entry);
             }
         }
         taken
     }
 
-    fn decide(&self, policy: &BatchPolicy, now: Instant) -> NextBatch {
-        let oldest = self.entries.front();
-        let waiting = self.entries.iter().map(|entry| Waiting {
+    /// What an instance that is idle at `now` should do.
+    pub(super) fn look(&mut self, instance: usize, now: Instant) -> Look {
+        if let Some(run) = self.runs.get_mut(instance) {
+            *run = None;
+        }
+        let pointless = self.remove_pointless(now);
+        if !pointless.is_empty() {
+            return Look::Pointless(pointless);
+        }
+        let (decision, from) = self.decide(now);
+        match decision {
+            NextBatch::Ready(positions) => {
+                let batch = self.take(&positions, from);
+                let rows = batch.iter().map(|entry| entry.request.rows()).sum();
+                self.note_start(instance, rows, now);
+                Look::Batch(batch)
+            }
+            NextBatch::WaitUntil(instant) => Look::Until(instant),
+            NextBatch::Empty if self.closed => Look::Ended,
+            NextBatch::Empty => Look::Empty,
+        }
+    }
+
+    /// The decision, and the entry from which its positions count.
+    fn decide(&mut self, now: Instant) -> (NextBatch, usize) {
+        if let Some(oldest) = self.entries.front() {
+            let rows = self.padded(oldest.request.rows());
+            let left = oldest.request.deadline().saturating_duration_since(now);
+            if left.as_secs_f64() < self.times.shortest(rows) {
+                // It is still here, so it is time to find out whether that is true.
+                self.times.note_probe(rows, now);
+                return (NextBatch::Ready(smallvec::smallvec![0]), 0);
+            }
+        }
+        let run = |rows| seconds(self.times.expected(self.padded(rows)).at_most());
+        let deadlines = self
+            .entries
+            .iter()
+            .map(|entry| (entry.request.rows(), entry.request.deadline()));
+        let leader = self.policy.leader(deadlines, now, run);
+        let first = self.entries.get(leader);
+        let waiting = self.entries.iter().skip(leader).map(|entry| Waiting {
             rows: entry.request.rows(),
             enqueued_at: entry.enqueued_at,
             deadline: entry.request.deadline(),
-            merges_with_oldest: oldest
-                .is_some_and(|oldest| oldest.request.merges_with(&entry.request)),
+            merges_with_oldest: first
+                .is_some_and(|first| first.request.merges_with(&entry.request)),
         });
-        policy.next(waiting, now, self.closed)
+        (self.policy.next(waiting, now, self.closed, run), leader)
     }
+
+    fn note_start(&mut self, instance: usize, rows: usize, now: Instant) {
+        let run = Run {
+            rows: self.padded(rows),
+            started_at: now,
+        };
+        if let Some(slot) = self.runs.get_mut(instance) {
+            *slot = Some(run);
+        }
+        if !self.is_alone(rows) || rows == self.policy.merge_rows {
+            let rows = to_f64(rows);
+            if self.rows > self.alone_rows || rows > self.shared_rows {
+                self.shared_rows += ROWS_SHARE * (rows - self.shared_rows);
+            }
+        }
+    }
+
+    /// Takes note of a run of `rows` rows.
+    pub(super) fn record(&mut self, rows: usize, elapsed: Duration, end: RunEnd, now: Instant) {
+        self.times.record(self.padded(rows), elapsed, end, now);
+    }
+}
+
+/// The rows of an execution of `rows` rows.
+fn padded(buckets: Option<Buckets>, rows: usize) -> usize {
+    buckets.map_or(rows, |buckets| buckets.fit(rows))
+}
+
+/// A number of rows that is an average.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "averages of row counts are positive and small"
+)]
+fn whole(rows: f64) -> usize {
+    (rows.round() as usize).max(1)
 }
 
 /// The queue of one model.
 #[derive(Debug)]
 pub struct RequestQueue {
-    policy: BatchPolicy,
-    max_rows: usize,
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
     /// For instances that are threads.
     changed: Condvar,
     /// For instances that are tasks.
@@ -112,34 +385,33 @@ pub struct RequestQueue {
 }
 
 /// What an idle instance finds.
-enum Look {
+#[derive(Debug)]
+pub(super) enum Look {
     Batch(Vec<Pending>),
     /// Nothing yet; at this instant at the latest there is.
     Until(Instant),
     Empty,
     /// Nothing, and nothing will come.
     Ended,
-    /// Entries that nobody waits for, to be refused without the lock; then look again.
-    Unwanted(Vec<Pending>),
+    /// Entries that need not be executed, to be refused without the lock; then look again.
+    Pointless(Vec<Pending>),
 }
 
 impl RequestQueue {
-    /// An empty queue for at most `max_rows` waiting rows.
+    /// An empty queue for at most `max_rows` waiting rows, which `instances` execute, padded to `buckets` if there are
+    /// any.
     #[must_use]
-    pub fn new(policy: BatchPolicy, max_rows: usize) -> Self {
+    pub fn new(
+        policy: BatchPolicy,
+        max_rows: usize,
+        instances: usize,
+        buckets: Option<Buckets>,
+    ) -> Self {
         Self {
-            policy,
-            max_rows,
-            state: Mutex::default(),
+            state: Mutex::new(QueueState::new(policy, max_rows, instances, buckets)),
             changed: Condvar::new(),
             woken: Notify::new(),
         }
-    }
-
-    /// The rules by which requests are merged.
-    #[must_use]
-    pub fn policy(&self) -> &BatchPolicy {
-        &self.policy
     }
 
     /// Rows that wait now.
@@ -148,56 +420,60 @@ impl RequestQueue {
         self.state.lock().rows
     }
 
+    /// How long a request of one row that came at `now` would wait for its execution.
+    #[must_use]
+    pub fn predicted_wait(&self, now: Instant) -> Duration {
+        seconds(self.state.lock().forecast(1, now).start)
+    }
+
     /// Queues `pending`, or drops it and says why.
     ///
     /// # Errors
-    /// When the queue is full or closed. An empty queue takes any request, however many rows it has.
+    /// When the queue is full or closed, or the deadline cannot be met. An empty queue takes any request, however many
+    /// rows it has, and one that an instance can execute at once is only refused if its own run is too long for it.
     pub fn push(&self, pending: Pending) -> Result<(), PushError> {
-        let rows = pending.request.rows();
-        let unwanted = {
-            let mut state = self.state.lock();
-            if state.closed {
-                return Err(PushError::Closed);
-            }
-            let mut unwanted = Vec::new();
-            if state.rows > 0 && state.rows + rows > self.max_rows {
-                unwanted = state.remove_unwanted(pending.enqueued_at);
-            }
-            if state.rows > 0 && state.rows + rows > self.max_rows {
-                drop(state);
-                refuse(unwanted);
-                return Err(PushError::Full);
-            }
-            state.rows += rows;
-            state.entries.push_back(pending);
-            unwanted
-        };
-        self.wake_one();
-        refuse(unwanted);
-        Ok(())
+        let mut pointless = Vec::new();
+        let now = pending.enqueued_at;
+        let result = self.state.lock().push(pending, now, &mut pointless);
+        if result.is_ok() {
+            self.wake_one();
+        }
+        refuse(pointless);
+        result
     }
 
-    /// Waits for the next batch; called by the thread of an idle instance. `None` when the queue is closed and empty.
+    /// Takes note of a run of `rows` rows that took `elapsed`, ended at `now`, and `completed` or did not.
+    pub(super) fn record(&self, rows: usize, elapsed: Duration, completed: bool, now: Instant) {
+        let end = if completed {
+            RunEnd::Completed
+        } else {
+            RunEnd::CutShort
+        };
+        self.state.lock().record(rows, elapsed, end, now);
+    }
+
+    /// Waits for the next batch; called by the thread of the idle instance with this number. `None` when the queue is
+    /// closed and empty.
     #[must_use]
-    pub fn next_batch(&self) -> Option<Vec<Pending>> {
+    pub fn next_batch(&self, instance: usize) -> Option<Vec<Pending>> {
         let mut state = self.state.lock();
         loop {
-            match self.look(&mut state) {
+            match self.look(&mut state, instance) {
                 Look::Batch(batch) => return Some(batch),
                 Look::Until(instant) => {
                     self.changed.wait_until(&mut state, instant);
                 }
                 Look::Empty => self.changed.wait(&mut state),
                 Look::Ended => return None,
-                Look::Unwanted(unwanted) => {
-                    parking_lot::MutexGuard::unlocked(&mut state, || refuse(unwanted));
+                Look::Pointless(pointless) => {
+                    parking_lot::MutexGuard::unlocked(&mut state, || refuse(pointless));
                 }
             }
         }
     }
 
     /// The same for an idle instance that is a task beside the connections.
-    pub async fn next_batch_on_runtime(&self) -> Option<Vec<Pending>> {
+    pub async fn next_batch_on_runtime(&self, instance: usize) -> Option<Vec<Pending>> {
         loop {
             // Whatever else is ready on this thread has its turn first: the connections that have a request add it, so
             // that one execution serves them all and nobody has to be woken on another thread.
@@ -205,7 +481,7 @@ impl RequestQueue {
             let mut woken = pin!(self.woken.notified());
             // From here on a wake-up is noticed, although the state is looked at before it is awaited.
             woken.as_mut().enable();
-            let look = self.look(&mut self.state.lock());
+            let look = self.look(&mut self.state.lock(), instance);
             match look {
                 Look::Batch(batch) => return Some(batch),
                 Look::Until(instant) => {
@@ -213,31 +489,19 @@ impl RequestQueue {
                 }
                 Look::Empty => woken.await,
                 Look::Ended => return None,
-                Look::Unwanted(unwanted) => refuse(unwanted),
+                Look::Pointless(pointless) => refuse(pointless),
             }
         }
     }
 
     /// What there is to do now.
-    fn look(&self, state: &mut State) -> Look {
-        let now = Instant::now();
-        let unwanted = state.remove_unwanted(now);
-        if !unwanted.is_empty() {
-            return Look::Unwanted(unwanted);
+    fn look(&self, state: &mut QueueState, instance: usize) -> Look {
+        let look = state.look(instance, Instant::now());
+        if matches!(look, Look::Batch(_)) && !state.entries.is_empty() {
+            // What is left may be a batch of its own for another idle instance.
+            self.wake_one();
         }
-        match state.decide(&self.policy, now) {
-            NextBatch::Ready(positions) => {
-                let batch = state.take(&positions);
-                if !state.entries.is_empty() {
-                    // What is left may be a batch of its own for another idle instance.
-                    self.wake_one();
-                }
-                Look::Batch(batch)
-            }
-            NextBatch::WaitUntil(instant) => Look::Until(instant),
-            NextBatch::Empty if state.closed => Look::Ended,
-            NextBatch::Empty => Look::Empty,
-        }
+        look
     }
 
     /// Wakes one idle instance, thread or task; a queue has only one kind.
@@ -263,6 +527,8 @@ impl RequestQueue {
             let mut state = self.state.lock();
             state.closed = true;
             state.rows = 0;
+            state.alone = 0;
+            state.alone_rows = 0;
             std::mem::take(&mut state.entries)
         };
         self.wake_all();
@@ -281,8 +547,6 @@ fn refuse(entries: Vec<Pending>) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::batching::testing::{self, Answer};
 
@@ -292,7 +556,7 @@ mod tests {
             max_queue_delay: Duration::ZERO,
             merge: true,
         };
-        RequestQueue::new(policy, max_rows)
+        RequestQueue::new(policy, max_rows, 1, None)
     }
 
     fn pending(rows: usize, width: usize, deadline: Instant) -> (Pending, Answer) {
@@ -310,7 +574,10 @@ mod tests {
         let (second, _second) = pending(3, 2, soon());
         let (third, _third) = pending(2, 2, soon());
         assert!(queue.push(first).is_ok());
-        assert_eq!(queue.push(second).unwrap_err(), PushError::Full);
+        assert_eq!(
+            queue.push(second).unwrap_err(),
+            PushError::Full(Duration::ZERO)
+        );
         assert!(queue.push(third).is_ok());
         assert_eq!(queue.rows(), 5);
     }
@@ -333,7 +600,7 @@ mod tests {
         let (fine, _fine) = pending(2, 2, soon());
         queue.push(late).unwrap();
         queue.push(fine).unwrap();
-        let batch = queue.next_batch().unwrap();
+        let batch = queue.next_batch(0).unwrap();
         assert_eq!(
             batch
                 .iter()
@@ -357,7 +624,7 @@ mod tests {
             answers.push(answer);
         }
         queue.close();
-        let batches: Vec<Vec<(usize, usize)>> = std::iter::from_fn(|| queue.next_batch())
+        let batches: Vec<Vec<(usize, usize)>> = std::iter::from_fn(|| queue.next_batch(0))
             .map(|batch| {
                 batch
                     .iter()
@@ -382,17 +649,218 @@ mod tests {
         queue.close();
         let (entry, _answer) = pending(1, 2, soon());
         assert_eq!(queue.push(entry).unwrap_err(), PushError::Closed);
-        assert!(queue.next_batch().is_none());
+        assert!(queue.next_batch(0).is_none());
     }
 
     #[test]
     fn an_idle_instance_wakes_for_a_new_request() {
         let queue = queue(4, 100);
         std::thread::scope(|scope| {
-            let instance = scope.spawn(|| queue.next_batch().map(|batch| batch.len()));
+            let instance = scope.spawn(|| queue.next_batch(0).map(|batch| batch.len()));
             let (entry, _answer) = pending(1, 2, soon());
             queue.push(entry).unwrap();
             assert_eq!(instance.join().unwrap(), Some(1));
         });
+    }
+
+    /// State of a queue for `instances`, whose model is known to take `ms(rows)` milliseconds.
+    fn taught(instances: usize, merge_rows: usize, ms: fn(u64) -> u64, now: Instant) -> QueueState {
+        let policy = BatchPolicy {
+            merge_rows,
+            max_queue_delay: Duration::ZERO,
+            merge: merge_rows > 1,
+        };
+        let mut state = QueueState::new(policy, 1000, instances, None);
+        for rows in [1, 2, 4, 8].into_iter().filter(|rows| *rows <= merge_rows) {
+            for _ in 0..30 {
+                let elapsed = Duration::from_millis(ms(rows as u64));
+                state.record(rows, elapsed, RunEnd::Completed, now);
+            }
+        }
+        state
+    }
+
+    struct Scene {
+        state: QueueState,
+        start: Instant,
+        answers: Vec<Answer>,
+    }
+
+    impl Scene {
+        fn new(instances: usize, merge_rows: usize, ms: fn(u64) -> u64) -> Self {
+            let start = Instant::now();
+            Self {
+                state: taught(instances, merge_rows, ms, start),
+                start,
+                answers: Vec::new(),
+            }
+        }
+
+        fn at(&self, ms: u64) -> Instant {
+            self.start + Duration::from_millis(ms)
+        }
+
+        /// A request at `now` ms for `deadline` ms; both count from the start.
+        fn push(&mut self, rows: usize, now: u64, deadline: u64) -> Result<(), PushError> {
+            let (mut entry, answer) = pending(rows, 2, self.at(deadline));
+            entry.enqueued_at = self.at(now);
+            self.answers.push(answer);
+            self.state.push(entry, self.at(now), &mut Vec::new())
+        }
+
+        /// The deadlines of what `instance` would execute at `now`.
+        fn take(&mut self, instance: usize, now: u64) -> Vec<u64> {
+            loop {
+                match self.state.look(instance, self.at(now)) {
+                    Look::Batch(batch) => {
+                        let deadline = |entry: &Pending| entry.request.deadline() - self.start;
+                        let ms = |entry| u64::try_from(deadline(entry).as_millis()).unwrap();
+                        return batch.iter().map(ms).collect();
+                    }
+                    Look::Pointless(_) => {}
+                    Look::Empty | Look::Until(_) | Look::Ended => return Vec::new(),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_is_refused_if_what_runs_and_waits_and_its_own_run_take_too_long() {
+        let mut scene = Scene::new(1, 1, |_| 100);
+        // Executed at once.
+        scene.push(1, 0, 1000).unwrap();
+        assert_eq!(scene.take(0, 0), [1000]);
+        // 60 ms are left of that one.
+        assert!(matches!(
+            scene.push(1, 40, 195),
+            Err(PushError::TooMuchAhead(wait)) if wait.as_millis() == 60
+        ));
+        scene.push(1, 40, 205).unwrap();
+        assert!(matches!(
+            scene.push(1, 40, 295),
+            Err(PushError::TooMuchAhead(wait)) if wait.as_millis() == 160
+        ));
+        scene.push(1, 40, 305).unwrap();
+        assert_eq!(
+            scene.push(1, 40, 60).unwrap_err(),
+            PushError::TooShort,
+            "whatever waits, it would be too late"
+        );
+    }
+
+    #[test]
+    fn a_run_that_is_late_makes_what_comes_wait_as_long_again() {
+        let mut scene = Scene::new(1, 1, |_| 100);
+        scene.push(1, 0, 10_000).unwrap();
+        assert_eq!(scene.take(0, 0), [10_000]);
+        assert!(scene.push(1, 600, 1100).is_err());
+        scene.push(1, 600, 1300).unwrap();
+    }
+
+    #[test]
+    fn free_instances_are_taken_into_account() {
+        let mut scene = Scene::new(2, 1, |_| 100);
+        for _ in 0..2 {
+            scene.push(1, 0, 110).unwrap();
+        }
+        assert!(scene.push(1, 0, 110).is_err());
+        scene.push(1, 0, 210).unwrap();
+        assert_eq!(scene.take(0, 0), [110]);
+        assert_eq!(scene.take(1, 0), [110]);
+        assert_eq!(scene.take(0, 100), [210]);
+    }
+
+    #[test]
+    fn what_cannot_be_finished_in_time_is_not_begun() {
+        let mut scene = Scene::new(1, 1, |_| 100);
+        scene.push(1, 0, 1000).unwrap();
+        assert_eq!(scene.take(0, 0), [1000]);
+        scene.push(1, 0, 250).unwrap();
+        scene.push(1, 0, 400).unwrap();
+        // The run took longer than expected.
+        assert_eq!(scene.take(0, 180), [400]);
+        assert!(matches!(
+            scene.answers[1].try_recv(),
+            Err(oneshot::error::TryRecvError::Closed)
+        ));
+    }
+
+    #[test]
+    fn who_would_hold_up_a_batch_that_others_fill_is_left_out() {
+        // Eight rows take 80 ms.
+        let mut scene = Scene::new(1, 8, |rows| 72 + rows);
+        scene.push(1, 0, 1000).unwrap();
+        assert_eq!(scene.take(0, 0), [1000]);
+        scene.push(1, 0, 260).unwrap();
+        for _ in 0..16 {
+            scene.push(1, 0, 350).unwrap();
+        }
+        // The first one needs 73 ms and has 76; but two full batches have to be done in 166.
+        assert_eq!(scene.take(0, 184), [350; 8]);
+    }
+
+    #[test]
+    fn who_is_in_a_hurry_gets_a_small_batch_if_that_costs_nobody_the_deadline() {
+        let mut scene = Scene::new(1, 8, |rows| 10 * rows);
+        scene.push(1, 0, 1000).unwrap();
+        assert_eq!(scene.take(0, 0), [1000]);
+        scene.push(1, 5, 40).unwrap();
+        for _ in 0..7 {
+            scene.push(1, 5, 1000).unwrap();
+        }
+        // 27 ms are enough for two rows.
+        assert_eq!(scene.take(0, 13), [40, 1000]);
+        assert_eq!(scene.take(0, 33), [1000; 6]);
+    }
+
+    #[test]
+    fn clients_that_left_are_not_what_others_are_refused_for() {
+        let mut scene = Scene::new(1, 1, |_| 100);
+        scene.push(1, 0, 1000).unwrap();
+        assert_eq!(scene.take(0, 0), [1000]);
+        scene.push(1, 0, 1000).unwrap();
+        assert!(scene.push(1, 0, 250).is_err());
+        scene.answers.clear();
+        scene.push(1, 0, 250).unwrap();
+    }
+
+    #[test]
+    fn an_idle_server_finds_out_whether_what_it_knows_is_still_true() {
+        let mut scene = Scene::new(1, 1, |_| 10_000);
+        assert_eq!(scene.push(1, 0, 100).unwrap_err(), PushError::TooShort);
+        assert_eq!(scene.push(1, 900, 999).unwrap_err(), PushError::TooShort);
+        scene.push(1, 1500, 1600).unwrap();
+        scene.push(1, 1500, 1600).unwrap_err();
+        assert_eq!(scene.take(0, 1500), [1600]);
+        // It was quick, so that more are let in.
+        let (elapsed, now) = (Duration::from_millis(10), scene.at(1510));
+        scene.state.record(1, elapsed, RunEnd::Completed, now);
+        assert_eq!(scene.take(0, 1510), [0; 0]);
+        scene.push(1, 1520, 1620).unwrap();
+        assert_eq!(scene.take(0, 1520), [1620]);
+    }
+
+    #[test]
+    fn large_requests_are_executions_of_their_own_and_small_ones_share_theirs() {
+        let mut scene = Scene::new(1, 8, |_| 100);
+        scene.push(1, 0, 10_000).unwrap();
+        assert_eq!(scene.take(0, 0), [10_000]);
+        // Two executions of eight rows and more, and one that holds all of the small ones.
+        for rows in [8, 9, 1, 2, 3] {
+            scene.push(rows, 0, 10_000).unwrap();
+        }
+        let wait = seconds(scene.state.forecast(1, scene.start).start).as_millis();
+        assert!((300..320).contains(&wait), "{wait}");
+        assert_eq!(
+            (scene.state.rows, scene.state.alone, scene.state.alone_rows),
+            (23, 2, 17)
+        );
+        for expected in [1, 1, 3] {
+            assert_eq!(scene.take(0, 0).len(), expected);
+        }
+        assert_eq!(
+            (scene.state.rows, scene.state.alone, scene.state.alone_rows),
+            (0, 0, 0)
+        );
     }
 }

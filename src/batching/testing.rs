@@ -108,6 +108,10 @@ struct GateState {
 }
 
 impl Gate {
+    pub(crate) fn close(&self) {
+        *self.state.lock() = GateState::default();
+    }
+
     pub(crate) fn open(&self) {
         self.state.lock().open = true;
         self.changed.notify_all();

@@ -359,3 +359,134 @@ async fn a_long_run_beside_the_connections_holds_them_up_once() {
         );
     }
 }
+
+/// Teaches `scheduler` that a run of `rows` rows takes `duration`.
+fn teach(scheduler: &Scheduler, rows: usize, duration: Duration) {
+    for _ in 0..10 {
+        let now = Instant::now();
+        scheduler.shared.queue.record(rows, duration, true, now);
+    }
+}
+
+fn executors() -> [Executor; 2] {
+    [Executor::Threads, here()]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_run_in_progress_is_a_reason_to_refuse_a_short_deadline() {
+    for executor in executors() {
+        let (model, gate) = FakeModel::gated();
+        let executed = model.executed_rows();
+        let scheduler = start_on(&executor, vec![model], config());
+        teach(&scheduler, 1, Duration::from_secs(10));
+        let submit = |seconds| {
+            let scheduler = scheduler.clone();
+            let deadline = Instant::now() + Duration::from_secs(seconds);
+            tokio::spawn(async move { scheduler.submit(request(&[1.0], deadline)).await })
+        };
+        let busy = submit(60);
+        tokio::task::block_in_place(|| gate.wait_for_run());
+        // Nothing waits, but the run takes ten seconds, and its own would take as long.
+        let refused = submit(15).await.unwrap();
+        let Err(ScheduleError::Overloaded {
+            reason,
+            retry_after,
+        }) = refused
+        else {
+            panic!("{refused:?}")
+        };
+        assert_eq!(reason, "the deadline cannot be met");
+        assert!((1..=10).contains(&retry_after.as_secs()), "{retry_after:?}");
+        let wait = scheduler.predicted_wait();
+        assert!((1..=10).contains(&wait.as_secs()), "{wait:?}");
+        let waiting = submit(60);
+        while scheduler.shared.queue.rows() < 1 {
+            tokio::task::yield_now().await;
+        }
+        gate.open();
+        assert!(busy.await.unwrap().is_ok());
+        assert!(waiting.await.unwrap().is_ok());
+        assert_eq!(executed.load(std::sync::atomic::Ordering::Relaxed), 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_cannot_be_finished_any_more_is_refused_instead_of_executed() {
+    for executor in executors() {
+        let (model, gate) = FakeModel::gated();
+        let executed = model.executed_rows();
+        let scheduler = start_on(&executor, vec![model], config());
+        let submit = |rows, deadline| {
+            let scheduler = scheduler.clone();
+            let values = vec![1.0; rows];
+            tokio::spawn(async move { scheduler.submit(request(&values, deadline)).await })
+        };
+        let busy = submit(1, soon());
+        tokio::task::block_in_place(|| gate.wait_for_run());
+        let deadline = Instant::now() + Duration::from_secs(50);
+        let late = submit(8, deadline);
+        let fine = submit(8, Instant::now() + Duration::from_secs(3600));
+        while scheduler.shared.queue.rows() < 16 {
+            tokio::task::yield_now().await;
+        }
+        // Nothing was known when they came. Since then it turned out that eight rows take too long for one of them.
+        teach(&scheduler, 8, Duration::from_secs(100));
+        gate.open();
+        assert!(busy.await.unwrap().is_ok());
+        let late = late.await.unwrap();
+        assert!(matches!(late, Err(ScheduleError::DeadlineExceeded)));
+        assert!(Instant::now() < deadline, "it is told at once");
+        assert!(fine.await.unwrap().is_ok());
+        assert_eq!(executed.load(std::sync::atomic::Ordering::Relaxed), 9);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_run_that_is_too_long_for_the_deadline_is_not_begun_and_tried_again_later() {
+    for executor in executors() {
+        let model = FakeModel::open();
+        let executed = model.executed_rows();
+        let scheduler = start_on(&executor, vec![model], config());
+        teach(&scheduler, 1, Duration::from_secs(100));
+        let deadline = Instant::now() + Duration::from_secs(50);
+        let refused = scheduler.submit(request(&[1.0], deadline)).await;
+        assert!(matches!(refused, Err(ScheduleError::DeadlineExceeded)));
+        assert!(Instant::now() < deadline, "it is told at once");
+        assert_eq!(executed.load(std::sync::atomic::Ordering::Relaxed), 0);
+        // Once what is known is not fresh any more, it is put to the test, and found to be wrong.
+        loop {
+            let deadline = Instant::now() + Duration::from_secs(50);
+            match scheduler.submit(request(&[1.0], deadline)).await {
+                Ok(response) => break assert_eq!(values(&response), [2.0]),
+                Err(ScheduleError::DeadlineExceeded) => tokio::task::yield_now().await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        let deadline = Instant::now() + Duration::from_secs(50);
+        let answer = scheduler.submit(request(&[1.0], deadline)).await;
+        assert!(answer.is_ok());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_run_teaches_how_long_runs_take() {
+    let (model, gate) = FakeModel::gated();
+    let scheduler = start(model, config());
+    let deadline = Instant::now() + Duration::from_millis(20);
+    let late = scheduler.submit(request(&[1.0], deadline)).await;
+    assert!(matches!(late, Err(ScheduleError::DeadlineExceeded)));
+    gate.wait_for_run();
+    assert_eq!(scheduler.check(Instant::now()), InstanceHealth::Well);
+    // Whatever was submitted before is over when the next one is executed.
+    assert!(scheduler.submit(request(&[1.0; 2], soon())).await.is_ok());
+    gate.close();
+    let busy = tokio::spawn({
+        let scheduler = scheduler.clone();
+        async move { scheduler.submit(request(&[1.0], soon())).await }
+    });
+    gate.wait_for_run();
+    let wait = scheduler.predicted_wait();
+    assert!(wait >= Duration::from_millis(1), "{wait:?}");
+    gate.open();
+    assert!(busy.await.unwrap().is_ok());
+}
