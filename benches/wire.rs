@@ -179,7 +179,7 @@ fn encoding(criterion: &mut Criterion) {
         group.bench_function(format!("json/{rows}x{width}/rows"), |bencher| {
             bencher.iter(in_rows);
         });
-        group.throughput(Throughput::Bytes(raw().0.len() as u64));
+        group.throughput(Throughput::Bytes(raw().body.len() as u64));
         group.bench_function(format!("raw/{rows}x{width}"), |bencher| bencher.iter(raw));
     }
     group.finish();
