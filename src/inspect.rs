@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::container;
 use crate::loading::{self, DEFAULT_MAX_BATCH_SIZE, DEFAULT_RUN_MEMORY, LoadingError, RunMemory};
 use crate::model::repository;
-use crate::model::{Batchability, Dim, ModelMetadata, TensorSpec};
+use crate::model::{Dim, ModelMetadata, TensorSpec};
 use crate::runtime::LoadError;
 use crate::runtime::library::Library;
 use crate::runtime::provider::{CudaConfig, Device};
@@ -87,12 +87,12 @@ fn describe_model(text: &mut String, metadata: &ModelMetadata, path: &Path) -> s
             writeln!(text)?;
         }
     }
-    match &metadata.batchability {
-        Batchability::Rows => writeln!(
+    match metadata.batchability.reason() {
+        None => writeln!(
             text,
             "batching   rows of several requests share an execution"
         )?,
-        Batchability::Never(reason) => writeln!(text, "batching   none: {reason}")?,
+        Some(reason) => writeln!(text, "batching   none: {reason}")?,
     }
     for (key, value) in &metadata.properties {
         writeln!(text, "property   {key}: {}", value.replace('\n', " "))?;

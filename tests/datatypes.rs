@@ -269,12 +269,19 @@ fn several_inputs_and_outputs() {
         raw.status, 400,
         "a raw body is one tensor, and this model has two"
     );
-    let rows = server.predict(&json!({"inputs": {"b": [1], "a": [[1, 2], [3, 4]]}}));
+    let rows = |b: &[i64]| server.predict(&json!({"inputs": {"b": b, "a": [[1, 2], [3, 4]]}}));
+    let broadcast = rows(&[1]);
     assert_eq!(
-        rows.status,
+        broadcast.json()["outputs"],
+        json!({"sum": [[2.0, 3.0], [4.0, 5.0]], "twice": [2]}),
+        "as ONNX Runtime does"
+    );
+    let refused = rows(&[1, 2, 3]);
+    assert_eq!(
+        refused.status,
         400,
         "inputs of different rows: {}",
-        rows.text()
+        refused.text()
     );
 }
 
@@ -487,10 +494,17 @@ fn a_repository_serves_every_model_by_its_name_and_highest_version() {
         (&json!("plus"), &json!("2"))
     );
     assert_eq!(answer["outputs"]["y"][1], json!([2.0, 3.0, 4.0, 5.0]));
+    let sizes = |server: &Server| {
+        let models = server.get("/ready").json()["models"].clone();
+        let mut models = models.as_array().unwrap().iter();
+        let plus = models.find(|model| model["name"] == "plus").unwrap();
+        plus["max_batch_size"].clone()
+    };
+    assert_eq!(sizes(&server), json!(2), "the sidecar says so");
     assert_eq!(
         server.request(&body(3)).status,
-        400,
-        "the sidecar permits two rows"
+        200,
+        "what exceeds an execution is executed in parts"
     );
     let minus = server.request(&Request::json(
         "/v1/models/minus:predict",
@@ -515,9 +529,5 @@ fn a_repository_serves_every_model_by_its_name_and_highest_version() {
         "--max-batch-size",
         "3",
     ]);
-    assert_eq!(
-        flag.request(&body(3)).status,
-        200,
-        "a flag wins over the sidecar"
-    );
+    assert_eq!(sizes(&flag), json!(3), "a flag wins over the sidecar");
 }

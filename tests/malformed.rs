@@ -403,7 +403,7 @@ fn check_error(name: &str, answer: &Response) {
 
 #[test]
 fn the_whole_corpus_gets_its_statuses_beside_good_clients_that_notice_nothing() {
-    let flags = ["--max-batch-size", "8", "--max-body-size", "2MiB"];
+    let flags = ["--max-request-rows", "8", "--max-body-size", "2MiB"];
     let models = [
         "addone",
         "identity_int64",

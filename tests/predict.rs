@@ -175,7 +175,7 @@ fn batches_are_bounded_by_the_maximum() {
             .predict(&json!({"inputs": vec![[1, 2, 3, 4]; count]}))
             .status
     };
-    assert_eq!([0, 1, 8, 9, 80].map(rows), [400, 200, 200, 400, 400]);
+    assert_eq!([0, 1, 8, 9, 80].map(rows), [400, 200, 200, 200, 200]);
     std::thread::scope(|scope| {
         for _ in 0..32 {
             scope.spawn(|| {

@@ -238,6 +238,7 @@ fn help_names_every_setting_with_its_variable_and_default() {
         ("--instances", "INSTANCES", ""),
         ("--intra-op-threads", "INTRA_OP_THREADS", ""),
         ("--max-batch-size", "MAX_BATCH_SIZE", "32"),
+        ("--max-request-rows", "MAX_REQUEST_ROWS", "16384"),
         ("--max-queue-delay", "MAX_QUEUE_DELAY", "0ms"),
         ("--max-queue-size", "MAX_QUEUE_SIZE", "1024"),
         ("--max-inflight-bytes", "MAX_INFLIGHT_BYTES", "1GiB"),

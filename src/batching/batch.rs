@@ -38,6 +38,13 @@ impl InputBuffers {
     }
 }
 
+impl InputBuffers {
+    /// The buffers, one for each input, in the order of the signature.
+    pub(super) fn iter_mut(&mut self) -> std::slice::IterMut<'_, TensorData> {
+        self.tensors.iter_mut()
+    }
+}
+
 impl Batch {
     /// A batch of `members`.
     #[must_use]
@@ -56,6 +63,15 @@ impl Batch {
     #[must_use]
     pub fn members(&self) -> &[Pending] {
         &self.members
+    }
+
+    /// Takes the member out, if there is only one.
+    pub(super) fn take_only(&mut self) -> Option<Pending> {
+        if self.members.len() > 1 {
+            return None;
+        }
+        self.rows = 0;
+        self.members.pop()
     }
 
     /// Answers every member with `error`.

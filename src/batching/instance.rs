@@ -12,11 +12,12 @@ use smallvec::{SmallVec, smallvec};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::batch::{Batch, InputBuffers};
+use super::parts::{self, InParts, PartRule, Stop};
 use super::queue::{Pending, RequestQueue};
 use super::request::{InferenceResponse, ScheduleError, Timings};
 use crate::runtime::buckets::Buckets;
 use crate::runtime::device_health::DeviceHealth;
-use crate::runtime::{BatchOutput, Interrupt, Model, RuntimeError};
+use crate::runtime::{BatchInput, BatchOutput, Interrupt, Model, RuntimeError};
 use crate::telemetry::metrics::BatchingMetrics;
 
 /// When it is worth trying again to get memory for a run.
@@ -103,6 +104,7 @@ pub(super) struct Instance {
     pub(super) status: Arc<InstanceStatus>,
     pub(super) device: Arc<DeviceHealth>,
     pub(super) buckets: Option<Buckets>,
+    pub(super) parts: PartRule,
     pub(super) metrics: BatchingMetrics,
 }
 
@@ -117,8 +119,16 @@ impl Instance {
     pub(super) fn run(mut self) {
         let mut mark = DeathMark::new(&self.status);
         let mut buffers = InputBuffers::new(self.model.metadata());
-        while let Some(members) = self.queue.next_batch(self.index) {
-            self.execute_taken(members, &mut buffers);
+        let mut large = None;
+        loop {
+            let members = match &large {
+                None => match self.queue.next_batch(self.index) {
+                    None => break,
+                    members => members,
+                },
+                Some(_) => self.queue.batch_beside(self.index, self.parts.rows),
+            };
+            large = self.take_turns(members, large, &mut buffers);
         }
         mark.finished = true;
     }
@@ -132,13 +142,29 @@ impl Instance {
         let mut buffers = InputBuffers::new(self.model.metadata());
         let can_move = Handle::current().runtime_flavor() != RuntimeFlavor::CurrentThread;
         let mut was_long = false;
-        while let Some(members) = self.queue.next_batch_on_runtime(self.index).await {
-            if was_long && can_move {
-                tokio::task::block_in_place(|| self.execute_taken(members, &mut buffers));
+        let mut large = None;
+        loop {
+            let members = match &large {
+                None => match self.queue.next_batch_on_runtime(self.index).await {
+                    None => break,
+                    members => members,
+                },
+                Some(_) => {
+                    // The connections have their turn between two parts, like those that wait.
+                    tokio::task::yield_now().await;
+                    self.queue.batch_beside(self.index, self.parts.rows)
+                }
+            };
+            let untried = members
+                .as_deref()
+                .is_some_and(|members| self.is_untried(members));
+            if (was_long || untried) && can_move {
+                large =
+                    tokio::task::block_in_place(|| self.take_turns(members, large, &mut buffers));
                 continue;
             }
             let started = Instant::now();
-            self.execute_taken(members, &mut buffers);
+            large = self.take_turns(members, large, &mut buffers);
             let elapsed = started.elapsed();
             if elapsed > LONG_RUN {
                 was_long = true;
@@ -152,14 +178,106 @@ impl Instance {
         mark.finished = true;
     }
 
-    fn execute_taken(&mut self, members: Vec<Pending>, buffers: &mut InputBuffers) {
-        let batch = Batch::new(members);
+    /// Whether `members` are executed in a size that was not tried when the runs were found to be short.
+    fn is_untried(&self, members: &[Pending]) -> bool {
+        let [only] = members else { return false };
+        let rows = only.request.rows();
+        only.request.disagreement().is_some() || (rows > self.parts.rows && !self.parts.parts(rows))
+    }
+
+    /// Executes `members`, and a part of the `large` request that is in hand; returns what is in hand then.
+    fn take_turns(
+        &mut self,
+        members: Option<Vec<Pending>>,
+        large: Option<InParts>,
+        buffers: &mut InputBuffers,
+    ) -> Option<InParts> {
+        let begun = members.and_then(|members| self.execute_taken(members, buffers));
+        self.execute_part(large.or(begun)?, buffers)
+    }
+
+    /// Executes `members`, or hands them back if they are a request that is to be executed in parts.
+    fn execute_taken(
+        &mut self,
+        members: Vec<Pending>,
+        buffers: &mut InputBuffers,
+    ) -> Option<InParts> {
+        let mut batch = Batch::new(members);
         // What a GPU in this state answers, if anything, must not be believed.
         if self.device.is_lost() {
             batch.refuse(&ScheduleError::DeviceLost);
-        } else {
-            self.execute(batch, buffers);
+            return None;
         }
+        if self.parts.parts(batch.rows())
+            && let Some(only) = batch.take_only()
+        {
+            return Some(InParts::new(only, self.parts, Instant::now()));
+        }
+        self.execute(batch, buffers);
+        None
+    }
+
+    /// Executes the next part of `large`, and hands it back unless it is answered.
+    fn execute_part(&mut self, mut large: InParts, buffers: &mut InputBuffers) -> Option<InParts> {
+        if !large.pending.is_wanted(Instant::now()) {
+            large.pending.answer(Err(ScheduleError::DeadlineExceeded));
+            return None;
+        }
+        if self.device.is_lost() {
+            large.pending.answer(Err(ScheduleError::DeviceLost));
+            return None;
+        }
+        let rows = large.next();
+        let padded = parts::padded(rows.len(), self.buckets);
+        let started = Instant::now();
+        self.queue.note_start(self.index, rows.len(), started);
+        *self.status.running.lock() = Some(large.pending.request.deadline());
+        let result = self
+            .run_gathered(|| parts::gather(&large.pending.request, rows.clone(), buffers, padded));
+        *self.status.running.lock() = None;
+        let elapsed = started.elapsed();
+        self.queue
+            .record(rows.len(), elapsed, result.is_ok(), started + elapsed);
+        let error = match result {
+            // The GPU may have been lost to another instance while this one was computing.
+            Ok(_) if self.device.is_lost() => ScheduleError::DeviceLost,
+            Ok((outputs, timings)) => {
+                if rows.start == 0 {
+                    let queue = large.queue_time();
+                    self.metrics.queue_duration.observe(queue.as_secs_f64());
+                }
+                self.metrics.executed_batch_size.observe(to_f64(rows.len()));
+                self.metrics
+                    .inference_duration
+                    .observe(timings.compute_infer.as_secs_f64());
+                match large.take(&outputs, padded, timings) {
+                    Ok(()) if large.is_done() => {
+                        large.answer();
+                        return None;
+                    }
+                    Ok(()) => return Some(large),
+                    Err(Stop::Misfit) => {
+                        drop(outputs);
+                        self.execute(Batch::new(vec![large.into_pending()]), buffers);
+                        return None;
+                    }
+                    Err(Stop::OutOfMemory) => ScheduleError::Overloaded {
+                        reason: "too much memory is held by requests",
+                        retry_after: MEMORY_RETRY,
+                    },
+                }
+            }
+            Err(error) => {
+                if let RuntimeError::DeviceLost(reason) = &error {
+                    self.device.lose(reason);
+                } else {
+                    tracing::warn!(error = %error, rows = rows.len(), "an execution failed");
+                }
+                reported(error)
+            }
+        };
+        large.pending.answer(Err(error));
+        None
     }
 
     /// Executes `batch` and answers its members. A merged batch that fails is split, so that only the culprit fails.
@@ -285,9 +403,17 @@ impl Instance {
         padded: usize,
         buffers: &mut InputBuffers,
     ) -> Result<(BatchOutput, Timings), RuntimeError> {
-        let mut run = || {
+        self.run_gathered(|| batch.gather(buffers, padded))
+    }
+
+    /// Runs the model once on what `gather` gives.
+    fn run_gathered<'a>(
+        &mut self,
+        gather: impl FnOnce() -> Result<BatchInput<'a>, RuntimeError>,
+    ) -> Result<(BatchOutput, Timings), RuntimeError> {
+        let run = || {
             let started = Instant::now();
-            let input = batch.gather(buffers, padded)?;
+            let input = gather()?;
             let gathered = Instant::now();
             let outputs = self.model.run(input)?;
             let timings = Timings {
@@ -297,7 +423,7 @@ impl Instance {
             };
             Ok((outputs, timings))
         };
-        catch_unwind(AssertUnwindSafe(&mut run))
+        catch_unwind(AssertUnwindSafe(run))
             .unwrap_or_else(|_| Err(RuntimeError::Broken("the execution panicked".to_owned())))
     }
 }

@@ -10,6 +10,7 @@ pub mod batch;
 mod budget;
 mod forecast;
 mod instance;
+mod parts;
 pub mod policy;
 pub mod queue;
 mod request;
@@ -32,6 +33,7 @@ use tokio::time::Sleep;
 
 pub use budget::{Exhausted, MemoryBudget, Reservation};
 pub use instance::InstanceHealth;
+pub(crate) use request::too_many_rows;
 pub use request::{
     InferenceRequest, InferenceResponse, InvalidRequest, OutputRows, ScheduleError, Timings,
 };
@@ -42,13 +44,17 @@ use crate::runtime::buckets::Buckets;
 use crate::runtime::device_health::DeviceHealth;
 use crate::telemetry::metrics::BatchingMetrics;
 use instance::{Instance, InstanceStatus};
+use parts::PartRule;
 use policy::BatchPolicy;
 use queue::{Pending, PushError, RequestQueue};
 
 /// How requests for one model are queued and merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchingConfig {
-    /// The most rows of one request.
+    /// The most rows of one request, where it has rows.
+    pub max_request_rows: usize,
+    /// The most rows of an execution, where rows are independent: a request of more is executed in parts. 1 means that
+    /// requests are executed as they are.
     pub max_batch_size: usize,
     /// The most rows of an execution that requests share; 1 means that nothing is merged.
     pub merge_rows: usize,
@@ -135,6 +141,10 @@ impl Scheduler {
             max_queue_delay: config.max_queue_delay,
             merge: metadata.batchability == Batchability::Rows && config.merge_rows > 1,
         };
+        let parts = PartRule {
+            rows: config.max_batch_size,
+            independent: metadata.has_rows() && config.max_batch_size > 1,
+        };
         let queue = Arc::new(RequestQueue::new(
             policy,
             config.max_queue_size,
@@ -157,6 +167,7 @@ impl Scheduler {
                 status,
                 device: Arc::clone(device),
                 buckets: config.buckets,
+                parts,
                 metrics: metrics.clone(),
             };
             *running.count.lock() += 1;
@@ -237,6 +248,7 @@ impl Scheduler {
         if deadline <= now {
             return Err(ScheduleError::DeadlineExceeded);
         }
+        let disagreement = request.disagreement().cloned();
         let (respond, answer) = oneshot::channel();
         let pending = Pending {
             request,
@@ -260,12 +272,19 @@ impl Scheduler {
         if expired.deadline() != deadline.into() {
             expired.as_mut().reset(deadline.into());
         }
-        tokio::select! {
+        let answer = tokio::select! {
             biased;
             answer = answer => answer.unwrap_or_else(|_| Err(ScheduleError::Internal(
                 "an instance ended without an answer".into(),
             ))),
             () = expired => Err(ScheduleError::DeadlineExceeded),
+        };
+        match (answer, disagreement) {
+            // Why the model refused is known then.
+            (Err(ScheduleError::Refused(_)), Some(message)) => {
+                Err(ScheduleError::Disagreement(message))
+            }
+            (answer, _) => answer,
         }
     }
 

@@ -337,6 +337,43 @@ impl QueueState {
         (self.policy.next(waiting, now, self.closed, run), leader)
     }
 
+    /// A batch of requests of at most `most` rows each, for an instance that has a larger one in hand; and what is found
+    /// to be pointless.
+    fn look_beside(
+        &mut self,
+        instance: usize,
+        most: usize,
+        now: Instant,
+    ) -> (Option<Vec<Pending>>, Vec<Pending>) {
+        let pointless = self.remove_pointless(now);
+        let run = |rows| seconds(self.times.expected(self.padded(rows)).at_most());
+        let small = || {
+            let entries = self.entries.iter().enumerate();
+            entries.filter(|(_, entry)| entry.request.rows() <= most)
+        };
+        let first = small().next();
+        let waiting = small().map(|(_, entry)| Waiting {
+            rows: entry.request.rows(),
+            enqueued_at: entry.enqueued_at,
+            deadline: entry.request.deadline(),
+            merges_with_oldest: first
+                .is_some_and(|(_, first)| first.request.merges_with(&entry.request)),
+        });
+        let NextBatch::Ready(chosen) = self.policy.next(waiting, now, self.closed, run) else {
+            return (None, pointless);
+        };
+        // The policy counts the small ones only.
+        let places = small().map(|(place, _)| place).enumerate();
+        let chosen: Vec<usize> = places
+            .filter(|(number, _)| chosen.contains(number))
+            .map(|(_, place)| place)
+            .collect();
+        let batch = self.take(&chosen, 0);
+        let rows = batch.iter().map(|entry| entry.request.rows()).sum();
+        self.note_start(instance, rows, now);
+        (Some(batch), pointless)
+    }
+
     fn note_start(&mut self, instance: usize, rows: usize, now: Instant) {
         let run = Run {
             rows: self.padded(rows),
@@ -494,6 +531,29 @@ impl RequestQueue {
         }
     }
 
+    /// A batch for an instance that has a request of more than `most` rows in hand: of those that wait, and never such a
+    /// request. Does not wait.
+    ///
+    /// Smaller requests are let past large ones here, but not for ever: what the instance has in hand ends, and then the
+    /// oldest is next.
+    #[must_use]
+    pub fn batch_beside(&self, instance: usize, most: usize) -> Option<Vec<Pending>> {
+        let mut state = self.state.lock();
+        let (batch, pointless) = state.look_beside(instance, most, Instant::now());
+        let more = !state.entries.is_empty();
+        drop(state);
+        if batch.is_some() && more {
+            self.wake_one();
+        }
+        refuse(pointless);
+        batch
+    }
+
+    /// Takes note that `instance` begins an execution of `rows` rows at `now`, of a request that it has in hand.
+    pub(super) fn note_start(&self, instance: usize, rows: usize, now: Instant) {
+        self.state.lock().note_start(instance, rows, now);
+    }
+
     /// What there is to do now.
     fn look(&self, state: &mut QueueState, instance: usize) -> Look {
         let look = state.look(instance, Instant::now());
@@ -641,6 +701,34 @@ mod tests {
             ]
         );
         assert_eq!(queue.rows(), 0);
+    }
+
+    #[test]
+    fn beside_a_large_request_the_small_ones_that_wait_are_taken_and_other_large_ones_are_not() {
+        let queue = queue(4, 100);
+        let mut answers = Vec::new();
+        let mut push = |rows, width| {
+            let (entry, answer) = pending(rows, width, soon());
+            queue.push(entry).unwrap();
+            answers.push(answer);
+        };
+        let rows = |batch: Option<Vec<Pending>>| -> Vec<usize> {
+            let batch = batch.unwrap_or_default();
+            batch.iter().map(|entry| entry.request.rows()).collect()
+        };
+        assert_eq!(rows(queue.batch_beside(0, 4)), [0; 0]);
+        push(9, 2);
+        assert_eq!(rows(queue.batch_beside(0, 4)), [0; 0]);
+        for (rows, width) in [(1, 2), (2, 3), (8, 2), (2, 2), (2, 2)] {
+            push(rows, width);
+        }
+        assert_eq!(rows(queue.batch_beside(0, 4)), [1, 2]);
+        assert_eq!(rows(queue.batch_beside(0, 4)), [2]);
+        assert_eq!(rows(queue.batch_beside(0, 4)), [2]);
+        assert_eq!(rows(queue.batch_beside(0, 4)), [0; 0]);
+        assert_eq!(queue.rows(), 17);
+        assert_eq!(rows(queue.next_batch(0)), [9]);
+        assert_eq!(rows(queue.next_batch(0)), [8]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What travels through the queue: requests that are valid by construction, and their answers.
 //!
 //! Invariant: an [`InferenceRequest`] has exactly the tensors that its model's signature asks for, of fitting
-//! datatype, rank and dimensions. Nothing behind this file checks a request again.
+//! datatype, rank and dimensions. Nothing behind this file checks a request again. Sizes that the signature leaves open
+//! are the model's affair: nothing is refused here that it might compute.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use ndarray::ArrayViewD;
 use smallvec::SmallVec;
 use thiserror::Error;
 
-use super::budget::Reservation;
+use super::budget::{Exhausted, Reservation};
 use crate::model::{Dim, ModelMetadata, TensorSpec};
 use crate::tensor::{Element, OutputTensor, Shape, Tensor, TensorView, element_count};
 
@@ -25,17 +26,18 @@ pub struct InvalidRequest(pub String);
 pub struct InferenceRequest {
     inputs: SmallVec<[Tensor; 2]>,
     rows: usize,
+    /// In what the inputs disagree with each other, by the names of the signature's dimensions.
+    disagreement: Option<Arc<str>>,
     deadline: Instant,
     /// The memory that the tensors take, given back when the request is dropped.
-    _reservation: Reservation,
+    reservation: Reservation,
 }
 
 impl InferenceRequest {
     /// A request with `inputs` in the order of the signature.
     ///
     /// # Errors
-    /// When an input does not fit its specification, inputs disagree about a shared dimension, or there are no rows
-    /// or more than `max_rows`.
+    /// When an input does not fit its specification, or there are no rows or more than `max_rows`.
     pub fn new(
         metadata: &ModelMetadata,
         inputs: SmallVec<[Tensor; 2]>,
@@ -51,39 +53,23 @@ impl InferenceRequest {
             );
             return Err(InvalidRequest(message));
         }
-        let mut symbols: SmallVec<[(&str, usize, &str); 4]> = SmallVec::new();
         for (spec, tensor) in metadata.inputs.iter().zip(&inputs) {
-            check(spec, tensor, &mut symbols)?;
+            check(spec, tensor)?;
         }
+        let disagreement = disagreement(metadata, &inputs);
         let rows = inputs
             .first()
-            .and_then(|tensor| tensor.shape().first().copied());
-        let rows = if metadata.has_batch_axis() {
-            let rows = rows.unwrap_or_default();
-            for (spec, tensor) in metadata.inputs.iter().zip(&inputs) {
-                let other = tensor.shape().first().copied().unwrap_or_default();
-                if other != rows {
-                    let first = metadata
-                        .inputs
-                        .first()
-                        .map_or("", |spec| spec.name.as_str());
-                    let message = format!(
-                        "input '{}' has {other} rows, but input '{first}' has {rows}",
-                        spec.name
-                    );
-                    return Err(InvalidRequest(message));
-                }
-            }
+            .and_then(|tensor| tensor.shape().first().copied())
+            .filter(|_| metadata.has_rows() && disagreement.is_none());
+        if let Some(rows) = rows {
             check_rows(rows, max_rows)?;
-            rows
-        } else {
-            rows.unwrap_or(1)
-        };
+        }
         Ok(Self {
             inputs,
-            rows,
+            rows: rows.unwrap_or(1),
+            disagreement,
             deadline,
-            _reservation: reservation,
+            reservation,
         })
     }
 
@@ -93,7 +79,7 @@ impl InferenceRequest {
         &self.inputs
     }
 
-    /// The size of the batch axis; for a model without one, of the first dimension.
+    /// The size of the batch axis. A request that has none is one row, whatever its size.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.rows
@@ -124,6 +110,20 @@ impl InferenceRequest {
         outputs.fold(0, usize::saturating_add)
     }
 
+    /// What to tell the client if the model refuses this request, when that is no wonder: in what its inputs disagree.
+    #[must_use]
+    pub fn disagreement(&self) -> Option<&Arc<str>> {
+        self.disagreement.as_ref()
+    }
+
+    /// Sets aside memory for `bytes` of the answer, until the request is dropped.
+    ///
+    /// # Errors
+    /// When requests hold as much as they may already.
+    pub fn reserve(&mut self, bytes: usize) -> Result<(), Exhausted> {
+        self.reservation.grow(bytes)
+    }
+
     /// When the client stops waiting.
     #[must_use]
     pub fn deadline(&self) -> Instant {
@@ -133,14 +133,66 @@ impl InferenceRequest {
     /// Whether rows of `other` may stand beside the rows of this request in one execution.
     #[must_use]
     pub fn merges_with(&self, other: &Self) -> bool {
-        self.inputs
-            .iter()
-            .zip(&other.inputs)
-            .all(|(left, right)| left.shape().get(1..) == right.shape().get(1..))
+        // That rows are independent was shown on inputs that agree.
+        let agree = self.disagreement.is_none() && other.disagreement.is_none();
+        agree
+            && self
+                .inputs
+                .iter()
+                .zip(&other.inputs)
+                .all(|(left, right)| left.shape().get(1..) == right.shape().get(1..))
     }
 }
 
-/// Refuses a request without rows, and one with more rows than an execution may have.
+/// In what `inputs` disagree: about a dimension that the graph gives one name, or about the number of rows.
+///
+/// That is no reason to refuse them. ONNX Runtime does not compare such dimensions either, and an operator may well
+/// broadcast one of them.
+fn disagreement(metadata: &ModelMetadata, inputs: &[Tensor]) -> Option<Arc<str>> {
+    let mut symbols: SmallVec<[(&str, usize, &str); 4]> = SmallVec::new();
+    for (spec, tensor) in metadata.inputs.iter().zip(inputs) {
+        for (size, dim) in tensor.shape().iter().zip(spec.dims()) {
+            let Dim::Dynamic(Some(symbol)) = dim else {
+                continue;
+            };
+            match symbols.iter().find(|(seen, ..)| seen == symbol) {
+                Some((_, expected, _)) if expected == size => {}
+                Some((_, expected, first)) => {
+                    let message = format!(
+                        "input '{}' has {size} for dimension {symbol}, but input '{first}' has {expected}; they must be equal",
+                        spec.name
+                    );
+                    return Some(message.into());
+                }
+                None => symbols.push((symbol, *size, &spec.name)),
+            }
+        }
+    }
+    if !metadata.has_rows() {
+        return None;
+    }
+    let rows = |tensor: &Tensor| tensor.shape().first().copied();
+    let (first, most) = (metadata.inputs.first()?, rows(inputs.first()?)?);
+    let other = |(spec, tensor)| Some((spec, rows(tensor)?)).filter(|(_, other)| *other != most);
+    let mut others = metadata.inputs.iter().zip(inputs).filter_map(other);
+    others.next().map(|(spec, other): (&TensorSpec, usize)| {
+        let message = format!(
+            "input '{}' has {other} rows, but input '{}' has {most}",
+            spec.name, first.name
+        );
+        message.into()
+    })
+}
+
+/// Says that a request, or its input `name`, has more rows than it may have.
+#[must_use]
+pub(crate) fn too_many_rows(what: &str, max_rows: usize) -> InvalidRequest {
+    InvalidRequest(format!(
+        "{what}, but a request may have {max_rows} rows at most; send fewer at a time, or raise --max-request-rows (MAX_REQUEST_ROWS)"
+    ))
+}
+
+/// Refuses a request without rows, and one with more rows than a request may have.
 fn check_rows(rows: usize, max_rows: usize) -> Result<(), InvalidRequest> {
     if rows == 0 {
         return Err(InvalidRequest(
@@ -148,20 +200,16 @@ fn check_rows(rows: usize, max_rows: usize) -> Result<(), InvalidRequest> {
         ));
     }
     if rows > max_rows {
-        let message = format!(
-            "the request has {rows} rows, but the maximum batch size is {max_rows}; split it"
-        );
-        return Err(InvalidRequest(message));
+        return Err(too_many_rows(
+            &format!("the request has {rows} rows"),
+            max_rows,
+        ));
     }
     Ok(())
 }
 
-/// Checks one tensor against its specification, and shared symbols against those seen before.
-fn check<'a>(
-    spec: &'a TensorSpec,
-    tensor: &Tensor,
-    symbols: &mut SmallVec<[(&'a str, usize, &'a str); 4]>,
-) -> Result<(), InvalidRequest> {
+/// Checks one tensor against its specification.
+fn check(spec: &TensorSpec, tensor: &Tensor) -> Result<(), InvalidRequest> {
     let datatype = tensor.view().datatype();
     if datatype != spec.datatype {
         let message = format!(
@@ -187,22 +235,6 @@ fn check<'a>(
             tensor.shape()
         );
         return Err(InvalidRequest(message));
-    }
-    for (size, dim) in tensor.shape().iter().zip(spec.dims()) {
-        let Dim::Dynamic(Some(symbol)) = dim else {
-            continue;
-        };
-        match symbols.iter().find(|(seen, ..)| seen == symbol) {
-            Some((_, expected, _)) if expected == size => {}
-            Some((_, expected, first)) => {
-                let message = format!(
-                    "input '{}' has {size} for dimension {symbol}, but input '{first}' has {expected}; they must be equal",
-                    spec.name
-                );
-                return Err(InvalidRequest(message));
-            }
-            None => symbols.push((symbol, *size, &spec.name)),
-        }
     }
     Ok(())
 }
@@ -317,6 +349,9 @@ pub enum ScheduleError {
     /// The values make the model take more memory than runs may.
     #[error("the values take more memory than runs may")]
     TooLarge,
+    /// The model refused inputs that disagree with each other.
+    #[error("{0}")]
+    Disagreement(Arc<str>),
     /// The GPU is lost, and only a restart may help.
     #[error("the GPU is lost")]
     DeviceLost,
@@ -342,20 +377,41 @@ mod tests {
         .unwrap()
     }
 
-    fn build(inputs: &[(&str, &[&str])], tensors: &[&[usize]]) -> Result<usize, String> {
+    fn request(
+        inputs: &[(&str, &[&str])],
+        tensors: &[&[usize]],
+    ) -> Result<InferenceRequest, String> {
         let metadata = testing::metadata(inputs, &[("y", &["N"])]);
         let tensors = tensors.iter().map(|shape| tensor(shape)).collect();
         let deadline = Instant::now() + Duration::from_secs(1);
         InferenceRequest::new(&metadata, tensors, 8, deadline, Reservation::none())
-            .map(|request| request.rows())
             .map_err(|error| error.to_string())
+    }
+
+    fn build(inputs: &[(&str, &[&str])], tensors: &[&[usize]]) -> Result<usize, String> {
+        request(inputs, tensors).map(|request| request.rows())
     }
 
     #[test]
     fn rows_are_the_size_of_the_batch_axis() {
         assert_eq!(build(&[("x", &["N", "4"])], &[&[3, 4]]), Ok(3));
         assert_eq!(build(&[("x", &[])], &[&[]]), Ok(1));
-        assert_eq!(build(&[("x", &["2", "3"])], &[&[2, 3]]), Ok(2));
+        // What is no batch has no rows.
+        assert_eq!(build(&[("x", &["2", "3"])], &[&[2, 3]]), Ok(1));
+        assert_eq!(
+            build(
+                &[("x", &["T", "N"]), ("h", &["1", "N"])],
+                &[&[40, 2], &[1, 2]]
+            ),
+            Ok(1)
+        );
+        assert_eq!(
+            build(
+                &[("table", &["rows", "2"]), ("idx", &["q"])],
+                &[&[30, 2], &[0]]
+            ),
+            Ok(1)
+        );
     }
 
     #[test]
@@ -364,7 +420,10 @@ mod tests {
             (&[3, 5][..], "input 'x' expects shape [N,4], got [3, 5]"),
             (&[4][..], "expects shape [N,4], got [4]"),
             (&[0, 4][..], "no rows"),
-            (&[9, 4][..], "9 rows, but the maximum batch size is 8"),
+            (
+                &[9, 4][..],
+                "the request has 9 rows, but a request may have 8 rows at most; send fewer at a time, or raise --max-request-rows (MAX_REQUEST_ROWS)",
+            ),
         ] {
             let error = build(&[("x", &["N", "4"])], &[tensors]).unwrap_err();
             assert!(error.contains(part), "{error}");
@@ -424,24 +483,43 @@ mod tests {
     }
 
     #[test]
-    fn inputs_must_agree_about_shared_dimensions() {
+    fn inputs_that_disagree_are_the_model_s_affair_and_stand_alone() {
         let signature: &[(&str, &[&str])] = &[("a", &["N", "L"]), ("b", &["N", "L"])];
-        assert_eq!(build(signature, &[&[2, 5], &[2, 5]]), Ok(2));
-        assert!(
-            build(signature, &[&[2, 5], &[2, 6]])
-                .unwrap_err()
-                .contains("dimension L")
-        );
-        assert!(
-            build(signature, &[&[2, 5], &[3, 5]])
-                .unwrap_err()
-                .contains("dimension N")
-        );
-        let anonymous: &[(&str, &[&str])] = &[("a", &[""]), ("b", &[""])];
-        assert!(
-            build(anonymous, &[&[2], &[3]])
-                .unwrap_err()
-                .contains("input 'b' has 3 rows, but input 'a' has 2")
-        );
+        let agreeing = request(signature, &[&[2, 5], &[2, 5]]).unwrap();
+        assert_eq!((agreeing.rows(), agreeing.disagreement()), (2, None));
+        assert!(agreeing.merges_with(&agreeing));
+        let anonymous: &[(&str, &[&str])] = &[("a", &["", "4"]), ("b", &["", "4"])];
+        for (signature, tensors, told) in [
+            (
+                signature,
+                [&[2, 5], &[2, 6]],
+                "input 'b' has 6 for dimension L, but input 'a' has 5",
+            ),
+            (
+                signature,
+                [&[2, 5], &[3, 5]],
+                "input 'b' has 3 for dimension N, but input 'a' has 2",
+            ),
+            (
+                anonymous,
+                [&[2, 4], &[9, 4]],
+                "input 'b' has 9 rows, but input 'a' has 2",
+            ),
+        ] {
+            let request = request(signature, &tensors.map(<[usize; 2]>::as_slice)).unwrap();
+            assert_eq!(request.rows(), 1);
+            assert!(
+                request.disagreement().unwrap().starts_with(told),
+                "{request:?}"
+            );
+            assert!(!request.merges_with(&request));
+        }
+    }
+
+    #[test]
+    fn dimensions_without_a_name_are_compared_with_nothing() {
+        let signature: &[(&str, &[&str])] = &[("x", &["4", "", ""]), ("z", &["4", "", ""])];
+        let request = request(signature, &[&[4, 2, 3], &[4, 5, 6]]).unwrap();
+        assert_eq!(request.disagreement(), None);
     }
 }

@@ -150,6 +150,7 @@ pub(crate) struct FakeModel {
     metadata: Arc<ModelMetadata>,
     gate: Arc<Gate>,
     executed_rows: Arc<AtomicUsize>,
+    executions: Arc<Mutex<Vec<usize>>>,
 }
 
 impl FakeModel {
@@ -162,6 +163,7 @@ impl FakeModel {
                 metadata,
                 gate: Arc::clone(&gate),
                 executed_rows: Arc::default(),
+                executions: Arc::default(),
             },
             gate,
         )
@@ -172,6 +174,11 @@ impl FakeModel {
         let (model, gate) = Self::gated();
         gate.open();
         model
+    }
+
+    /// The rows of each execution, in the order in which they ended.
+    pub(crate) fn executions(&self) -> Arc<Mutex<Vec<usize>>> {
+        Arc::clone(&self.executions)
     }
 
     pub(crate) fn executed_rows(&self) -> Arc<AtomicUsize> {
@@ -200,6 +207,7 @@ impl Model for FakeModel {
         }
         self.executed_rows
             .fetch_add(values.len(), Ordering::Relaxed);
+        self.executions.lock().push(values.len());
         let outputs: Vec<f32> = values.iter().map(|value| value + 1.0).collect();
         Ok(vec![
             OutputTensor::new(input[0].shape.clone(), Arc::new(TensorData::from(outputs))).unwrap(),

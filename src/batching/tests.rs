@@ -5,6 +5,7 @@ use super::*;
 
 fn config() -> BatchingConfig {
     BatchingConfig {
+        max_request_rows: 64,
         max_batch_size: 8,
         merge_rows: 8,
         max_queue_delay: Duration::ZERO,
@@ -465,6 +466,27 @@ async fn a_run_that_is_too_long_for_the_deadline_is_not_begun_and_tried_again_la
         let deadline = Instant::now() + Duration::from_secs(50);
         let answer = scheduler.submit(request(&[1.0], deadline)).await;
         assert!(answer.is_ok());
+/// As many values as there are rows, each its own.
+fn ascending(rows: u16) -> Vec<f32> {
+    (0..rows).map(f32::from).collect()
+}
+
+fn plus_one(values: &[f32]) -> Vec<f32> {
+    values.iter().map(|value| value + 1.0).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_with_more_rows_than_an_execution_is_executed_in_parts() {
+    for executor in [Executor::Threads, here()] {
+        let model = FakeModel::open();
+        let executions = model.executions();
+        let scheduler = start_on(&executor, vec![model], config());
+        let given = ascending(21);
+        let answer = scheduler.submit(request(&given, soon())).await.unwrap();
+        assert_eq!(values(&answer), plus_one(&given));
+        assert_eq!(answer.outputs[0].shape().as_slice(), [21, 1]);
+        assert_eq!(answer.batch_rows, 8);
+        assert_eq!(*executions.lock(), [8, 8, 5]);
     }
 }
 
@@ -489,4 +511,122 @@ async fn an_interrupted_run_teaches_how_long_runs_take() {
     assert!(wait >= Duration::from_millis(1), "{wait:?}");
     gate.open();
     assert!(busy.await.unwrap().is_ok());
+async fn parts_are_padded_like_other_executions() {
+    let model = FakeModel::open();
+    let executions = model.executions();
+    let buckets = Some(Buckets::up_to(8));
+    let config = BatchingConfig {
+        buckets,
+        ..config()
+    };
+    let scheduler = start(model, config);
+    let given = ascending(19);
+    let answer = scheduler.submit(request(&given, soon())).await.unwrap();
+    assert_eq!(values(&answer), plus_one(&given));
+    assert_eq!(*executions.lock(), [8, 8, 4]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_batching_a_request_is_executed_as_it_is() {
+    let model = FakeModel::open();
+    let executions = model.executions();
+    let config = BatchingConfig {
+        max_batch_size: 1,
+        merge_rows: 1,
+        ..config()
+    };
+    let scheduler = start(model, config);
+    let given = ascending(21);
+    let answer = scheduler.submit(request(&given, soon())).await.unwrap();
+    assert_eq!(values(&answer), plus_one(&given));
+    assert_eq!(*executions.lock(), [21]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_behind_a_large_request_waits_for_one_part_of_it() {
+    let (model, gate) = FakeModel::gated();
+    let executions = model.executions();
+    let scheduler = start(model, config());
+    let submit = |rows: u16| {
+        let scheduler = scheduler.clone();
+        tokio::spawn(async move { scheduler.submit(request(&ascending(rows), soon())).await })
+    };
+    let large = submit(24);
+    gate.wait_for_run();
+    let second = submit(10);
+    while scheduler.shared.queue.rows() < 10 {
+        tokio::task::yield_now().await;
+    }
+    let small = [submit(2), submit(3)];
+    while scheduler.shared.queue.rows() < 15 {
+        tokio::task::yield_now().await;
+    }
+    gate.open();
+    for (answer, rows) in [(large, 24), (second, 10)] {
+        let answer = answer.await.unwrap().unwrap();
+        assert_eq!(values(&answer), plus_one(&ascending(rows)));
+    }
+    for (answer, rows) in small.into_iter().zip([2, 3]) {
+        let answer = answer.await.unwrap().unwrap();
+        assert_eq!(values(&answer), plus_one(&ascending(rows)));
+        assert_eq!(answer.batch_rows, 5, "they share an execution");
+    }
+    assert_eq!(*executions.lock(), [8, 5, 8, 8, 8, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_parts_of_a_request_end_with_its_deadline_or_its_client() {
+    for abandon in [false, true] {
+        let (model, gate) = FakeModel::gated();
+        let executions = model.executions();
+        let scheduler = start(model, config());
+        let deadline = Instant::now() + Duration::from_millis(if abandon { 60_000 } else { 20 });
+        let large = tokio::spawn({
+            let scheduler = scheduler.clone();
+            async move { scheduler.submit(request(&ascending(24), deadline)).await }
+        });
+        gate.wait_for_run();
+        if abandon {
+            large.abort();
+            assert!(large.await.unwrap_err().is_cancelled());
+        } else {
+            let error = large.await.unwrap().unwrap_err();
+            assert!(matches!(error, ScheduleError::DeadlineExceeded), "{error}");
+        }
+        gate.open();
+        scheduler.close();
+        assert!(scheduler.join(soon()));
+        assert_eq!(*executions.lock(), [8], "the part that ran is the last one");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_finishes_the_parts_that_are_left() {
+    let (model, gate) = FakeModel::gated();
+    let scheduler = start(model, config());
+    let large = tokio::spawn({
+        let scheduler = scheduler.clone();
+        async move { scheduler.submit(request(&ascending(24), soon())).await }
+    });
+    gate.wait_for_run();
+    scheduler.close();
+    gate.open();
+    let answer = large.await.unwrap().unwrap();
+    assert_eq!(values(&answer), plus_one(&ascending(24)));
+    assert!(scheduler.join(soon()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_in_one_part_fails_the_request_and_nobody_else() {
+    let scheduler = start(FakeModel::open(), config());
+    let mut given = ascending(24);
+    given[20] = -1.0;
+    let error = scheduler.submit(request(&given, soon())).await.unwrap_err();
+    assert!(matches!(error, ScheduleError::Refused(_)), "{error}");
+    given[20] = f32::INFINITY;
+    let error = scheduler.submit(request(&given, soon())).await.unwrap_err();
+    assert!(matches!(error, ScheduleError::Internal(_)), "{error}");
+    given[20] = 0.0;
+    let answer = scheduler.submit(request(&given, soon())).await.unwrap();
+    assert_eq!(values(&answer), plus_one(&given));
 }

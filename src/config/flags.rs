@@ -92,10 +92,17 @@ pub struct ServeFlags {
     )]
     pub tuning_time: OptionalTime,
 
-    /// The most rows of one request, and of an execution that requests share; 32 unless the sidecar says otherwise, with
-    /// fewer rows shared where more do not pay. 1 turns batching off. Set it to fix how many rows share an execution.
+    /// The most rows of an execution that requests share, and of a part of a larger request; 32 unless the sidecar says
+    /// otherwise, with fewer rows shared where more do not pay. 1 turns batching off. Set it to fix how many rows share
+    /// an execution.
     #[arg(long, env = "MAX_BATCH_SIZE", value_name = "ROWS")]
     pub max_batch_size: Option<NonZeroUsize>,
+
+    /// The most rows of one request, 16384 unless one execution may have more; further ones are refused with 400. What
+    /// exceeds an execution is executed in parts where rows are independent, else as it is. A model without a batch axis
+    /// has no such limit. Lower it to keep large requests off an interactive service.
+    #[arg(long, env = "MAX_REQUEST_ROWS", value_name = "ROWS")]
+    pub max_request_rows: Option<NonZeroUsize>,
 
     /// How long the oldest request may wait for company, 0ms unless the sidecar says otherwise. Under load batches form
     /// without it; raise it only if larger batches are worth that latency.

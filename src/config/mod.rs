@@ -8,6 +8,7 @@
 mod flags;
 
 use std::ffi::OsString;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use clap::Parser;
@@ -138,6 +139,7 @@ impl ServeFlags {
                     max_batch_size: self.max_batch_size,
                 },
                 max_queue_delay: self.max_queue_delay.map(Into::into),
+                max_request_rows: self.max_request_rows.map(NonZeroUsize::get),
                 max_queue_size: self.max_queue_size.get(),
                 tuning_time: self.tuning_time.0,
             },
@@ -231,6 +233,7 @@ mod tests {
             &["--request-timeout", "0s"],
             &["--max-body-size", "64"],
             &["--max-batch-size", "0"],
+            &["--max-request-rows", "0"],
             &["--device", "gpu"],
             &["--log-level", "loud"],
             &["--port", "65536"],

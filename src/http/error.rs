@@ -318,6 +318,7 @@ impl From<ScheduleError> for ApiError {
             ScheduleError::TooLarge => Self::Unprocessable(
                 "these values make the model take more memory than --max-inflight-bytes allows; send fewer or smaller ones".to_owned(),
             ),
+            ScheduleError::Disagreement(message) => Self::Invalid(message.to_string()),
             ScheduleError::Internal(_) => Self::Internal,
         }
     }
@@ -360,6 +361,7 @@ mod tests {
             ApiError::from(InvalidRequest(String::new())),
             ApiError::from(ScheduleError::Refused("x".into())),
             ApiError::from(ScheduleError::TooLarge),
+            ApiError::from(ScheduleError::Disagreement("x".into())),
             ApiError::from(EncodeError::NotFinite {
                 output: String::new(),
             }),

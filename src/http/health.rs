@@ -43,6 +43,9 @@ struct ReadyModel<'a> {
     nodes: BTreeMap<&'a str, usize>,
     instances: usize,
     max_batch_size: usize,
+    /// Missing where a request has no rows to be counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_request_rows: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     not_batched_because: Option<&'a str>,
 }
@@ -83,10 +86,11 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
         nodes: model.assignment.counts(),
         instances: model.scheduler.instances(),
         max_batch_size: model.scheduler.config().max_batch_size,
-        not_batched_because: match &model.metadata.batchability {
-            crate::model::Batchability::Rows => None,
-            crate::model::Batchability::Never(reason) => Some(reason),
-        },
+        max_request_rows: model
+            .metadata
+            .has_rows()
+            .then_some(model.scheduler.config().max_request_rows),
+        not_batched_because: model.metadata.batchability.reason(),
     });
     let body = Ready {
         ready: error.is_none(),

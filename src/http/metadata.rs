@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::App;
 use super::health::json;
 use super::predict::model_or_reason;
-use crate::model::{Batchability, Dim, TensorSpec};
+use crate::model::{Dim, TensorSpec};
 use crate::registry::ServedModel;
 
 #[derive(Serialize)]
@@ -82,8 +82,12 @@ fn describe(model: &ServedModel) -> Metadata<'_> {
     if let Some(reason) = &model.fallback {
         properties.insert("device_reason", reason.clone());
     }
-    if let Batchability::Never(reason) = &metadata.batchability {
-        properties.insert("not_batched_because", reason.clone());
+    if metadata.has_rows() {
+        let rows = model.scheduler.config().max_request_rows;
+        properties.insert("max_request_rows", rows.to_string());
+    }
+    if let Some(reason) = metadata.batchability.reason() {
+        properties.insert("not_batched_because", reason.to_owned());
     }
     Metadata {
         name: &metadata.name,

@@ -399,7 +399,7 @@ async fn decode(
     mut reservation: Reservation,
 ) -> Result<Decoded, ApiError> {
     let limits = DecodeLimits {
-        max_rows: model.scheduler.config().max_batch_size,
+        max_rows: model.scheduler.config().max_request_rows,
         max_json_depth: app.config.max_json_depth,
     };
     let (format, coding, shape, max_bytes) = (

@@ -29,8 +29,11 @@ pub use sessions::Fixed;
 use sessions::Sessions;
 pub use trial::check_batching;
 
-/// The most rows of a request unless a flag, the environment or the sidecar says otherwise.
+/// The most rows of an execution unless a flag, the environment or the sidecar says otherwise.
 pub const DEFAULT_MAX_BATCH_SIZE: usize = 32;
+
+/// The most rows of a request unless a flag or the environment says otherwise, or an execution may have more.
+pub const DEFAULT_MAX_REQUEST_ROWS: usize = 16_384;
 
 /// The memory of runs where nobody says otherwise, as of `--max-inflight-bytes`.
 pub const DEFAULT_RUN_MEMORY: usize = 1 << 30;
@@ -52,6 +55,8 @@ pub struct ModelsConfig {
     pub fixed: Fixed,
     /// How long the oldest request may wait for company; the sidecar's, or none, if not given.
     pub max_queue_delay: Option<Duration>,
+    /// The most rows of one request; [`DEFAULT_MAX_REQUEST_ROWS`], or those of an execution, if not given.
+    pub max_request_rows: Option<usize>,
     /// Rows that may wait.
     pub max_queue_size: usize,
     /// How long settings may be tried that the user has not fixed; not at all if not given.
@@ -246,7 +251,7 @@ impl Loader {
             self.device.set_serving(index);
         }
         let (max_batch_size, choice) = (freedom.max_batch_size, sessions.choice);
-        let (metadata, merging) = self.try_rows(source, &freedom, &mut sessions)?;
+        let (metadata, merging) = self.try_rows(source, &freedom, &mut sessions, on_gpu)?;
         let inherited =
             known.is_some() && known == replaced.map(|(_, choice)| choice) && written.is_none();
         let measured = !sessions.measurements.is_empty();
@@ -257,8 +262,10 @@ impl Loader {
         } else {
             1
         };
-        let executor = if free && sessions::have_short_runs(&opened, &mut sessions, max_batch_size)?
-        {
+        let short = |sessions: &mut Sessions| {
+            sessions::have_short_runs(&opened, &metadata, sessions, max_batch_size)
+        };
+        let executor = if free && short(&mut sessions)? {
             Executor::Runtime(self.runtime.clone())
         } else {
             Executor::Threads
@@ -271,6 +278,9 @@ impl Loader {
             );
         }
         let batching = BatchingConfig {
+            max_request_rows: config
+                .max_request_rows
+                .unwrap_or(DEFAULT_MAX_REQUEST_ROWS.max(max_batch_size)),
             max_batch_size,
             merge_rows,
             max_queue_delay: config
@@ -330,6 +340,7 @@ impl Loader {
         source: &ModelSource,
         freedom: &Freedom,
         sessions: &mut Sessions,
+        on_gpu: bool,
     ) -> Result<(Arc<ModelMetadata>, Merging), LoadError> {
         let Some((first, others)) = sessions.models.split_first_mut() else {
             return Err(LoadError::Signature {
@@ -342,11 +353,22 @@ impl Loader {
         let (metadata, merging) =
             trial::check_batching(first, freedom.max_batch_size, merge_rows, tf32, source)?;
         if !sessions.warm {
-            // The check has run every size on the first session already.
+            let sizes = trial::warm_sizes(merge_rows, on_gpu);
+            // The check has run these on the first session already.
             let checked = merging == Merging::On && source.sidecar.batching.check != Some(false);
-            let first = (!checked).then_some(first);
-            for model in first.into_iter().chain(others) {
-                trial::warm_up(model, merge_rows, source)?;
+            let checked = if checked {
+                trial::checked_sizes(merge_rows)
+            } else {
+                Vec::new()
+            };
+            let unchecked: Vec<usize> = sizes
+                .iter()
+                .copied()
+                .filter(|size| !checked.contains(size))
+                .collect();
+            trial::warm_up(first, &unchecked, source)?;
+            for model in others {
+                trial::warm_up(model, &sizes, source)?;
             }
         }
         Ok((metadata, merging))

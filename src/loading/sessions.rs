@@ -40,7 +40,7 @@ pub struct Fixed {
     pub instances: Option<NonZeroUsize>,
     /// Threads per session.
     pub intra_op_threads: Option<NonZeroUsize>,
-    /// Rows per request, and per execution.
+    /// Rows per execution.
     pub max_batch_size: Option<NonZeroUsize>,
 }
 
@@ -176,19 +176,21 @@ pub(super) fn make(
 /// asks for a number of instances asks for as many threads.
 pub(super) fn have_short_runs(
     opened: &OpenedModel<'_>,
+    metadata: &ModelMetadata,
     sessions: &mut Sessions,
     max_batch_size: usize,
 ) -> Result<bool, LoadError> {
-    let metadata = &opened.metadata;
     let by_itself = sessions.choice.placement.intra_op_threads == 1;
     let on_cpu = opened.provider == ExecutionProvider::Cpu;
     let Some(model) = sessions.models.first_mut() else {
         return Ok(false);
     };
-    if !(on_cpu && by_itself && opened.has_bounded_work()) {
+    // A first dimension that is no batch may be as large as a client likes.
+    let bounded = opened.has_bounded_work() && !metadata.has_open_sizes();
+    if !(on_cpu && by_itself && bounded) {
         return Ok(false);
     }
-    let most = if metadata.has_batch_axis() {
+    let most = if metadata.has_rows() {
         max_batch_size
     } else {
         1

@@ -18,8 +18,41 @@ use crate::tensor::DataType;
 pub enum Dim {
     /// Always this size.
     Fixed(usize),
-    /// Any size; dimensions of one signature that share a symbol have the same size in one request.
+    /// Any size. Dimensions of one signature that share a symbol are meant to have the same size in one request; where
+    /// they do not, it is the graph's operators that refuse, or broadcast.
     Dynamic(Option<String>),
+}
+
+impl Dim {
+    /// A dynamic dimension that the graph calls `symbol`, if that says more than "unknown".
+    ///
+    /// A name that two dimensions share by accident must not make one of them. Converters write the same word for every
+    /// dimension that they know nothing of, or count such dimensions up, differently on inputs and on outputs.
+    #[must_use]
+    pub fn dynamic(symbol: &str) -> Self {
+        Self::Dynamic((!is_anonymous(symbol)).then(|| symbol.to_owned()))
+    }
+}
+
+/// Whether `symbol` stands for "unknown" in what one of the usual converters writes.
+fn is_anonymous(symbol: &str) -> bool {
+    /// Nothing, or the placeholder of some language.
+    const PLACEHOLDERS: [&str; 10] = [
+        "", "?", "*", "-", "-1", "none", "null", "any", "unknown", "dynamic",
+    ];
+    /// tf2onnx, Paddle2ONNX, and ONNX Runtime's own shape inference count the dimensions that they do not know.
+    const COUNTED: [&str; 4] = [
+        "unk__",
+        "dynamicdimension",
+        "p2o.dynamicdimension",
+        "unknown_",
+    ];
+    let symbol = symbol.trim().to_ascii_lowercase();
+    let is_counted = |prefix: &&str| {
+        let rest = symbol.strip_prefix(*prefix);
+        rest.is_some_and(|rest| rest.chars().all(|c| c.is_ascii_digit() || c == '.'))
+    };
+    PLACEHOLDERS.contains(&symbol.as_str()) || COUNTED.iter().any(|prefix| is_counted(&prefix))
 }
 
 impl fmt::Display for Dim {
@@ -95,16 +128,35 @@ impl fmt::Display for TensorSpec {
     }
 }
 
-/// Whether requests for a model may share one execution.
+/// Whether the first dimension is a batch of independent rows, and whether requests share executions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Batchability {
-    /// The first dimension of every input and output is the batch: rows of several requests can be merged.
+    /// The first dimension of every input and output is the batch: rows of several requests can be merged, and those of
+    /// one can be executed in parts.
     Rows,
-    /// Requests are executed one by one, for this reason.
+    /// The same, but requests are not merged, for this reason: it would gain nothing.
+    Unmerged(String),
+    /// The first dimension is no batch, or its rows are not known to be independent, for this reason: requests are
+    /// executed one by one and as they are.
     Never(String),
 }
 
 impl Batchability {
+    /// Whether the first dimension is a batch of independent rows.
+    #[must_use]
+    pub fn has_rows(&self) -> bool {
+        matches!(self, Self::Rows | Self::Unmerged(_))
+    }
+
+    /// Why requests are executed one by one, if they are.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Rows => None,
+            Self::Unmerged(reason) | Self::Never(reason) => Some(reason),
+        }
+    }
+
     /// Reads from a signature whether the first dimension is a batch dimension throughout.
     #[must_use]
     pub fn of(inputs: &[TensorSpec], outputs: &[TensorSpec]) -> Self {
@@ -185,7 +237,29 @@ impl ModelMetadata {
         })
     }
 
-    /// Whether the first axis of every input is the batch, so that a request has a number of rows.
+    /// Whether a request has a number of rows: whether its first dimension is a batch of independent rows. Of a model
+    /// without, a request is one row, whatever its size.
+    #[must_use]
+    pub fn has_rows(&self) -> bool {
+        self.batchability.has_rows()
+    }
+
+    /// The most rows of a request of which `limit` is the most; without rows there is no limit but its bytes.
+    #[must_use]
+    pub fn row_limit(&self, limit: usize) -> usize {
+        if self.has_rows() { limit } else { usize::MAX }
+    }
+
+    /// Whether a request may choose a size besides its number of rows.
+    #[must_use]
+    pub fn has_open_sizes(&self) -> bool {
+        let rows = usize::from(self.has_rows());
+        let is_open = |dim: &Dim| matches!(dim, Dim::Dynamic(_));
+        let mut inputs = self.inputs.iter();
+        inputs.any(|spec| spec.dims().iter().skip(rows).any(is_open))
+    }
+
+    /// Whether the first axis of every input may be the batch, by the signature alone.
     #[must_use]
     pub fn has_batch_axis(&self) -> bool {
         !self.inputs.is_empty()
@@ -266,6 +340,69 @@ mod tests {
             ..spec("y", &[])
         };
         assert!(!rows(&[spec("x", &["N"])], &[unranked]));
+    }
+
+    #[test]
+    fn a_name_that_says_unknown_names_nothing() {
+        for symbol in [
+            "",
+            "?",
+            "*",
+            " ",
+            "-1",
+            "None",
+            "unk__12",
+            "DynamicDimension.0",
+            "p2o.DynamicDimension.3",
+            "unknown",
+            "unknown_7",
+            "Any",
+        ] {
+            assert_eq!(Dim::dynamic(symbol), Dim::Dynamic(None), "{symbol}");
+        }
+        for symbol in [
+            "N",
+            "batch",
+            "batch_size",
+            "unk",
+            "unk__x",
+            "s0",
+            "none_of_them",
+            "T",
+            "anything",
+        ] {
+            assert_eq!(
+                Dim::dynamic(symbol),
+                Dim::Dynamic(Some(symbol.to_owned())),
+                "{symbol}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_request_has_rows_only_where_the_first_dimension_is_a_batch() {
+        let metadata = |batchability| ModelMetadata {
+            name: String::new(),
+            version: String::new(),
+            description: String::new(),
+            inputs: vec![spec("x", &["N", "4"])],
+            outputs: vec![spec("y", &["N"])],
+            batchability,
+            sha256: String::new(),
+            file_size: 0,
+            opsets: BTreeMap::new(),
+            producer: String::new(),
+            properties: BTreeMap::new(),
+        };
+        for (batchability, limit) in [
+            (Batchability::Rows, 8),
+            (Batchability::Unmerged("no gain".to_owned()), 8),
+            (Batchability::Never("neighbours".to_owned()), usize::MAX),
+        ] {
+            let metadata = metadata(batchability);
+            assert_eq!(metadata.row_limit(8), limit, "{:?}", metadata.batchability);
+            assert_eq!(metadata.has_open_sizes(), limit != 8);
+        }
     }
 
     #[test]

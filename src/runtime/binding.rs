@@ -20,6 +20,10 @@ use crate::tensor::{DataType, Shape, TensorView, for_each_plain_datatype};
 /// the sizes up to 32,768 rows.
 const KEPT: usize = 16;
 
+/// The bytes of inputs that are kept, unless the last alone has more: where the first dimension is no batch, a shape is as
+/// large as a client likes.
+const KEPT_BYTES: usize = 256 << 20;
+
 /// One session's binding.
 pub(super) struct Binding {
     binding: IoBinding,
@@ -32,6 +36,19 @@ pub(super) struct Binding {
 struct Inputs {
     shapes: SmallVec<[Shape; 4]>,
     tensors: Vec<DynTensor>,
+    bytes: usize,
+}
+
+/// How many of the oldest are let go, of inputs that have so many bytes each, the oldest first.
+fn surplus(bytes: &[usize]) -> usize {
+    let mut left = bytes;
+    while let [_, rest @ ..] = left
+        && !rest.is_empty()
+        && (left.len() > KEPT || left.iter().sum::<usize>() > KEPT_BYTES)
+    {
+        left = rest;
+    }
+    bytes.len() - left.len()
 }
 
 impl Binding {
@@ -109,9 +126,9 @@ impl Binding {
             self.binding.bind_input(spec.name.as_str(), &*tensor)?;
         }
         self.kept.push_back(inputs);
-        if self.kept.len() > KEPT {
-            self.kept.pop_front();
-        }
+        let bytes: SmallVec<[usize; KEPT + 1]> =
+            self.kept.iter().map(|inputs| inputs.bytes).collect();
+        self.kept.drain(..surplus(&bytes));
         Ok(lent)
     }
 
@@ -123,6 +140,7 @@ impl Binding {
         Ok(Inputs {
             shapes: input.iter().map(|view| view.shape.clone()).collect(),
             tensors: input.iter().map(tensor).collect::<Result<_, _>>()?,
+            bytes: input.iter().map(|view| view.elements.byte_len()).sum(),
         })
     }
 }
@@ -175,5 +193,24 @@ fn element_of(datatype: DataType) -> TensorElementType {
         DataType::Fp32 => TensorElementType::Float32,
         DataType::Fp64 => TensorElementType::Float64,
         DataType::Bytes => TensorElementType::String,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_inputs_are_kept_than_their_number_and_their_bytes_allow() {
+        assert_eq!(surplus(&[]), 0);
+        assert_eq!(surplus(&[1; KEPT]), 0);
+        assert_eq!(surplus(&[1; KEPT + 1]), 1);
+        let half = KEPT_BYTES / 2;
+        assert_eq!(surplus(&[half, half]), 0);
+        assert_eq!(surplus(&[half, half, 1]), 1);
+        assert_eq!(surplus(&[1, half, half, half]), 2);
+        // What was used last stays, however large it is.
+        assert_eq!(surplus(&[1, KEPT_BYTES + 1]), 1);
+        assert_eq!(surplus(&[KEPT_BYTES + 1]), 0);
     }
 }

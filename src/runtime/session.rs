@@ -421,9 +421,7 @@ fn read_spec(outlet: &Outlet, file: &OnnxFile) -> Result<TensorSpec, String> {
 fn read_dim(size: i64, symbol: &str) -> Dim {
     match usize::try_from(size) {
         Ok(size) => Dim::Fixed(size),
-        // Converters invent a new `unk__N` for every unknown dimension, which says nothing about equality.
-        Err(_) if symbol.is_empty() || symbol.starts_with("unk__") => Dim::Dynamic(None),
-        Err(_) => Dim::Dynamic(Some(symbol.to_owned())),
+        Err(_) => Dim::dynamic(symbol),
     }
 }
 

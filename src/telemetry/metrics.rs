@@ -83,9 +83,9 @@ families! {
     predictions: IntCounterVec = "ml_predictions_total" ["model_name", "status"];
     #[doc = " Seconds from the request's head to its answer, for predictions that were admitted (success, timeout, error)."]
     prediction_duration: HistogramVec(SECONDS) = "ml_prediction_duration_seconds" ["model_name"];
-    #[doc = " Rows of each well-formed request received."]
+    #[doc = " Rows of each well-formed request received; 1 where the model has no batch axis."]
     batch_size: HistogramVec(ROWS) = "ml_batch_size" ["model_name"];
-    #[doc = " Rows of each execution, after requests were merged."]
+    #[doc = " Rows of each execution, after requests were merged, or of each part of a large one."]
     executed_batch_size: HistogramVec(ROWS) = "ml_executed_batch_size" ["model_name"];
     #[doc = " Seconds that a request waited in the queue before its execution began."]
     queue_duration: HistogramVec(SECONDS) = "ml_queue_duration_seconds" ["model_name"];

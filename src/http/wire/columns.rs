@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use super::json::{Reader, quote};
 use super::number::{FromNumber, Number, NumberError};
 use super::short_number::ShortNumber;
-use crate::batching::InvalidRequest;
+use crate::batching::{InvalidRequest, too_many_rows};
 use crate::model::{Dim, ModelMetadata, TensorSpec};
 use crate::tensor::{DataType, Elements, Shape, Tensor, TensorData, for_each_plain_datatype};
 
@@ -40,9 +40,7 @@ impl<'a> Columns<'a> {
             let dims: SmallVec<[Option<usize>; 6]> = spec.dims().iter().map(size).collect();
             // Rows known to be small need not be given the room of all the numbers in the body.
             let row: Option<usize> = dims.iter().skip(1).copied().product();
-            let bound = row
-                .filter(|_| metadata.has_batch_axis())
-                .and_then(|row| row.checked_mul(max_rows));
+            let bound = row.and_then(|row| row.checked_mul(metadata.row_limit(max_rows)));
             let data = with_capacity(spec, bound.map_or(capacity, |bound| bound.min(capacity)));
             Column {
                 data,
@@ -130,15 +128,10 @@ impl<'a> Columns<'a> {
         else {
             return Err(InvalidRequest("unknown input".to_owned()));
         };
-        let max_rows = if self.metadata.has_batch_axis() {
-            self.max_rows
-        } else {
-            usize::MAX
-        };
         let mut nested = Nested {
             reader,
             spec,
-            max_rows,
+            max_rows: self.metadata.row_limit(self.max_rows),
         };
         read_into(&mut nested, &mut column.data, &mut column.dims, level)
     }
@@ -245,11 +238,8 @@ impl Nested<'_, '_> {
     /// An array that is longer or shorter than the signature, or its sibling, says.
     fn wrong_length(&self, level: usize, expected: usize, got: &str) -> InvalidRequest {
         if level == 0 && expected == self.max_rows {
-            let message = format!(
-                "input '{}' has more than {expected} rows, the maximum batch size; split the request",
-                self.spec.name
-            );
-            return InvalidRequest(message);
+            let what = format!("input '{}' has more than {expected} rows", self.spec.name);
+            return too_many_rows(&what, expected);
         }
         let fixed = matches!(self.spec.dims().get(level), Some(Dim::Fixed(_)));
         let why = if fixed {

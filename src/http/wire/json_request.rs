@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use super::columns::Columns;
 use super::json::{Reader, quote};
 use super::{Form, Selection};
-use crate::batching::InvalidRequest;
+use crate::batching::{InvalidRequest, too_many_rows};
 use crate::model::ModelMetadata;
 use crate::tensor::Tensor;
 
@@ -137,10 +137,9 @@ fn read_rows(
     let mut rows = 0;
     let mut more = !reader.close(b']');
     while more {
-        if rows == max_rows && metadata.has_batch_axis() {
-            return Err(InvalidRequest(format!(
-                "more than {max_rows} rows in 'instances', the maximum batch size; split the request"
-            )));
+        if rows == metadata.row_limit(max_rows) {
+            let what = format!("'instances' has more than {max_rows} rows");
+            return Err(too_many_rows(&what, max_rows));
         }
         if reader.peek() == Some(b'{') {
             columns.unmark();
