@@ -40,8 +40,8 @@ impl InputBuffers {
 
 impl InputBuffers {
     /// The buffers, one for each input, in the order of the signature.
-    pub(super) fn iter_mut(&mut self) -> std::slice::IterMut<'_, TensorData> {
-        self.tensors.iter_mut()
+    pub(super) fn tensors(&mut self) -> &mut [TensorData] {
+        &mut self.tensors
     }
 }
 

@@ -121,12 +121,12 @@ impl Instance {
         let mut buffers = InputBuffers::new(self.model.metadata());
         let mut large = None;
         loop {
-            let members = match &large {
-                None => match self.queue.next_batch(self.index) {
-                    None => break,
-                    members => members,
-                },
-                Some(_) => self.queue.batch_beside(self.index, self.parts.rows),
+            let members = if large.is_some() {
+                self.queue.batch_beside(self.index, self.parts.rows)
+            } else if let Some(members) = self.queue.next_batch(self.index) {
+                Some(members)
+            } else {
+                break;
             };
             large = self.take_turns(members, large, &mut buffers);
         }
@@ -137,27 +137,27 @@ impl Instance {
     ///
     /// Should a run be long all the same, because values make it slower than those that were tried, it holds up what else
     /// is ready on its thread once; from then on the runtime moves the rest to another thread first.
-    pub(super) async fn run_on_runtime(mut self) {
+    pub(super) async fn run_on_runtime(mut self, short_rows: usize) {
         let mut mark = DeathMark::new(&self.status);
         let mut buffers = InputBuffers::new(self.model.metadata());
         let can_move = Handle::current().runtime_flavor() != RuntimeFlavor::CurrentThread;
         let mut was_long = false;
         let mut large = None;
         loop {
-            let members = match &large {
-                None => match self.queue.next_batch_on_runtime(self.index).await {
-                    None => break,
-                    members => members,
-                },
-                Some(_) => {
-                    // The connections have their turn between two parts, like those that wait.
-                    tokio::task::yield_now().await;
-                    self.queue.batch_beside(self.index, self.parts.rows)
-                }
+            let members = if large.is_some() {
+                // The connections have their turn between two parts, like those that wait.
+                tokio::task::yield_now().await;
+                self.queue.batch_beside(self.index, self.parts.rows)
+            } else if let Some(members) = self.queue.next_batch_on_runtime(self.index).await {
+                Some(members)
+            } else {
+                break;
             };
-            let untried = members
-                .as_deref()
-                .is_some_and(|members| self.is_untried(members));
+            let untried = self.is_untried(
+                members.as_deref().unwrap_or_default(),
+                large.as_ref(),
+                short_rows,
+            );
             if (was_long || untried) && can_move {
                 large =
                     tokio::task::block_in_place(|| self.take_turns(members, large, &mut buffers));
@@ -178,11 +178,18 @@ impl Instance {
         mark.finished = true;
     }
 
-    /// Whether `members` are executed in a size that was not tried when the runs were found to be short.
-    fn is_untried(&self, members: &[Pending]) -> bool {
-        let [only] = members else { return false };
-        let rows = only.request.rows();
-        only.request.disagreement().is_some() || (rows > self.parts.rows && !self.parts.parts(rows))
+    /// Whether `members`, or the next part of `large`, have a size that was not tried when the runs of up to `short_rows`
+    /// rows were found to be short.
+    fn is_untried(&self, members: &[Pending], large: Option<&InParts>, short_rows: usize) -> bool {
+        let rows = members.iter().map(|member| member.request.rows()).sum();
+        let of_members = if self.parts.parts(rows) {
+            self.parts.rows
+        } else {
+            rows
+        };
+        let of_large = large.map_or(0, |large| large.next().len());
+        let disagrees = |member: &Pending| member.request.disagreement().is_some();
+        of_members.max(of_large) > short_rows || members.iter().any(disagrees)
     }
 
     /// Executes `members`, and a part of the `large` request that is in hand; returns what is in hand then.

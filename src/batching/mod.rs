@@ -33,10 +33,10 @@ use tokio::time::Sleep;
 
 pub use budget::{Exhausted, MemoryBudget, Reservation};
 pub use instance::InstanceHealth;
-pub(crate) use request::too_many_rows;
 pub use request::{
     InferenceRequest, InferenceResponse, InvalidRequest, OutputRows, ScheduleError, Timings,
 };
+pub(crate) use request::{no_rows, too_many_rows};
 
 use crate::model::{Batchability, ModelMetadata};
 use crate::runtime::Model;
@@ -76,7 +76,12 @@ pub enum Executor {
     /// As tasks on the runtime that serves the connections. No thread has to be woken for a request or its answer,
     /// which costs more than a small model's run; but a run holds up what else is ready on its thread, so that this is
     /// for models whose runs are known to be short.
-    Runtime(tokio::runtime::Handle),
+    Runtime {
+        /// The runtime.
+        runtime: tokio::runtime::Handle,
+        /// The rows up to which runs are known to be short. What has more is moved off the connections' threads.
+        short_rows: usize,
+    },
 }
 
 impl Executor {
@@ -85,7 +90,7 @@ impl Executor {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Threads => "threads",
-            Self::Runtime(_) => "runtime",
+            Self::Runtime { .. } => "runtime",
         }
     }
 }
@@ -172,10 +177,15 @@ impl Scheduler {
             };
             *running.count.lock() += 1;
             let count_out = CountOut(Arc::clone(&running));
-            if let Executor::Runtime(runtime) = executor {
+            if let Executor::Runtime {
+                runtime,
+                short_rows,
+            } = executor
+            {
+                let short_rows = *short_rows;
                 runtime.spawn(async move {
                     let _count_out = count_out;
-                    instance.run_on_runtime().await;
+                    instance.run_on_runtime(short_rows).await;
                 });
                 continue;
             }

@@ -163,7 +163,7 @@ pub(super) fn gather<'a>(
         return parts.map(lend).collect();
     }
     let mut input = BatchInput::new();
-    for (buffer, part) in buffers.iter_mut().zip(parts) {
+    for (buffer, part) in buffers.tensors().iter_mut().zip(parts) {
         let (shape, elements) = part?;
         buffer.clear();
         if !buffer.append(elements) {

@@ -184,6 +184,12 @@ fn disagreement(metadata: &ModelMetadata, inputs: &[Tensor]) -> Option<Arc<str>>
     })
 }
 
+/// Says that a request has no rows.
+#[must_use]
+pub(crate) fn no_rows() -> InvalidRequest {
+    InvalidRequest("the request has no rows; send at least one".to_owned())
+}
+
 /// Says that a request, or its input `name`, has more rows than it may have.
 #[must_use]
 pub(crate) fn too_many_rows(what: &str, max_rows: usize) -> InvalidRequest {
@@ -195,9 +201,7 @@ pub(crate) fn too_many_rows(what: &str, max_rows: usize) -> InvalidRequest {
 /// Refuses a request without rows, and one with more rows than a request may have.
 fn check_rows(rows: usize, max_rows: usize) -> Result<(), InvalidRequest> {
     if rows == 0 {
-        return Err(InvalidRequest(
-            "the request has no rows; send at least one".to_owned(),
-        ));
+        return Err(no_rows());
     }
     if rows > max_rows {
         return Err(too_many_rows(

@@ -246,7 +246,14 @@ async fn closing_finishes_what_was_accepted_and_refuses_the_rest() {
 }
 
 fn here() -> Executor {
-    Executor::Runtime(tokio::runtime::Handle::current())
+    here_up_to(8)
+}
+
+fn here_up_to(short_rows: usize) -> Executor {
+    Executor::Runtime {
+        runtime: tokio::runtime::Handle::current(),
+        short_rows,
+    }
 }
 
 /// On one thread everything happens in an order that is known: the requests that are ready come first.
@@ -466,27 +473,6 @@ async fn a_run_that_is_too_long_for_the_deadline_is_not_begun_and_tried_again_la
         let deadline = Instant::now() + Duration::from_secs(50);
         let answer = scheduler.submit(request(&[1.0], deadline)).await;
         assert!(answer.is_ok());
-/// As many values as there are rows, each its own.
-fn ascending(rows: u16) -> Vec<f32> {
-    (0..rows).map(f32::from).collect()
-}
-
-fn plus_one(values: &[f32]) -> Vec<f32> {
-    values.iter().map(|value| value + 1.0).collect()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_request_with_more_rows_than_an_execution_is_executed_in_parts() {
-    for executor in [Executor::Threads, here()] {
-        let model = FakeModel::open();
-        let executions = model.executions();
-        let scheduler = start_on(&executor, vec![model], config());
-        let given = ascending(21);
-        let answer = scheduler.submit(request(&given, soon())).await.unwrap();
-        assert_eq!(values(&answer), plus_one(&given));
-        assert_eq!(answer.outputs[0].shape().as_slice(), [21, 1]);
-        assert_eq!(answer.batch_rows, 8);
-        assert_eq!(*executions.lock(), [8, 8, 5]);
     }
 }
 
@@ -511,6 +497,33 @@ async fn an_interrupted_run_teaches_how_long_runs_take() {
     assert!(wait >= Duration::from_millis(1), "{wait:?}");
     gate.open();
     assert!(busy.await.unwrap().is_ok());
+}
+
+/// As many values as there are rows, each its own.
+fn ascending(rows: u16) -> Vec<f32> {
+    (0..rows).map(f32::from).collect()
+}
+
+fn plus_one(values: &[f32]) -> Vec<f32> {
+    values.iter().map(|value| value + 1.0).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_with_more_rows_than_an_execution_is_executed_in_parts() {
+    for executor in [Executor::Threads, here()] {
+        let model = FakeModel::open();
+        let executions = model.executions();
+        let scheduler = start_on(&executor, vec![model], config());
+        let given = ascending(21);
+        let answer = scheduler.submit(request(&given, soon())).await.unwrap();
+        assert_eq!(values(&answer), plus_one(&given));
+        assert_eq!(answer.outputs[0].shape(), [21, 1]);
+        assert_eq!(answer.batch_rows, 8);
+        assert_eq!(*executions.lock(), [8, 8, 5]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn parts_are_padded_like_other_executions() {
     let model = FakeModel::open();
     let executions = model.executions();
@@ -629,4 +642,24 @@ async fn what_fails_in_one_part_fails_the_request_and_nobody_else() {
     given[20] = 0.0;
     let answer = scheduler.submit(request(&given, soon())).await.unwrap();
     assert_eq!(values(&answer), plus_one(&given));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_run_of_more_rows_than_were_tried_holds_up_no_connection() {
+    let (model, gate) = FakeModel::gated();
+    let scheduler = start_on(&here_up_to(4), vec![model], config());
+    let first = tokio::spawn({
+        let scheduler = scheduler.clone();
+        async move { scheduler.submit(request(&ascending(5), soon())).await }
+    });
+    // The only thread of the runtime would stand at the gate.
+    let connection = tokio::spawn(async move {
+        tokio::task::block_in_place(|| gate.wait_for_run());
+        gate.open();
+    });
+    connection.await.unwrap();
+    assert_eq!(
+        values(&first.await.unwrap().unwrap()),
+        plus_one(&ascending(5))
+    );
 }

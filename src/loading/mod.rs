@@ -255,21 +255,12 @@ impl Loader {
         let inherited =
             known.is_some() && known == replaced.map(|(_, choice)| choice) && written.is_none();
         let measured = !sessions.measurements.is_empty();
-        // Whoever fixes instances gets threads, and so does who wants no measurements.
-        let free = config.fixed.instances.is_none() && config.tuning_time.is_some();
         let merge_rows = if merging == Merging::On {
             choice.merge_rows
         } else {
             1
         };
-        let short = |sessions: &mut Sessions| {
-            sessions::have_short_runs(&opened, &metadata, sessions, max_batch_size)
-        };
-        let executor = if free && short(&mut sessions)? {
-            Executor::Runtime(self.runtime.clone())
-        } else {
-            Executor::Threads
-        };
+        let executor = self.executor(&opened, &metadata, &mut sessions, max_batch_size)?;
         if measured {
             tracing::info!(
                 model = metadata.name,
@@ -332,6 +323,28 @@ impl Loader {
             info,
             tuned: (measured || inherited).then_some((freedom, choice)),
         })
+    }
+
+    /// Where the instances of `sessions` are to execute.
+    fn executor(
+        &self,
+        opened: &OpenedModel<'_>,
+        metadata: &ModelMetadata,
+        sessions: &mut Sessions,
+        max_batch_size: usize,
+    ) -> Result<Executor, LoadError> {
+        let config = &self.config;
+        // Whoever fixes instances gets threads, and so does who wants no measurements.
+        if config.fixed.instances.is_some() || config.tuning_time.is_none() {
+            return Ok(Executor::Threads);
+        }
+        let short_rows = sessions::short_rows(opened, metadata, sessions, max_batch_size)?;
+        Ok(
+            short_rows.map_or(Executor::Threads, |short_rows| Executor::Runtime {
+                runtime: self.runtime.clone(),
+                short_rows,
+            }),
+        )
     }
 
     /// Tries whether rows may share executions, and runs every size that will occur and has not run yet.

@@ -172,26 +172,27 @@ pub(super) fn make(
     })
 }
 
-/// Whether each run of `sessions`, by all that shapes tell, is so short that it may be made beside the connections. Who
-/// asks for a number of instances asks for as many threads.
-pub(super) fn have_short_runs(
+/// The rows up to which each run of `sessions`, by all that shapes tell, is so short that it may be made beside the
+/// connections; nothing if that is not so for the usual sizes. Who asks for a number of instances asks for as many threads.
+pub(super) fn short_rows(
     opened: &OpenedModel<'_>,
     metadata: &ModelMetadata,
     sessions: &mut Sessions,
     max_batch_size: usize,
-) -> Result<bool, LoadError> {
+) -> Result<Option<usize>, LoadError> {
     let by_itself = sessions.choice.placement.intra_op_threads == 1;
     let on_cpu = opened.provider == ExecutionProvider::Cpu;
     let Some(model) = sessions.models.first_mut() else {
-        return Ok(false);
+        return Ok(None);
     };
     // A first dimension that is no batch may be as large as a client likes.
     let bounded = opened.has_bounded_work() && !metadata.has_open_sizes();
     if !(on_cpu && by_itself && bounded) {
-        return Ok(false);
+        return Ok(None);
     }
     let most = if metadata.has_rows() {
-        max_batch_size
+        // A start is not to take longer because larger executions are allowed.
+        max_batch_size.min(DEFAULT_MAX_BATCH_SIZE)
     } else {
         1
     };
@@ -209,10 +210,10 @@ pub(super) fn have_short_runs(
             None => tuning::run_time(model, rows, opened.path())?,
         };
         if run.is_none_or(|run| run > SHORT_RUN) {
-            return Ok(false);
+            return Ok(None);
         }
     }
-    Ok(true)
+    Ok(Some(most))
 }
 
 /// The measurements as one line of the log has them: instances x threads x rows: rows/s, time of a run.

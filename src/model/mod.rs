@@ -40,7 +40,7 @@ fn is_anonymous(symbol: &str) -> bool {
     const PLACEHOLDERS: [&str; 10] = [
         "", "?", "*", "-", "-1", "none", "null", "any", "unknown", "dynamic",
     ];
-    /// tf2onnx, Paddle2ONNX, and ONNX Runtime's own shape inference count the dimensions that they do not know.
+    /// `tf2onnx`, `Paddle2ONNX` and ONNX Runtime's own shape inference count the dimensions that they do not know.
     const COUNTED: [&str; 4] = [
         "unk__",
         "dynamicdimension",
@@ -52,7 +52,7 @@ fn is_anonymous(symbol: &str) -> bool {
         let rest = symbol.strip_prefix(*prefix);
         rest.is_some_and(|rest| rest.chars().all(|c| c.is_ascii_digit() || c == '.'))
     };
-    PLACEHOLDERS.contains(&symbol.as_str()) || COUNTED.iter().any(|prefix| is_counted(&prefix))
+    PLACEHOLDERS.contains(&symbol.as_str()) || COUNTED.iter().any(is_counted)
 }
 
 impl fmt::Display for Dim {

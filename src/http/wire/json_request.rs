@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use super::columns::Columns;
 use super::json::{Reader, quote};
 use super::{Form, Selection};
-use crate::batching::{InvalidRequest, too_many_rows};
+use crate::batching::{InvalidRequest, no_rows, too_many_rows};
 use crate::model::ModelMetadata;
 use crate::tensor::Tensor;
 
@@ -161,6 +161,10 @@ fn read_rows(
         }
         rows += 1;
         more = reader.another(b']')?;
+    }
+    // Also of a model whose first dimension is no batch: this form is about rows.
+    if rows == 0 {
+        return Err(no_rows());
     }
     Ok((columns.finish(Some(rows))?, rows))
 }

@@ -28,7 +28,8 @@ const LONGEST: Duration = Duration::from_secs(2);
 
 /// What tuning found, with the sessions that it was found with.
 pub struct Tuned {
-    /// One model per instance; each has run every size that is merged, if anything was measured.
+    /// One model per instance; each has run every size that is merged, if anything was measured and the user has not fixed
+    /// what is merged.
     pub models: Vec<OrtModel>,
     /// What suits the model best.
     pub choice: Choice,
@@ -168,9 +169,15 @@ impl Tuning<'_, '_> {
         let rate = rates.fold(0.0, f64::max);
         let placement = self.freedom.quick(rate, self.opened.weights());
         self.make_sessions(placement)?;
-        // The first has run every size.
+        // The first has run every size that was measured. None was where the user has fixed what is merged, which may be
+        // far more than is worth running here.
+        let sizes = if self.freedom.merging_fixed {
+            Vec::new()
+        } else {
+            Buckets::up_to(merge_rows).sizes()
+        };
         for model in self.models.iter_mut().skip(1) {
-            for rows in Buckets::up_to(merge_rows).sizes() {
+            for &rows in &sizes {
                 warmup::run_once(model, rows)
                     .map_err(|error| failed(self.opened.path(), rows, error))?;
             }
