@@ -1,19 +1,20 @@
 //! `model-serving inspect`: what a model is, before it is served.
 //!
-//! Invariant: what is printed is read by the very code that serves.
+//! Invariant: what is printed is found by the very code that serves.
 
 use std::fmt::Write;
-use std::num::NonZeroUsize;
 use std::path::Path;
 
 use crate::container;
-use crate::loading::{self, DEFAULT_MAX_BATCH_SIZE, DEFAULT_RUN_MEMORY, LoadingError, RunMemory};
+use crate::loading::{
+    self, DEFAULT_RUN_MEMORY, DEFAULT_TUNING_TIME, Fixed, LoadingError, Prepared,
+};
 use crate::model::repository;
 use crate::model::{Dim, ModelMetadata, TensorSpec};
 use crate::runtime::LoadError;
-use crate::runtime::library::Library;
+use crate::runtime::library::{Library, RunMemory};
 use crate::runtime::provider::{CudaConfig, Device};
-use crate::runtime::session::{self, Placement, SessionConfig};
+use crate::runtime::session::SessionConfig;
 use crate::tensor::DataType;
 
 /// Example bodies are printed for inputs of at most this many elements; larger ones are shown as raw tensors.
@@ -26,32 +27,23 @@ const MAX_EXAMPLE: usize = 64;
 pub fn describe(path: &Path, library: Option<&Path>) -> Result<String, LoadingError> {
     let sources = repository::find(path, None)?;
     let memory = RunMemory::within(container::memory(), DEFAULT_RUN_MEMORY);
-    let library = Library::load(library, Some(memory.usual)).map_err(LoadError::from)?;
+    let library = Library::load(library, Some(memory)).map_err(LoadError::from)?;
     let mut text = String::new();
     for source in sources {
         let config = SessionConfig {
             device: Device::Cpu,
             cuda: CudaConfig::default(),
         };
-        let mut loaded = session::load(&library, &source, config, |_| Placement {
-            instances: 1,
-            intra_op_threads: 1,
-        })?;
-        let batching = &source.sidecar.batching;
-        let max_batch_size = batching
-            .max_batch_size
-            .map_or(DEFAULT_MAX_BATCH_SIZE, NonZeroUsize::get);
-        for model in &mut loaded.models {
-            let (metadata, _) =
-                loading::check_batching(model, max_batch_size, max_batch_size, false, &source)?;
-            // Writing into a string cannot fail.
-            let _ = describe_model(&mut text, &metadata, &source.path);
-        }
+        let settings = (Fixed::default(), Some(DEFAULT_TUNING_TIME));
+        let prepared = loading::prepare(&library, &source, config, settings, None)?;
+        // Writing into a string cannot fail.
+        let _ = describe_model(&mut text, &prepared, &source.path);
     }
     Ok(text)
 }
 
-fn describe_model(text: &mut String, metadata: &ModelMetadata, path: &Path) -> std::fmt::Result {
+fn describe_model(text: &mut String, prepared: &Prepared<'_>, path: &Path) -> std::fmt::Result {
+    let metadata: &ModelMetadata = &prepared.trial.metadata;
     writeln!(text, "{} version {}", metadata.name, metadata.version)?;
     if !metadata.description.is_empty() {
         writeln!(text, "  {}", metadata.description.replace('\n', " "))?;
@@ -87,17 +79,32 @@ fn describe_model(text: &mut String, metadata: &ModelMetadata, path: &Path) -> s
             writeln!(text)?;
         }
     }
-    match metadata.batchability.reason() {
-        None => writeln!(
-            text,
-            "batching   rows of several requests share an execution"
-        )?,
-        Some(reason) => writeln!(text, "batching   none: {reason}")?,
-    }
+    describe_batching(text, prepared)?;
     for (key, value) in &metadata.properties {
         writeln!(text, "property   {key}: {}", value.replace('\n', " "))?;
     }
     writeln!(text, "try        {}\n", example(metadata))
+}
+
+/// What `serve` would do, the kind of reason for it as the metrics name it, and what that rests on.
+fn describe_batching(text: &mut String, prepared: &Prepared<'_>) -> std::fmt::Result {
+    let merging = prepared.merging;
+    if merging.is_on() {
+        writeln!(
+            text,
+            "batching   rows of several requests share an execution, up to {}",
+            prepared.sessions.choice.merge_rows
+        )?;
+    } else {
+        let reason = prepared.merging_reason.as_deref().unwrap_or_default();
+        writeln!(text, "batching   none: {reason}")?;
+    }
+    match (merging.reason(), &prepared.merging_reason) {
+        ("", _) => {}
+        (kind, Some(reason)) if merging.is_on() => writeln!(text, "reason     {kind}: {reason}")?,
+        (kind, _) => writeln!(text, "reason     {kind}")?,
+    }
+    writeln!(text, "rests on   {}", prepared.trial.tried)
 }
 
 /// A request that works: JSON where it is short enough to read, else zeros as a raw tensor.

@@ -33,6 +33,8 @@ pub struct ServedModel {
     pub fallback: Option<String>,
     /// Which nodes of its graph each provider executes.
     pub assignment: Assignment,
+    /// Why its requests are executed one by one, if they are.
+    pub not_batched_because: Option<String>,
     /// What the metrics say about it.
     pub info: ModelInfo,
     /// What was left open of its settings and what was chosen, if that was measured.

@@ -404,18 +404,46 @@ impl TensorBuffer for TensorData {
     }
 }
 
+/// How the output of an execution is handed out to the requests that shared it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Division {
+    /// Each gets its rows: the first dimension is the batch.
+    #[default]
+    Rows,
+    /// Each gets all of it: it is the same whatever is executed.
+    Shared,
+    /// Nobody does: it is right for a request that was executed alone only.
+    Alone,
+}
+
 /// One output of an execution. Cheap to clone, so every request of a batch can hold its rows without a copy.
 #[derive(Clone)]
 pub struct OutputTensor {
     shape: Shape,
     buffer: Arc<dyn TensorBuffer>,
+    division: Division,
 }
 
 impl OutputTensor {
     /// An output of `shape` over `buffer`; `None` when the number of elements differs from what the shape says.
     #[must_use]
     pub fn new(shape: Shape, buffer: Arc<dyn TensorBuffer>) -> Option<Self> {
-        (element_count(&shape) == Some(buffer.view().len())).then_some(Self { shape, buffer })
+        (element_count(&shape) == Some(buffer.view().len())).then_some(Self {
+            shape,
+            buffer,
+            division: Division::Rows,
+        })
+    }
+
+    /// Has it handed out as `division` says, instead of by rows.
+    pub fn divide(&mut self, division: Division) {
+        self.division = division;
+    }
+
+    /// How it is handed out.
+    #[must_use]
+    pub fn division(&self) -> Division {
+        self.division
     }
 
     /// The sizes of the dimensions.

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::container;
-use crate::loading::{DEFAULT_RUN_MEMORY, Fixed, RunMemory, sessions};
+use crate::loading::{self, DEFAULT_RUN_MEMORY, Fixed, sessions};
 use crate::model::repository::{self, ModelSource};
 use crate::model::sidecar::TuningSettings;
-use crate::runtime::library::Library;
+use crate::runtime::library::{Library, RunMemory};
 use crate::runtime::provider::{CudaConfig, Device, ExecutionProvider};
 use crate::runtime::session::{self, SessionConfig};
 use crate::runtime::tuning::{self, Budget, Choice, Effort, Measurement};
@@ -41,8 +41,7 @@ pub fn tune(
 ) -> Result<(), String> {
     let sources = repository::find(config.path, None).map_err(|error| error.to_string())?;
     let memory = RunMemory::within(container::memory(), DEFAULT_RUN_MEMORY);
-    let library =
-        Library::load(config.library, Some(memory.usual)).map_err(|error| error.to_string())?;
+    let library = Library::load(config.library, Some(memory)).map_err(|error| error.to_string())?;
     for source in &sources {
         let (measurements, settings) = measure(config, &library, source)?;
         let mut text = format!("{} ({})\n\n", source.name, source.path.display());
@@ -76,12 +75,13 @@ fn measure(
         let freedom = sessions::freedom(config.fixed, source, provider, None);
         sessions::first_threads(&freedom, None)
     };
-    let (opened, first) = session::open(library, source, device, threads).map_err(text)?;
+    let (opened, mut first) = session::open(library, source, device, threads).map_err(text)?;
+    let trial = loading::try_rows(&opened, &mut first, config.fixed, false, source);
     let freedom = sessions::freedom(
         config.fixed,
         source,
         ExecutionProvider::Cpu,
-        Some(&opened.metadata),
+        Some(&trial.map_err(text)?),
     );
     let budget = Budget {
         time: config.time,
@@ -98,6 +98,7 @@ fn measure(
     let Choice {
         placement,
         merge_rows,
+        ..
     } = tuned.choice;
     let number = |number| NonZeroUsize::new(number).unwrap_or(NonZeroUsize::MIN);
     let settings = TuningSettings {

@@ -337,10 +337,7 @@ fn nothing_is_loaded_onto_a_gpu_that_is_lost() {
 fn a_gpu_that_fails_or_fills_up_during_the_load_fails_the_load() {
     for (text, expected) in [
         (LOST, "CUDA failure 700"),
-        (
-            "BFCArena: Failed to allocate memory",
-            "memory does not suffice",
-        ),
+        ("BFCArena: Failed to allocate memory", "does not suffice"),
     ] {
         let faults = Faults::new();
         faults.fail_runs(text);

@@ -41,7 +41,7 @@ pub fn metadata(datatype: DataType, input_row: &[usize], output_row: &[usize]) -
         name: "bench".to_owned(),
         version: "1".to_owned(),
         description: String::new(),
-        batchability: Batchability::of(&inputs, &outputs),
+        batchability: Batchability::of(&inputs),
         inputs,
         outputs,
         sha256: String::new(),

@@ -9,7 +9,7 @@ use super::queue::Pending;
 use super::request::{OutputRows, ScheduleError};
 use crate::model::ModelMetadata;
 use crate::runtime::{BatchInput, InputView, RuntimeError};
-use crate::tensor::{OutputTensor, Shape, TensorData};
+use crate::tensor::{Division, OutputTensor, Shape, TensorData};
 
 /// Requests that execute together.
 #[derive(Debug)]
@@ -150,14 +150,16 @@ impl Batch {
         Ok(input)
     }
 
-    /// Whether `outputs` of an execution of `padded` rows can be handed out: to a single member as they are, and by rows
-    /// if every one has as many.
+    /// Whether `outputs` of an execution of `padded` rows can be handed out: to a single member as they are, and to
+    /// several if each has as many rows, or belongs to everybody.
     #[must_use]
     pub fn can_scatter(&self, outputs: &[OutputTensor], padded: usize) -> bool {
-        self.is_whole(padded)
-            || outputs
-                .iter()
-                .all(|output| output.shape().first() == Some(&padded))
+        let divides = |output: &OutputTensor| match output.division() {
+            Division::Rows => output.shape().first() == Some(&padded),
+            Division::Shared => true,
+            Division::Alone => false,
+        };
+        self.is_whole(padded) || outputs.iter().all(divides)
     }
 
     /// Whether an execution of `padded` rows is all of a single member.
@@ -178,7 +180,7 @@ impl Batch {
             let rows: Range<usize> = start..start + member.request.rows();
             start = rows.end;
             let part = |output: &OutputTensor| {
-                if alone {
+                if alone || output.division() == Division::Shared {
                     Some(OutputRows::whole(output.clone()))
                 } else {
                     OutputRows::part(output.clone(), rows.clone())
@@ -275,6 +277,30 @@ mod tests {
         assert!(!batch(&[&[1.0], &[2.0]]).can_scatter(std::slice::from_ref(&output), 2));
         assert!(batch(&[&[1.0]]).can_scatter(std::slice::from_ref(&output), 1));
         assert!(!batch(&[&[1.0]]).can_scatter(&[output], 2));
+    }
+
+    #[test]
+    fn an_output_that_everybody_shares_is_handed_out_whole_and_one_for_a_single_request_is_not() {
+        let output = |shape: &[usize], division| {
+            let data = TensorData::from(vec![7.0_f32; shape.iter().product()]);
+            let mut output = OutputTensor::new(Shape::from_slice(shape), Arc::new(data)).unwrap();
+            output.divide(division);
+            output
+        };
+        let outputs = [
+            output(&[3, 1], Division::Rows),
+            output(&[], Division::Shared),
+        ];
+        let three = batch(&[&[1.0], &[2.0, 3.0]]);
+        assert!(three.can_scatter(&outputs, 3));
+        for (_, parts) in three.scatter(&outputs, 3) {
+            let parts = parts.unwrap();
+            assert_eq!(parts[1].view(), TensorView::Fp32(&[7.0]));
+            assert_eq!(parts[1].shape(), [0_usize; 0]);
+        }
+        let alone = [output(&[3, 1], Division::Alone)];
+        assert!(!batch(&[&[1.0], &[2.0, 3.0]]).can_scatter(&alone, 3));
+        assert!(batch(&[&[1.0, 2.0, 3.0]]).can_scatter(&alone, 3));
     }
 
     #[test]

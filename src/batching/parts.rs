@@ -15,7 +15,7 @@ use super::queue::Pending;
 use super::request::{InferenceRequest, InferenceResponse, OutputRows, ScheduleError, Timings};
 use crate::runtime::buckets::Buckets;
 use crate::runtime::{BatchInput, InputView, RuntimeError};
-use crate::tensor::{OutputTensor, Shape, TensorData, TensorView};
+use crate::tensor::{Division, OutputTensor, Shape, TensorData, TensorView};
 
 /// Which requests are executed in parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,6 +205,9 @@ impl Joined {
     ) -> Option<Vec<(Shape, TensorView<'o>)>> {
         let is_first = self.outputs.is_empty();
         let part = |(index, output): (usize, &'o OutputTensor)| {
+            if output.division() != Division::Rows {
+                return None;
+            }
             let mut shape = Shape::from_slice(output.shape());
             let first = shape.first_mut().filter(|first| **first == padded)?;
             *first = rows;

@@ -31,6 +31,8 @@ pub struct InferenceRequest {
     deadline: Instant,
     /// The memory that the tensors take, given back when the request is dropped.
     reservation: Reservation,
+    /// Bytes of the answer that somebody else has reserved.
+    output_reserved: usize,
 }
 
 impl InferenceRequest {
@@ -70,6 +72,7 @@ impl InferenceRequest {
             disagreement,
             deadline,
             reservation,
+            output_reserved: 0,
         })
     }
 
@@ -116,12 +119,20 @@ impl InferenceRequest {
         self.disagreement.as_ref()
     }
 
+    /// Takes note that whoever waits for the answer has reserved `bytes` for it.
+    pub fn note_output_reserved(&mut self, bytes: usize) {
+        self.output_reserved = bytes;
+    }
+
     /// Sets aside memory for `bytes` of the answer, until the request is dropped.
     ///
     /// # Errors
     /// When requests hold as much as they may already.
     pub fn reserve(&mut self, bytes: usize) -> Result<(), Exhausted> {
-        self.reservation.grow(bytes)
+        let reserved = bytes.min(self.output_reserved);
+        self.reservation.grow(bytes - reserved)?;
+        self.output_reserved -= reserved;
+        Ok(())
     }
 
     /// When the client stops waiting.

@@ -40,7 +40,7 @@ pub(crate) fn metadata(inputs: &[(&str, &[&str])], outputs: &[(&str, &[&str])]) 
         name: "fake".to_owned(),
         version: "1".to_owned(),
         description: String::new(),
-        batchability: Batchability::of(&inputs, &outputs),
+        batchability: Batchability::of(&inputs),
         inputs,
         outputs,
         sha256: String::new(),

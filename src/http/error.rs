@@ -31,7 +31,7 @@ pub enum ApiError {
     BodyTimeout,
     /// 413: the body is larger than is taken, in bytes.
     BodyTooLarge(usize),
-    /// 413: the request, or its answer, takes more memory than all requests together may.
+    /// 429: the request by itself takes more memory than all requests together may.
     MemoryTooLarge,
     /// 414: the URI is longer than is taken, in bytes.
     UriTooLong(usize),
@@ -77,9 +77,7 @@ impl ApiError {
                 "request_timeout",
                 Outcome::Timeout,
             ),
-            Self::BodyTooLarge(_) | Self::MemoryTooLarge => {
-                (StatusCode::PAYLOAD_TOO_LARGE, "too_large", Outcome::Invalid)
-            }
+            Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too_large", Outcome::Invalid),
             Self::UriTooLong(_) => (StatusCode::URI_TOO_LONG, "too_large", Outcome::Invalid),
             Self::HeadersTooLarge(_) => (
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -96,7 +94,7 @@ impl ApiError {
                 "unprocessable",
                 Outcome::Invalid,
             ),
-            Self::Overloaded { .. } => (
+            Self::Overloaded { .. } | Self::MemoryTooLarge => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "overloaded",
                 Outcome::Overloaded,
@@ -159,7 +157,7 @@ impl ApiError {
                 "the request's body is larger than {limit} bytes, decompressed; send fewer rows per request"
             ),
             Self::MemoryTooLarge => {
-                "the request and its answer take more memory than --max-inflight-bytes allows; send fewer rows per request".to_owned()
+                "the request by itself takes more memory than --max-inflight-bytes allows for all requests; send fewer rows per request".to_owned()
             }
             Self::UriTooLong(limit) => format!("the request's URI is longer than {limit} bytes"),
             Self::Overloaded { reason, .. } => format!(
@@ -198,7 +196,7 @@ impl ApiError {
             Self::Overloaded { retry_after, .. } => {
                 Some(retry_after.as_millis().div_ceil(1000).clamp(1, 60) as u64)
             }
-            Self::NotReady(_) | Self::DeviceLost | Self::Draining => Some(1),
+            Self::NotReady(_) | Self::DeviceLost | Self::Draining | Self::MemoryTooLarge => Some(1),
             _ => None,
         }
     }

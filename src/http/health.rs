@@ -90,7 +90,7 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
             .metadata
             .has_rows()
             .then_some(model.scheduler.config().max_request_rows),
-        not_batched_because: model.metadata.batchability.reason(),
+        not_batched_because: model.not_batched_because.as_deref(),
     });
     let body = Ready {
         ready: error.is_none(),

@@ -86,8 +86,8 @@ fn describe(model: &ServedModel) -> Metadata<'_> {
         let rows = model.scheduler.config().max_request_rows;
         properties.insert("max_request_rows", rows.to_string());
     }
-    if let Some(reason) = metadata.batchability.reason() {
-        properties.insert("not_batched_because", reason.to_owned());
+    if let Some(reason) = &model.not_batched_because {
+        properties.insert("not_batched_because", reason.clone());
     }
     Metadata {
         name: &metadata.name,

@@ -184,6 +184,7 @@ async fn run(
     let mut memory = app.budget.reservation();
     let expected = decoded.request.expected_output_bytes(&model.metadata);
     memory.grow(expected).map_err(answer_too_large)?;
+    decoded.request.note_output_reserved(expected);
     let rows = decoded.request.rows();
     model.metrics.batch_size.observe(super::rows_as_f64(rows));
     let (selection, form) = (decoded.selection, decoded.form);

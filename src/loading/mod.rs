@@ -18,16 +18,16 @@ use crate::model::repository::{self, ModelSource, RepositoryError};
 use crate::registry::ServedModel;
 use crate::runtime::buckets::Buckets;
 use crate::runtime::device_health::DeviceHealth;
-use crate::runtime::library::Library;
+use crate::runtime::library::{Library, RunMemory};
 use crate::runtime::provider::{CudaConfig, Device, ExecutionProvider};
 use crate::runtime::session::{self, OpenedModel, OrtModel, SessionConfig};
-use crate::runtime::tuning::Freedom;
+use crate::runtime::tuning::{Choice, Freedom};
 use crate::runtime::{LoadError, Model, warmup};
 use crate::telemetry::metrics::{Merging, Metrics, ModelInfo};
 
 pub use sessions::Fixed;
 use sessions::Sessions;
-pub use trial::check_batching;
+pub(crate) use trial::RowTrial;
 
 /// The most rows of an execution unless a flag, the environment or the sidecar says otherwise.
 pub const DEFAULT_MAX_BATCH_SIZE: usize = 32;
@@ -37,6 +37,9 @@ pub const DEFAULT_MAX_REQUEST_ROWS: usize = 16_384;
 
 /// The memory of runs where nobody says otherwise, as of `--max-inflight-bytes`.
 pub const DEFAULT_RUN_MEMORY: usize = 1 << 30;
+
+/// How long settings may be tried unless somebody says otherwise.
+pub const DEFAULT_TUNING_TIME: Duration = Duration::from_secs(2);
 
 /// What is served, and how it is executed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,28 +66,6 @@ pub struct ModelsConfig {
     pub tuning_time: Option<Duration>,
 }
 
-/// The memory that runs on the CPU may hold at once, in bytes. Weights are not part of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RunMemory {
-    /// What suffices for most models.
-    pub usual: usize,
-    /// What it may be raised to for a model of which one row takes more.
-    pub most: usize,
-}
-
-impl RunMemory {
-    /// `wanted` bytes where requests may hold as much, and in any case no more than half of the `memory` that there is:
-    /// the rest is for weights, requests and answers.
-    #[must_use]
-    pub fn within(memory: Option<usize>, wanted: usize) -> Self {
-        let most = memory.map_or(wanted, |memory| memory / 2);
-        Self {
-            usual: wanted.min(most),
-            most,
-        }
-    }
-}
-
 /// Why models cannot be served. Each is one line with a cause and a fix.
 #[derive(Debug, Error)]
 pub enum LoadingError {
@@ -109,7 +90,6 @@ pub struct Loader {
     metrics: Arc<Metrics>,
     device: Arc<DeviceHealth>,
     library: Library,
-    run_memory: RunMemory,
     /// The runtime that serves the connections.
     runtime: Handle,
 }
@@ -120,14 +100,13 @@ fn open_with_memory<'a>(
     source: &ModelSource,
     session: SessionConfig,
     threads: impl Fn(ExecutionProvider) -> usize,
-    most: usize,
 ) -> Result<(OpenedModel<'a>, OrtModel), LoadError> {
     loop {
         let (opened, mut first) = session::open(library, source, session, &threads)?;
         if opened.provider != ExecutionProvider::Cpu || warmup::fits(&mut first) {
             return Ok((opened, first));
         }
-        let Some(limit) = library.raise_run_memory(most)? else {
+        let Some(limit) = library.raise_run_memory()? else {
             tracing::warn!(
                 model = source.name,
                 "one row takes more memory than runs may, so that requests for this model will be refused; raise --max-inflight-bytes (MAX_INFLIGHT_BYTES)"
@@ -157,15 +136,14 @@ impl Loader {
     ) -> Result<Self, LoadingError> {
         // The path first: who mistyped it wants to hear that, whatever else is missing.
         repository::find(&config.path, config.name.as_deref())?;
-        let library = Library::load(config.library.as_deref(), Some(run_memory.usual))
-            .map_err(LoadError::from)?;
+        let library =
+            Library::load(config.library.as_deref(), Some(run_memory)).map_err(LoadError::from)?;
         Ok(Self {
             config,
             default_timeout,
             metrics,
             device,
             library,
-            run_memory,
             runtime,
         })
     }
@@ -231,31 +209,30 @@ impl Loader {
             device,
             cuda: config.cuda,
         };
-        let written = source.sidecar.tuning.as_ref();
-        let threads = |provider| {
-            let freedom = sessions::freedom(config.fixed, source, provider, None);
-            sessions::first_threads(&freedom, written)
-        };
-        let (opened, first) =
-            open_with_memory(library, source, session, threads, self.run_memory.most)?;
-        let provider = opened.provider;
-        let freedom = sessions::freedom(config.fixed, source, provider, Some(&opened.metadata));
         // What was measured once is kept, because a server that is in use cannot be measured; but only if measuring is
         // wanted at all.
         let replaced = replaced.and_then(|replaced| replaced.tuned);
         let replaced = replaced.filter(|_| config.tuning_time.is_some());
-        let known = sessions::known(&freedom, written, replaced, opened.sha256());
-        let mut sessions = sessions::make(&opened, first, &freedom, known, config.tuning_time)?;
+        let settings = (config.fixed, config.tuning_time);
+        let prepared = prepare(library, source, session, settings, replaced)?;
+        let Prepared {
+            opened,
+            mut sessions,
+            freedom,
+            trial,
+            merging,
+            merging_reason,
+            inherited,
+        } = prepared;
+        let provider = opened.provider;
         let on_gpu = provider != ExecutionProvider::Cpu;
         if let Device::Cuda(index) = provider.device() {
             self.device.set_serving(index);
         }
+        let metadata = trial.metadata;
         let (max_batch_size, choice) = (freedom.max_batch_size, sessions.choice);
-        let (metadata, merging) = self.try_rows(source, &freedom, &mut sessions, on_gpu)?;
-        let inherited =
-            known.is_some() && known == replaced.map(|(_, choice)| choice) && written.is_none();
         let measured = !sessions.measurements.is_empty();
-        let merge_rows = if merging == Merging::On {
+        let merge_rows = if merging.is_on() {
             choice.merge_rows
         } else {
             1
@@ -282,7 +259,7 @@ impl Loader {
             default_timeout: self.default_timeout,
             // Rows that nobody asked for are computed only where repeated shapes are worth more, and where they were
             // shown not to touch the others.
-            buckets: (on_gpu && merging == Merging::On).then(|| Buckets::up_to(max_batch_size)),
+            buckets: (on_gpu && merging.is_on()).then(|| Buckets::up_to(merge_rows)),
         };
         let device = provider.device().to_string();
         let info = ModelInfo {
@@ -309,11 +286,12 @@ impl Loader {
             device, execution_provider = provider.name(), fallback = opened.fallback, onnxruntime = library.version(),
             instances = choice.placement.instances, intra_op_threads = choice.placement.intra_op_threads,
             executor = executor.name(), max_batch_size, merge_rows,
-            batching = ?metadata.batchability, nodes = ?opened.assignment.counts(), seconds = started.elapsed().as_secs_f64(),
+            batching = merging.label(), batching_reason = merging_reason, rows_tried = trial.tried, nodes = ?opened.assignment.counts(), seconds = started.elapsed().as_secs_f64(),
             "model loaded"
         );
         Ok(ServedModel {
             metrics: metrics.prediction(&metadata.name),
+            not_batched_because: merging_reason.filter(|_| !merging.is_on()),
             metadata,
             scheduler,
             device,
@@ -346,44 +324,80 @@ impl Loader {
             }),
         )
     }
+}
 
-    /// Tries whether rows may share executions, and runs every size that will occur and has not run yet.
-    fn try_rows(
-        &self,
-        source: &ModelSource,
-        freedom: &Freedom,
-        sessions: &mut Sessions,
-        on_gpu: bool,
-    ) -> Result<(Arc<ModelMetadata>, Merging), LoadError> {
-        let Some((first, others)) = sessions.models.split_first_mut() else {
-            return Err(LoadError::Signature {
-                path: source.path.clone(),
-                reason: "no session was made".to_owned(),
-            });
-        };
-        let merge_rows = sessions.choice.merge_rows;
-        let tf32 = self.config.cuda.tf32;
-        let (metadata, merging) =
-            trial::check_batching(first, freedom.max_batch_size, merge_rows, tf32, source)?;
+/// A model that could be served now: its sessions, and what may be done with them.
+pub(crate) struct Prepared<'a> {
+    /// The model.
+    pub(crate) opened: OpenedModel<'a>,
+    /// One session per instance.
+    pub(crate) sessions: Sessions,
+    /// What was left open of its settings.
+    pub(crate) freedom: Freedom,
+    /// What trying its rows has shown.
+    pub(crate) trial: RowTrial,
+    /// Whether requests are merged.
+    pub(crate) merging: Merging,
+    /// Why they are not, or what is not known of it.
+    pub(crate) merging_reason: Option<String>,
+    /// Whether the settings are those of the model that is replaced.
+    pub(crate) inherited: bool,
+}
+
+/// Tries whether rows of `opened`, of which `first` is a session, may share executions.
+///
+/// # Errors
+/// When the device or the runtime fails.
+pub(crate) fn try_rows(
+    opened: &OpenedModel<'_>,
+    first: &mut OrtModel,
+    fixed: Fixed,
+    tf32: bool,
+    source: &ModelSource,
+) -> Result<RowTrial, LoadError> {
+    let most = sessions::max_batch_size(fixed, source);
+    trial::try_rows(opened, first, most, tf32, source)
+}
+
+/// Makes the sessions of the model at `source`, tries whether its rows may share executions, chooses the settings that
+/// neither the user nor `replaced` says, and runs what will occur. Whoever says what would be served asks here, too.
+///
+/// # Errors
+/// See [`LoadError`].
+pub(crate) fn prepare<'a>(
+    library: &'a Library,
+    source: &ModelSource,
+    session: SessionConfig,
+    (fixed, tuning_time): (Fixed, Option<Duration>),
+    replaced: Option<(Freedom, Choice)>,
+) -> Result<Prepared<'a>, LoadError> {
+    let written = source.sidecar.tuning.as_ref();
+    let threads = |provider| {
+        let freedom = sessions::freedom(fixed, source, provider, None);
+        sessions::first_threads(&freedom, written)
+    };
+    let (opened, mut first) = open_with_memory(library, source, session, threads)?;
+    let trial = try_rows(&opened, &mut first, fixed, session.cuda.tf32, source)?;
+    let freedom = sessions::freedom(fixed, source, opened.provider, Some(&trial));
+    let known = sessions::known(&freedom, written, replaced, opened.sha256());
+    let inherited = known.is_some() && replaced.is_some() && written.is_none();
+    let mut sessions = sessions::make(&opened, first, &freedom, known, tuning_time)?;
+    let (merging, merging_reason) =
+        trial::merging(&trial, &freedom, &sessions.choice, &sessions.measurements);
+    let on_gpu = opened.provider != ExecutionProvider::Cpu;
+    for model in &mut sessions.models {
+        model.divide_by(&trial.plan);
         if !sessions.warm {
-            let sizes = trial::warm_sizes(merge_rows, on_gpu);
-            // The check has run these on the first session already.
-            let checked = merging == Merging::On && source.sidecar.batching.check != Some(false);
-            let checked = if checked {
-                trial::checked_sizes(merge_rows)
-            } else {
-                Vec::new()
-            };
-            let unchecked: Vec<usize> = sizes
-                .iter()
-                .copied()
-                .filter(|size| !checked.contains(size))
-                .collect();
-            trial::warm_up(first, &unchecked, source)?;
-            for model in others {
-                trial::warm_up(model, &sizes, source)?;
-            }
+            trial::warm_up(model, sessions.choice.merge_rows, on_gpu, &source.path)?;
         }
-        Ok((metadata, merging))
     }
+    Ok(Prepared {
+        opened,
+        sessions,
+        freedom,
+        trial,
+        merging,
+        merging_reason,
+        inherited,
+    })
 }

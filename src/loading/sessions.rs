@@ -8,9 +8,11 @@ use std::thread;
 use std::time::Duration;
 
 use super::DEFAULT_MAX_BATCH_SIZE;
+use super::trial::RowTrial;
+use crate::model::Batchability;
+use crate::model::ModelMetadata;
 use crate::model::repository::ModelSource;
 use crate::model::sidecar::TuningSettings;
-use crate::model::{Batchability, ModelMetadata};
 use crate::runtime::LoadError;
 use crate::runtime::buckets::Buckets;
 use crate::runtime::provider::ExecutionProvider;
@@ -22,15 +24,15 @@ use crate::runtime::tuning::{self, Budget, Choice, Effort, Freedom, Measurement,
 const SHORT_RUN: Duration = Duration::from_micros(500);
 
 /// What was made.
-pub(super) struct Sessions {
+pub(crate) struct Sessions {
     /// One model per instance.
-    pub(super) models: Vec<OrtModel>,
+    pub(crate) models: Vec<OrtModel>,
     /// The settings.
-    pub(super) choice: Choice,
+    pub(crate) choice: Choice,
     /// Whether every model has run each size that is merged.
-    pub(super) warm: bool,
+    pub(crate) warm: bool,
     /// What was measured for the settings, if anything.
-    pub(super) measurements: Vec<Measurement>,
+    pub(crate) measurements: Vec<Measurement>,
 }
 
 /// What the user has fixed by flags.
@@ -44,18 +46,29 @@ pub struct Fixed {
     pub max_batch_size: Option<NonZeroUsize>,
 }
 
-/// What the user leaves open of a model's settings on `provider`. Before it is loaded, the model's `metadata` are not
-/// known.
+/// The most rows that the user wants in one execution, if that is said.
+fn fixed_batch_size(flags: Fixed, source: &ModelSource) -> Option<NonZeroUsize> {
+    flags
+        .max_batch_size
+        .or(source.sidecar.batching.max_batch_size)
+}
+
+/// The most rows that may be executed together by the settings.
+pub(super) fn max_batch_size(flags: Fixed, source: &ModelSource) -> usize {
+    fixed_batch_size(flags, source).map_or(DEFAULT_MAX_BATCH_SIZE, NonZeroUsize::get)
+}
+
+/// What the user leaves open of a model's settings on `provider`. Before its rows were tried, it is not known whether they
+/// may be merged.
 pub(crate) fn freedom(
     flags: Fixed,
     source: &ModelSource,
     provider: ExecutionProvider,
-    metadata: Option<&ModelMetadata>,
+    trial: Option<&RowTrial>,
 ) -> Freedom {
-    let sidecar = &source.sidecar.batching;
-    let fixed = flags.max_batch_size.or(sidecar.max_batch_size);
-    let max_batch_size = fixed.map_or(DEFAULT_MAX_BATCH_SIZE, NonZeroUsize::get);
-    let merges = metadata.is_none_or(|metadata| metadata.batchability == Batchability::Rows);
+    let fixed = fixed_batch_size(flags, source);
+    let max_batch_size = max_batch_size(flags, source);
+    let merges = trial.is_none_or(|trial| trial.metadata.batchability == Batchability::Rows);
     // A GPU works on one batch at a time, and its host's threads only hand it over.
     let on_gpu = (provider != ExecutionProvider::Cpu).then_some(NonZeroUsize::MIN);
     Freedom {
@@ -65,6 +78,7 @@ pub(crate) fn freedom(
         intra_op_threads: flags.intra_op_threads.or(on_gpu).map(NonZeroUsize::get),
         max_batch_size,
         mergeable: merges && max_batch_size > 1,
+        independent_rows: trial.map_or(usize::MAX, |trial| trial.independent_rows),
         merging_fixed: fixed.is_some() || on_gpu.is_some(),
     }
 }
@@ -96,8 +110,11 @@ pub(super) fn known(
         }
     }
     replaced
-        .filter(|(then, _)| then == freedom)
-        .map(|(_, choice)| choice)
+        .filter(|(then, _)| then.leaves_the_same_as(freedom))
+        .map(|(_, choice)| Choice {
+            merge_rows: choice.merge_rows.min(freedom.merge_limit()),
+            ..choice
+        })
 }
 
 /// What is written down, if the user has not fixed something else.
@@ -118,6 +135,7 @@ fn as_choice(written: &TuningSettings, freedom: &Freedom) -> Option<Choice> {
         } else {
             written.merge_rows.get().min(limit)
         },
+        measured: !freedom.merging_fixed,
     })
 }
 
@@ -146,7 +164,7 @@ pub(super) fn make(
             return Ok(Sessions {
                 models,
                 choice,
-                warm: !measurements.is_empty() && !freedom.merging_fixed,
+                warm: choice.measured,
                 measurements,
             });
         }

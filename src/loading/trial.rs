@@ -1,120 +1,258 @@
 //! First runs of a loaded model: whether its rows may share an execution, and the sizes that will occur.
 //!
-//! Invariant: rows of different requests are merged only if that pays and they were shown not to touch each other.
+//! Invariant: rows of different requests are merged only if they were shown not to touch each other, and whatever is said
+//! of that, or of what it pays, was tried or is marked as not tried.
 
+use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::DEFAULT_MAX_BATCH_SIZE;
 use crate::model::repository::ModelSource;
-use crate::model::{Batchability, ModelMetadata};
+use crate::model::{Batchability, Dim, ModelMetadata};
+use crate::runtime::batch_check::{self, Verdict};
 use crate::runtime::buckets::Buckets;
-use crate::runtime::session::OrtModel;
-use crate::runtime::{LoadError, Model, RuntimeError, batch_check, warmup};
+use crate::runtime::division::DivisionPlan;
+use crate::runtime::session::{OpenedModel, OrtModel};
+use crate::runtime::tuning::{Choice, Freedom, Measurement};
+use crate::runtime::{LoadError, Model, RuntimeError, warmup};
 use crate::telemetry::metrics::Merging;
 
-/// Why rows are not merged where that does not pay, for people.
-const NO_GAIN: &str = "a row costs as much in a batch as by itself on this machine";
+/// How long sizes may be warmed up that nothing has to be prepared for.
+const WARM_UP: Duration = Duration::from_secs(1);
 
 /// The most rows that are made up on the CPU, where a size needs no preparation of its own. A start is not to take longer,
-/// nor to take more memory, because larger executions are allowed.
+/// nor to take more memory, because larger executions are allowed: what holds for these is taken to hold for larger ones.
 const MOST_ROWS: usize = DEFAULT_MAX_BATCH_SIZE;
 
-/// Sizes that tell whether rows depend on each other where they are not merged.
-const SMALL_SIZES: [usize; 2] = [1, 2];
-
-/// The sizes with which it is tried whether rows depend on each other. What holds for these is taken to hold for larger
-/// ones.
-pub(super) fn checked_sizes(merge_rows: usize) -> Vec<usize> {
-    Buckets::up_to(merge_rows.min(MOST_ROWS)).sizes()
+/// What trying a model's rows has shown.
+pub(crate) struct RowTrial {
+    /// What the model is, by its declaration and by what ran.
+    pub(crate) metadata: Arc<ModelMetadata>,
+    /// The kind of reason, if its rows must not share executions.
+    pub(crate) doubt: Option<&'static str>,
+    /// The most rows that were shown not to depend on each other in one execution.
+    pub(crate) independent_rows: usize,
+    /// How its outputs are handed out to requests that share an execution.
+    pub(crate) plan: Arc<DivisionPlan>,
+    /// What this rests on, for people.
+    pub(crate) tried: String,
 }
 
-/// The sizes that are run before a model is ready: on a GPU all that will occur, each of which is prepared by its first
-/// run.
-pub(super) fn warm_sizes(merge_rows: usize, on_gpu: bool) -> Vec<usize> {
-    if on_gpu {
-        Buckets::up_to(merge_rows).sizes()
-    } else {
-        checked_sizes(merge_rows)
-    }
-}
-
-/// Tries whether rows depend on each other in executions of up to `merge_rows` rows, and describes the model as what came
-/// out.
+/// Tries whether rows of `opened` depend on each other, in executions of up to `max_batch_size` rows of `model`.
 ///
 /// # Errors
 /// When the device or the runtime fails.
-pub fn check_batching(
+pub(super) fn try_rows(
+    opened: &OpenedModel<'_>,
     model: &mut OrtModel,
     max_batch_size: usize,
-    merge_rows: usize,
     tf32: bool,
     source: &ModelSource,
-) -> Result<(Arc<ModelMetadata>, Merging), LoadError> {
-    let metadata = Arc::clone(model.metadata());
-    let described = |batchability| {
-        Arc::new(ModelMetadata {
-            batchability,
-            ..ModelMetadata::clone(&metadata)
-        })
-    };
-    if metadata.batchability != Batchability::Rows {
-        return Ok((metadata, Merging::Off("signature")));
+) -> Result<RowTrial, LoadError> {
+    let metadata = Arc::clone(&opened.metadata);
+    if let Batchability::Never(_) = metadata.batchability {
+        return Ok(RowTrial {
+            metadata,
+            doubt: Some("signature"),
+            independent_rows: 1,
+            plan: Arc::default(),
+            tried: "its declaration alone".to_owned(),
+        });
     }
-    if max_batch_size == 1 {
-        return Ok((metadata, Merging::Off("limit")));
-    }
-    let merges = merge_rows > 1;
-    let trusted = || {
-        if merges {
-            (Arc::clone(&metadata), Merging::On)
-        } else {
-            let batchability = Batchability::Unmerged(NO_GAIN.to_owned());
-            (described(batchability), Merging::Off("cost"))
-        }
-    };
-    if source.sidecar.batching.check == Some(false) {
-        return Ok(trusted());
-    }
-    // Large requests are executed in parts where rows are independent, so that this is worth knowing without merging, too.
-    let sizes = if merges {
-        checked_sizes(merge_rows)
+    let trusted = source.sidecar.batching.check == Some(false);
+    let flows = opened.flows();
+    // Where nothing is to be merged, it is of use all the same to know whether requests may be executed in parts.
+    let most = if max_batch_size == 1 {
+        3
     } else {
-        SMALL_SIZES.to_vec()
+        max_batch_size.min(MOST_ROWS)
     };
-    let doubt =
-        batch_check::check(model, &sizes, tf32).map_err(|source_error| LoadError::BatchCheck {
-            path: source.path.clone(),
-            source: source_error,
-        })?;
+    let tried = if trusted {
+        batch_check::probe(model, &flows)
+    } else {
+        batch_check::check(model, &flows, most, tf32)
+    };
+    let verdict = tried.map_err(|error| LoadError::BatchCheck {
+        path: source.path.clone(),
+        source: error,
+    })?;
+    let Verdict {
+        doubt,
+        rows,
+        plan,
+        tried,
+    } = verdict;
+    let tried = if trusted {
+        format!("the sidecar's word ('check = false'), and {tried}")
+    } else {
+        tried
+    };
     let Some(doubt) = doubt else {
-        return Ok(trusted());
+        return Ok(RowTrial {
+            metadata: Arc::new(as_it_ran(&metadata, &plan)),
+            doubt: None,
+            // What holds for as many as are made up at most is taken to hold for more.
+            independent_rows: if rows >= most {
+                max_batch_size.max(rows)
+            } else {
+                rows
+            },
+            plan: Arc::new(plan),
+            tried,
+        });
     };
-    let reason = doubt.to_string();
-    tracing::warn!(
-        model = metadata.name,
-        reason,
-        "requests for this model are executed one by one; if its rows are independent all the same, say 'check = false' under [batching] in its sidecar"
-    );
-    let never = described(Batchability::Never(reason));
-    Ok((never, Merging::Off(doubt.kind())))
+    let (kind, reason) = (doubt.kind(), doubt.to_string());
+    if trusted {
+        tracing::warn!(
+            model = metadata.name,
+            reason,
+            "requests for this model are executed one by one, although its sidecar says 'check = false': its outputs cannot be divided"
+        );
+    } else if kind != "signature" {
+        tracing::warn!(
+            model = metadata.name,
+            reason,
+            "requests for this model are executed one by one; if its rows are independent all the same, say 'check = false' under [batching] in its sidecar"
+        );
+    }
+    Ok(RowTrial {
+        metadata: Arc::new(ModelMetadata {
+            batchability: Batchability::Never(reason),
+            ..ModelMetadata::clone(&metadata)
+        }),
+        doubt: Some(kind),
+        independent_rows: 1,
+        plan: Arc::default(),
+        tried,
+    })
 }
 
-/// Runs the batch sizes in `sizes`, or one run if there is no batch.
+/// `metadata` with a dynamic first dimension for each output that was seen to have rows, whatever it declares.
+fn as_it_ran(metadata: &ModelMetadata, plan: &DivisionPlan) -> ModelMetadata {
+    let mut metadata = metadata.clone();
+    let mut inputs = metadata.inputs.iter();
+    let batch = inputs.find_map(|spec| spec.dims().first()).cloned();
+    for (index, spec) in metadata.outputs.iter_mut().enumerate() {
+        let has_rows = plan.has_rows(index);
+        if let (true, Some(batch), Some(first)) = (
+            has_rows && !spec.has_dynamic_first(),
+            &batch,
+            spec.dims.as_mut().and_then(|dims| dims.first_mut()),
+        ) {
+            *first = Dim::clone(batch);
+        }
+    }
+    metadata
+}
+
+/// Whether requests are merged, and why not, or what is not known of it, for people.
+#[must_use]
+pub(super) fn merging(
+    trial: &RowTrial,
+    freedom: &Freedom,
+    choice: &Choice,
+    measurements: &[Measurement],
+) -> (Merging, Option<String>) {
+    if let (Some(kind), Batchability::Never(reason)) = (trial.doubt, &trial.metadata.batchability) {
+        return (Merging::Off(kind), Some(reason.clone()));
+    }
+    if freedom.max_batch_size == 1 {
+        let reason =
+            "the maximum batch size is 1 (--max-batch-size, MAX_BATCH_SIZE, or the sidecar)";
+        return (Merging::Off("limit"), Some(reason.to_owned()));
+    }
+    if choice.merge_rows == 1 && choice.measured {
+        let reason = format!(
+            "a row costs as much in a batch as by itself on this machine ({})",
+            costs(choice, measurements)
+        );
+        return (Merging::Off("cost"), Some(reason));
+    }
+    if choice.measured || freedom.merging_fixed {
+        (Merging::On, None)
+    } else {
+        let reason = "whether rows cost less in a batch than by themselves was not measured";
+        (Merging::Unmeasured, Some(reason.to_owned()))
+    }
+}
+
+/// What a row was measured to cost, by the sessions that were chosen.
+fn costs(choice: &Choice, measurements: &[Measurement]) -> String {
+    let mut sizes: Vec<&Measurement> = Vec::new();
+    let threads = choice.placement.intra_op_threads;
+    let of_choice = measurements
+        .iter()
+        .filter(|measurement| measurement.placement.intra_op_threads == threads);
+    for measurement in of_choice {
+        match sizes
+            .iter_mut()
+            .find(|known| known.rows == measurement.rows)
+        {
+            Some(known) => *known = measurement,
+            None => sizes.push(measurement),
+        }
+    }
+    if sizes.is_empty() {
+        return "by measurements before this start".to_owned();
+    }
+    let one = |size: &&Measurement| {
+        let milliseconds = size.run.as_secs_f64() * 1e3;
+        format!("{} row(s) {milliseconds:.3} ms", size.rows)
+    };
+    sizes.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// Runs batch sizes up to `rows`: on a GPU every one that will occur, because it prepares something for each; elsewhere
+/// one row, and more as long as that takes little time.
 ///
 /// # Errors
 /// What a run said, unless the model refuses made-up rows.
 pub(super) fn warm_up(
     model: &mut dyn Model,
-    sizes: &[usize],
-    source: &ModelSource,
+    rows: usize,
+    every_size: bool,
+    path: &Path,
+) -> Result<(), LoadError> {
+    let started = Instant::now();
+    let limit = (!every_size).then_some(WARM_UP);
+    warm_up_within(model, rows, limit, &|| started.elapsed(), path)
+}
+
+fn warm_up_within(
+    model: &mut dyn Model,
+    rows: usize,
+    limit: Option<Duration>,
+    elapsed: &dyn Fn() -> Duration,
+    path: &Path,
 ) -> Result<(), LoadError> {
     let metadata = Arc::clone(model.metadata());
-    let sizes = if metadata.has_batch_axis() {
-        sizes
+    let rows = if limit.is_some() {
+        rows.min(MOST_ROWS)
     } else {
-        sizes.get(..1).unwrap_or_default()
+        rows
     };
-    for &rows in sizes {
+    let sizes = if metadata.has_batch_axis() {
+        Buckets::up_to(rows).sizes()
+    } else {
+        vec![1]
+    };
+    let mut last: Option<(usize, Duration)> = None;
+    for rows in sizes {
+        let expected = last.map(|(fewer, run)| {
+            run.saturating_mul(u32::try_from(rows.div_ceil(fewer)).unwrap_or(u32::MAX))
+        });
+        if let (Some(limit), Some(expected)) = (limit, expected)
+            && elapsed().saturating_add(expected) > limit
+        {
+            tracing::debug!(
+                model = metadata.name,
+                rows,
+                "executions of so many rows and more are not warmed up, because they take long"
+            );
+            break;
+        }
+        let before = elapsed();
         match warmup::run_once(model, rows) {
             Ok(()) => {}
             Err(RuntimeError::Refused(reason)) => {
@@ -128,33 +266,168 @@ pub(super) fn warm_up(
             }
             Err(error) => {
                 return Err(LoadError::WarmUp {
-                    path: source.path.clone(),
+                    path: path.to_owned(),
                     rows,
                     source: error,
                 });
             }
         }
+        last = Some((rows, elapsed().saturating_sub(before)));
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::BTreeMap;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
-    #[test]
-    fn a_start_runs_no_more_sizes_because_larger_ones_are_allowed() {
-        let default = [1, 2, 4, 8, 16, 32];
-        for merge_rows in [32, 33, 64, 16_384, usize::MAX] {
-            assert_eq!(checked_sizes(merge_rows), default);
-            assert_eq!(warm_sizes(merge_rows, false), default);
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::model::TensorSpec;
+    use crate::runtime::session::Placement;
+    use crate::runtime::{BatchInput, BatchOutput, Interrupt};
+    use crate::tensor::DataType;
+
+    fn metadata() -> Arc<ModelMetadata> {
+        let spec = |name: &str, dims: Vec<Dim>| TensorSpec {
+            name: name.to_owned(),
+            datatype: DataType::Fp32,
+            dims: Some(dims),
+            labels: Vec::new(),
+        };
+        Arc::new(ModelMetadata {
+            name: "fake".to_owned(),
+            version: "1".to_owned(),
+            description: String::new(),
+            inputs: vec![spec("x", vec![Dim::Dynamic(None), Dim::Fixed(4)])],
+            outputs: vec![spec("y", vec![Dim::Fixed(1)])],
+            batchability: Batchability::Rows,
+            sha256: String::new(),
+            file_size: 0,
+            opsets: BTreeMap::new(),
+            producer: String::new(),
+            properties: BTreeMap::new(),
+        })
+    }
+
+    /// Takes 100 ms a row by its own clock, and remembers the rows.
+    struct Slow {
+        metadata: Arc<ModelMetadata>,
+        milliseconds: Arc<AtomicU64>,
+        executed: Arc<Mutex<Vec<usize>>>,
+    }
+
+    impl Model for Slow {
+        fn metadata(&self) -> &Arc<ModelMetadata> {
+            &self.metadata
         }
-        assert_eq!(checked_sizes(20), [1, 2, 4, 8, 16, 20]);
+
+        fn run(&mut self, input: BatchInput<'_>) -> Result<BatchOutput, RuntimeError> {
+            let rows = input[0].shape[0];
+            self.milliseconds
+                .fetch_add(100 * rows as u64, Ordering::Relaxed);
+            self.executed.lock().push(rows);
+            Ok(Vec::new())
+        }
+
+        fn interrupt(&self) -> Arc<dyn Interrupt> {
+            struct Nobody;
+            impl Interrupt for Nobody {
+                fn interrupt(&self) {}
+            }
+            Arc::new(Nobody)
+        }
     }
 
     #[test]
-    fn on_a_gpu_every_size_that_occurs_is_warmed_up() {
-        assert_eq!(warm_sizes(64, true), [1, 2, 4, 8, 16, 32, 64]);
-        assert_eq!(warm_sizes(1, true), [1]);
+    fn a_slow_model_is_warmed_up_by_few_rows_unless_every_size_prepares_something() {
+        let warmed = |limit| {
+            let milliseconds = Arc::new(AtomicU64::new(0));
+            let executed = Arc::new(Mutex::new(Vec::new()));
+            let mut model = Slow {
+                metadata: metadata(),
+                milliseconds: Arc::clone(&milliseconds),
+                executed: Arc::clone(&executed),
+            };
+            let elapsed = || Duration::from_millis(milliseconds.load(Ordering::Relaxed));
+            warm_up_within(&mut model, 32, limit, &elapsed, Path::new("fake.onnx")).unwrap();
+            executed.lock().clone()
+        };
+        assert_eq!(warmed(Some(WARM_UP)), [1, 2, 4]);
+        assert_eq!(warmed(None), [1, 2, 4, 8, 16, 32]);
+    }
+
+    fn said(doubt: Option<&'static str>, freedom: Freedom, choice: Choice) -> (Merging, String) {
+        let trial = RowTrial {
+            metadata: match doubt {
+                None => metadata(),
+                Some(_) => Arc::new(ModelMetadata {
+                    batchability: Batchability::Never("of this".to_owned()),
+                    ..ModelMetadata::clone(&metadata())
+                }),
+            },
+            doubt,
+            independent_rows: 32,
+            plan: Arc::default(),
+            tried: String::new(),
+        };
+        let measured = |rows, milliseconds| Measurement {
+            placement: choice.placement,
+            rows,
+            rows_per_second: 1.0,
+            run: Duration::from_millis(milliseconds),
+        };
+        let measurements = [measured(1, 9), measured(1, 3), measured(2, 6)];
+        let (merging, reason) = merging(&trial, &freedom, &choice, &measurements);
+        (merging, reason.unwrap_or_default())
+    }
+
+    #[test]
+    fn what_is_said_of_merging_was_measured_or_says_that_it_was_not() {
+        let freedom = Freedom {
+            cpus: 1,
+            instances: None,
+            intra_op_threads: None,
+            max_batch_size: 32,
+            mergeable: true,
+            independent_rows: 32,
+            merging_fixed: false,
+        };
+        let choice = |merge_rows, measured| Choice {
+            placement: Placement {
+                instances: 1,
+                intra_op_threads: 1,
+            },
+            merge_rows,
+            measured,
+        };
+        let (merging, reason) = said(None, freedom, choice(1, true));
+        assert_eq!(merging, Merging::Off("cost"));
+        assert!(
+            reason.ends_with("(1 row(s) 3.000 ms, 2 row(s) 6.000 ms)"),
+            "{reason}"
+        );
+        let (merging, reason) = said(None, freedom, choice(32, false));
+        assert_eq!(merging, Merging::Unmeasured);
+        assert!(reason.contains("not measured"), "{reason}");
+        assert_eq!(said(None, freedom, choice(32, true)).0, Merging::On);
+        let fixed = Freedom {
+            merging_fixed: true,
+            ..freedom
+        };
+        assert_eq!(said(None, fixed, choice(32, false)).0, Merging::On);
+        let one = Freedom {
+            max_batch_size: 1,
+            ..fixed
+        };
+        assert_eq!(said(None, one, choice(1, false)).0, Merging::Off("limit"));
+        // What the model is goes before what it costs, or what the user wants.
+        let (merging, reason) = said(Some("neighbours"), one, choice(1, true));
+        assert_eq!(
+            (merging, reason.as_str()),
+            (Merging::Off("neighbours"), "of this")
+        );
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing here executes a model, and nothing here knows how a request travels.
 
+pub mod flow;
 pub mod onnx;
 pub mod repository;
 pub mod sidecar;
@@ -97,6 +98,12 @@ impl TensorSpec {
         }
     }
 
+    /// Whether the first dimension is dynamic, as a batch dimension is mostly declared to be.
+    #[must_use]
+    pub fn has_dynamic_first(&self) -> bool {
+        self.dynamic_first().is_some()
+    }
+
     /// The first dimension, if it is dynamic, as a batch dimension must be.
     fn dynamic_first(&self) -> Option<&Dim> {
         self.dims()
@@ -128,14 +135,12 @@ impl fmt::Display for TensorSpec {
     }
 }
 
-/// Whether the first dimension is a batch of independent rows, and whether requests share executions.
+/// Whether the first dimension is a batch of independent rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Batchability {
-    /// The first dimension of every input and output is the batch: rows of several requests can be merged, and those of
-    /// one can be executed in parts.
+    /// The first dimension of every input is the batch, and its rows were shown not to depend on each other (or the
+    /// sidecar says so): rows of several requests can be merged, and those of one can be executed in parts.
     Rows,
-    /// The same, but requests are not merged, for this reason: it would gain nothing.
-    Unmerged(String),
     /// The first dimension is no batch, or its rows are not known to be independent, for this reason: requests are
     /// executed one by one and as they are.
     Never(String),
@@ -145,40 +150,23 @@ impl Batchability {
     /// Whether the first dimension is a batch of independent rows.
     #[must_use]
     pub fn has_rows(&self) -> bool {
-        matches!(self, Self::Rows | Self::Unmerged(_))
+        *self == Self::Rows
     }
 
-    /// Why requests are executed one by one, if they are.
+    /// What the inputs of a signature say: whether the first dimension of each may be a batch. It is a candidate only; runs
+    /// show whether it is one, and what the outputs make of it, whatever their dimensions are called.
     #[must_use]
-    pub fn reason(&self) -> Option<&str> {
-        match self {
-            Self::Rows => None,
-            Self::Unmerged(reason) | Self::Never(reason) => Some(reason),
-        }
-    }
-
-    /// Reads from a signature whether the first dimension is a batch dimension throughout.
-    #[must_use]
-    pub fn of(inputs: &[TensorSpec], outputs: &[TensorSpec]) -> Self {
-        let mut symbol: Option<&str> = None;
-        for (kind, spec) in inputs
-            .iter()
-            .map(|spec| ("input", spec))
-            .chain(outputs.iter().map(|spec| ("output", spec)))
-        {
+    pub fn of(inputs: &[TensorSpec]) -> Self {
+        for spec in inputs {
             let Some(first) = spec.dynamic_first() else {
-                return Self::Never(format!("{kind} {spec} has no dynamic first dimension"));
+                return Self::Never(format!("input {spec} has no dynamic first dimension"));
             };
-            let Dim::Dynamic(Some(name)) = first else {
+            let Dim::Dynamic(Some(_)) = first else {
                 continue;
             };
-            match symbol {
-                Some(shared) if shared != name => {
-                    let reason =
-                        format!("{kind} {spec} does not share the first dimension {shared}");
-                    return Self::Never(reason);
-                }
-                _ => symbol = Some(name),
+            if spec.dims().iter().skip(1).any(|dim| dim == first) {
+                let reason = format!("input {spec} has another dimension of as many rows");
+                return Self::Never(reason);
             }
         }
         if inputs.is_empty() {
@@ -308,8 +296,7 @@ mod tests {
             .iter()
             .map(|dim| match dim.parse() {
                 Ok(size) => Dim::Fixed(size),
-                Err(_) if dim.is_empty() => Dim::Dynamic(None),
-                Err(_) => Dim::Dynamic(Some((*dim).to_owned())),
+                Err(_) => Dim::dynamic(dim),
             })
             .collect();
         TensorSpec {
@@ -321,25 +308,16 @@ mod tests {
     }
 
     #[test]
-    fn a_model_is_batchable_when_every_first_dimension_is_the_same_dynamic_one() {
-        let rows = |inputs: &[TensorSpec], outputs: &[TensorSpec]| {
-            Batchability::of(inputs, outputs) == Batchability::Rows
-        };
-        assert!(rows(&[spec("x", &["N", "4"])], &[spec("y", &["N"])]));
-        assert!(rows(&[spec("x", &["", "4"])], &[spec("y", &["N"])]));
-        assert!(!rows(&[spec("x", &["2", "4"])], &[spec("y", &["2"])]));
-        assert!(!rows(&[spec("x", &["N", "4"])], &[spec("y", &[])]));
-        assert!(!rows(&[spec("x", &["N", "4"])], &[spec("y", &["M", "4"])]));
-        assert!(!rows(
-            &[spec("x", &["N"]), spec("scale", &[])],
-            &[spec("y", &["N"])]
-        ));
-        assert!(!rows(&[], &[spec("y", &["N"])]));
-        let unranked = TensorSpec {
-            dims: None,
-            ..spec("y", &[])
-        };
-        assert!(!rows(&[spec("x", &["N"])], &[unranked]));
+    fn rows_may_be_tried_where_every_input_s_first_dimension_is_dynamic_whatever_its_name() {
+        let candidate = |inputs: &[TensorSpec]| Batchability::of(inputs) == Batchability::Rows;
+        assert!(candidate(&[spec("x", &["N", "4"])]));
+        assert!(candidate(&[spec("x", &["", ""])]));
+        assert!(candidate(&[spec("x", &["N", "4"]), spec("ids", &["M"])]));
+        assert!(candidate(&[spec("x", &["?", "?"])]));
+        assert!(!candidate(&[spec("x", &["2", "4"])]));
+        assert!(!candidate(&[spec("x", &["N"]), spec("scale", &[])]));
+        assert!(!candidate(&[spec("x", &["N", "N"])]));
+        assert!(!candidate(&[]));
     }
 
     #[test]
@@ -396,7 +374,6 @@ mod tests {
         };
         for (batchability, limit) in [
             (Batchability::Rows, 8),
-            (Batchability::Unmerged("no gain".to_owned()), 8),
             (Batchability::Never("neighbours".to_owned()), usize::MAX),
         ] {
             let metadata = metadata(batchability);

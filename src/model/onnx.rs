@@ -12,6 +12,7 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use super::flow::{self, Flow};
 use super::work;
 
 /// The largest file that Protocol Buffers, and so ONNX, allows.
@@ -73,6 +74,8 @@ pub struct OnnxFile {
     pub external_bytes: u64,
     /// Whether the work of a run follows from the shapes of its inputs, whatever their values.
     pub bounded_work: bool,
+    /// What each output follows from, by name.
+    pub flows: BTreeMap<String, Flow>,
 }
 
 impl OnnxFile {
@@ -133,6 +136,7 @@ impl OnnxFile {
             .chain(&graph.output)
             .filter(|value| !value.has_shape());
         let unranked = unranked.map(|value| value.name.clone()).collect();
+        let flows = graph.flows();
         let bounded_work = model.functions.is_empty() && graph.has_bounded_work();
         let producer = [
             model.producer_name.as_str(),
@@ -161,6 +165,7 @@ impl OnnxFile {
             unranked,
             external_bytes,
             bounded_work,
+            flows,
         })
     }
 }
@@ -396,6 +401,17 @@ impl GraphProto {
     fn has_bounded_work(&self) -> bool {
         let constants = self.initializer.iter().map(|tensor| tensor.name.as_str());
         work::is_bounded(constants, self.node.iter().map(NodeProto::as_node))
+    }
+
+    fn flows(&self) -> BTreeMap<String, Flow> {
+        let outputs = || self.output.iter().map(|value| value.name.as_str());
+        let flows = flow::of_outputs(
+            self.initializer.iter().map(|tensor| tensor.name.as_str()),
+            self.input.iter().map(|value| value.name.as_str()),
+            self.node.iter().map(NodeProto::as_node),
+            outputs(),
+        );
+        outputs().map(str::to_owned).zip(flows).collect()
     }
 }
 

@@ -187,6 +187,43 @@ const BY_PARAMETERS: &[(&str, usize)] = &[
     ("Upsample", 1),
 ];
 
+impl Node<'_> {
+    /// The domain, where the standard's own has no name.
+    pub(super) fn standard_domain(&self) -> &str {
+        match self.domain {
+            "ai.onnx" => "",
+            other => other,
+        }
+    }
+
+    /// Whether its outputs are drawn anew in each run.
+    pub(super) fn is_random(&self) -> bool {
+        self.operator.starts_with("Random") || matches!(self.operator, "Bernoulli" | "Multinomial")
+    }
+}
+
+/// The position of the first input of `node` that is a parameter, if its operator has such.
+pub(super) fn parameters(node: &Node<'_>) -> Option<usize> {
+    let mut known = BY_PARAMETERS.iter();
+    let found =
+        known.find(|(operator, _)| node.standard_domain().is_empty() && *operator == node.operator);
+    found.map(|(_, first)| *first)
+}
+
+/// Whether the operator of `node` has outputs whose shapes, and costs work that, follow from the shapes of its inputs.
+pub(super) fn is_by_shape(node: &Node<'_>) -> bool {
+    match node.standard_domain() {
+        "" => BY_SHAPE.contains(&node.operator),
+        "ai.onnx.ml" => BY_SHAPE_ML.contains(&node.operator),
+        _ => false,
+    }
+}
+
+/// Whether `node` turns a shape into values.
+pub(super) fn is_of_shapes(node: &Node<'_>) -> bool {
+    node.standard_domain().is_empty() && matches!(node.operator, "Shape" | "Size")
+}
+
 /// Whether the work of `nodes`, in the order of the graph, follows from shapes; `constants` are the names of its weights.
 pub(super) fn is_bounded<'a>(
     constants: impl Iterator<Item = &'a str>,
@@ -199,24 +236,60 @@ pub(super) fn is_bounded<'a>(
             return false;
         }
         let is_known = |name: &String| name.is_empty() || known.contains(name.as_str());
-        let parameters = BY_PARAMETERS
-            .iter()
-            .find(|(operator, _)| *operator == node.operator);
-        let bounded = match (node.domain, parameters) {
-            ("" | "ai.onnx", Some((_, first))) => node.inputs.iter().skip(*first).all(is_known),
-            ("" | "ai.onnx", None) => BY_SHAPE.contains(&node.operator),
-            ("ai.onnx.ml", _) => BY_SHAPE_ML.contains(&node.operator),
-            _ => false,
+        let bounded = match parameters(&node) {
+            Some(first) => node.inputs.iter().skip(first).all(is_known),
+            None => is_by_shape(&node),
         };
         if !bounded {
             return false;
         }
-        let by_shape = node.domain != "ai.onnx.ml" && matches!(node.operator, "Shape" | "Size");
-        if by_shape || node.inputs.iter().all(is_known) {
+        if is_of_shapes(&node) || node.inputs.iter().all(is_known) {
             known.extend(node.outputs.iter().map(String::as_str));
         }
     }
     true
+}
+
+/// A node that a test wrote as one line.
+#[cfg(test)]
+pub(super) struct OwnedNode {
+    operator: String,
+    inputs: Vec<String>,
+    outputs: Vec<String>,
+}
+
+#[cfg(test)]
+impl OwnedNode {
+    pub(super) fn as_node(&self) -> Node<'_> {
+        let (domain, operator) = self
+            .operator
+            .rsplit_once(':')
+            .unwrap_or(("", &self.operator));
+        Node {
+            domain,
+            operator,
+            inputs: &self.inputs,
+            outputs: &self.outputs,
+            has_subgraph: matches!(operator, "Loop" | "If"),
+        }
+    }
+}
+
+/// Nodes written like `y = Operator(a, b)`.
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests write lines of this form")]
+pub(super) fn nodes_of(lines: &[&str]) -> Vec<OwnedNode> {
+    let node = |line: &&str| {
+        let (output, call) = line.split_once(" = ").unwrap();
+        let (operator, inputs) = call.trim_end_matches(')').split_once('(').unwrap();
+        let inputs = inputs.split(", ").filter(|_| !inputs.is_empty());
+        OwnedNode {
+            operator: operator.to_owned(),
+            inputs: inputs.map(str::to_owned).collect(),
+            outputs: vec![output.to_owned()],
+        }
+    };
+    lines.iter().map(node).collect()
 }
 
 #[cfg(test)]
@@ -225,26 +298,8 @@ mod tests {
 
     /// Whether nodes like `y = Operator(a, b)` are bounded, where `w` is a weight and `x` comes from a request.
     fn bounded(lines: &[&str]) -> bool {
-        let nodes: Vec<(String, Vec<String>, Vec<String>)> = lines
-            .iter()
-            .map(|line| {
-                let (output, call) = line.split_once(" = ").unwrap();
-                let (operator, inputs) = call.trim_end_matches(')').split_once('(').unwrap();
-                let inputs = inputs.split(", ").map(str::to_owned).collect();
-                (operator.to_owned(), inputs, vec![output.to_owned()])
-            })
-            .collect();
-        let nodes = nodes.iter().map(|(operator, inputs, outputs)| {
-            let (domain, operator) = operator.rsplit_once(':').unwrap_or(("", operator));
-            Node {
-                domain,
-                operator,
-                inputs,
-                outputs,
-                has_subgraph: operator == "Loop",
-            }
-        });
-        is_bounded(["w"].into_iter(), nodes)
+        let nodes = nodes_of(lines);
+        is_bounded(["w"].into_iter(), nodes.iter().map(OwnedNode::as_node))
     }
 
     #[test]

@@ -54,12 +54,35 @@ pub enum LibraryError {
     },
 }
 
+/// The memory that runs on the CPU may hold at once, in bytes. Weights are not part of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunMemory {
+    /// What suffices for most models.
+    pub usual: usize,
+    /// What it may be raised to for a model of which one row takes more.
+    pub most: usize,
+}
+
+impl RunMemory {
+    /// `wanted` bytes where requests may hold as much, and in any case no more than half of the `memory` that there is:
+    /// the rest is for weights, requests and answers.
+    #[must_use]
+    pub fn within(memory: Option<usize>, wanted: usize) -> Self {
+        let most = memory.map_or(wanted, |memory| memory / 2);
+        Self {
+            usual: wanted.min(most),
+            most,
+        }
+    }
+}
+
 /// The loaded library.
 #[derive(Clone)]
 pub struct Library {
     pub(super) environment: Environment,
     /// Where sessions on the CPU take the memory of their runs.
     pub(super) arena: Arc<Arena>,
+    run_memory: Option<RunMemory>,
     version: String,
 }
 
@@ -68,11 +91,11 @@ static LOADED: Mutex<Option<Library>> = Mutex::new(None);
 
 impl Library {
     /// Loads the library at `path`, or the first one found by default, and prepares it for sessions. On the CPU, runs
-    /// hold at most `run_memory` bytes at once, if that is given.
+    /// hold at most `run_memory` at once, if that is given.
     ///
     /// # Errors
     /// When there is none, or it is damaged, for another machine, or too old.
-    pub fn load(path: Option<&Path>, run_memory: Option<usize>) -> Result<Self, LibraryError> {
+    pub fn load(path: Option<&Path>, run_memory: Option<RunMemory>) -> Result<Self, LibraryError> {
         let mut loaded = LOADED.lock();
         if let Some(library) = loaded.as_ref() {
             return Ok(library.clone());
@@ -107,23 +130,24 @@ impl Library {
             .map_err(|error| unusable(error.to_string()))?;
         // The environment starts at the most verbose level, at which every run formats messages that nobody reads.
         environment.set_log_level(LogLevel::Warning);
-        let arena = Arena::new(environment.clone(), run_memory)
+        let arena = Arena::new(environment.clone(), run_memory.map(|memory| memory.usual))
             .map_err(|error| unusable(error.to_string()))?;
         let library = Self {
             environment,
             arena: Arc::new(arena),
+            run_memory,
             version: version_of(&absolute),
         };
         *loaded = Some(library.clone());
         Ok(library)
     }
 
-    /// Doubles the memory that runs of sessions hold which are made from now on, up to `most` bytes; `None` if they may
-    /// take as much already.
+    /// Doubles the memory that runs of sessions hold which are made from now on; `None` if they may take the most already.
     ///
     /// # Errors
     /// When ONNX Runtime refuses.
-    pub fn raise_run_memory(&self, most: usize) -> Result<Option<usize>, LibraryError> {
+    pub fn raise_run_memory(&self) -> Result<Option<usize>, LibraryError> {
+        let most = self.run_memory.map_or(0, |memory| memory.most);
         let Some(limit) = self.arena.limit().filter(|limit| *limit < most) else {
             return Ok(None);
         };

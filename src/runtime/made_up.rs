@@ -5,7 +5,7 @@
 use smallvec::SmallVec;
 
 use super::{BatchInput, BatchOutput, InputView, Model, RuntimeError};
-use crate::model::{Dim, TensorSpec};
+use crate::model::{Dim, ModelMetadata, TensorSpec};
 use crate::tensor::{DataType, Shape, TensorData, element_count};
 
 /// The largest input, in bytes, that is made up.
@@ -55,6 +55,17 @@ pub(super) fn run(
         Err(RuntimeError::TooLarge(_)) => Ok(None),
         result => result.map(Some),
     }
+}
+
+/// The bytes that the inputs of `metadata` have at this size; strings count as what holds them.
+pub(super) fn input_bytes(metadata: &ModelMetadata, size: Size) -> usize {
+    let batched = metadata.has_batch_axis();
+    let bytes = |spec: &TensorSpec| {
+        let elements = element_count(&shape_of(spec, batched, size)).unwrap_or(usize::MAX);
+        elements.saturating_mul(spec.datatype.size().unwrap_or(size_of::<String>()))
+    };
+    let all = metadata.inputs.iter().map(bytes);
+    all.fold(0, usize::saturating_add)
 }
 
 fn shape_of(spec: &TensorSpec, batched: bool, size: Size) -> Shape {

@@ -9,6 +9,7 @@ mod binding;
 pub mod buckets;
 mod cuda;
 pub mod device_health;
+pub mod division;
 pub mod library;
 mod made_up;
 mod output;

@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 use super::arena::{self, Arena};
 use super::assignment::{self, Assignment};
 use super::binding::Binding;
+use super::division::DivisionPlan;
 use super::library::{Library, one_line};
 use super::provider::{CudaConfig, Device, ExecutionProvider};
 #[cfg(feature = "testkit")]
@@ -22,6 +23,7 @@ use super::testkit::Faults;
 use super::{
     BatchInput, BatchOutput, InputView, Interrupt, LoadError, Model, RuntimeError, cuda, output,
 };
+use crate::model::flow::Flow;
 use crate::model::onnx::OnnxFile;
 use crate::model::repository::ModelSource;
 use crate::model::sidecar::Sidecar;
@@ -57,6 +59,7 @@ pub struct OrtModel {
     interrupt: Arc<RunInterrupt>,
     /// Where runs on the CPU take their memory.
     arena: Arc<Arena>,
+    plan: Arc<DivisionPlan>,
 }
 
 /// What was loaded: the instances' models, and what executes them.
@@ -188,6 +191,18 @@ impl OpenedModel<'_> {
         // What a string costs depends on its length.
         let sized = !self.metadata.has_open_shapes() && !self.metadata.has_strings();
         self.file.bounded_work && sized
+    }
+
+    /// What each output follows from by the graph, in the order of the signature.
+    #[must_use]
+    pub fn flows(&self) -> Vec<Flow> {
+        let unknown = Flow {
+            sized: false,
+            constant: false,
+        };
+        let flow = |spec: &TensorSpec| self.file.flows.get(&spec.name).copied();
+        let outputs = self.metadata.outputs.iter();
+        outputs.map(|spec| flow(spec).unwrap_or(unknown)).collect()
     }
 
     /// Where the model was read from.
@@ -377,7 +392,7 @@ fn read_metadata(
             .description
             .clone()
             .unwrap_or_else(|| file.description.clone()),
-        batchability: Batchability::of(&inputs, &outputs),
+        batchability: Batchability::of(&inputs),
         inputs,
         outputs,
         sha256: file.sha256.clone(),
@@ -489,6 +504,7 @@ impl OrtModel {
                 asked: AtomicBool::new(false),
             }),
             arena,
+            plan: Arc::default(),
         })
     }
 }
@@ -498,6 +514,11 @@ impl OrtModel {
     #[must_use]
     pub fn intra_op_threads(&self) -> usize {
         self.intra_op_threads
+    }
+
+    /// Says how the outputs of runs from now on are to be handed out to requests that share them.
+    pub fn divide_by(&mut self, plan: &Arc<DivisionPlan>) {
+        self.plan = Arc::clone(plan);
     }
 }
 
@@ -516,10 +537,12 @@ impl OrtModel {
                 run_lent(session, input, options).map(|outputs| output::wrap_all(outputs, &lent))
             }
         };
-        result.unwrap_or_else(|error| {
+        let mut outputs = result.unwrap_or_else(|error| {
             let interrupted = self.interrupt.asked.load(Ordering::Relaxed);
             Err(classify(&error, interrupted, self.provider))
-        })
+        })?;
+        self.plan.apply(&mut outputs, input);
+        Ok(outputs)
     }
 }
 

@@ -99,7 +99,7 @@ families! {
     saturation: GaugeVec = "ml_saturation" ["model_name"];
     #[doc = " 1 for each loaded model, with what it is and what executes it."]
     model_info: IntGaugeVec = "ml_model_info" ["model_name", "version", "sha256", "device", "execution_provider", "onnxruntime"];
-    #[doc = " 1 for each loaded model, with whether requests are merged (batching on or off), and if not, why: signature, limit, cost, neighbours, random, untested."]
+    #[doc = " 1 for each loaded model, with whether requests are merged (batching on or off), and if not, why: signature, limit, cost, neighbours, random, untested; unmeasured where they are merged although it was not measured whether that pays."]
     model_batching_info: IntGaugeVec = "ml_model_batching_info" ["model_name", "batching", "reason"];
     #[doc = " Models loaded again while serving, by result: success, failure (the one before goes on serving)."]
     model_reloads: IntCounterVec = "ml_model_reloads_total" ["result"];
@@ -205,16 +205,37 @@ pub struct BatchingMetrics {
 pub enum Merging {
     /// Rows of several requests share executions.
     On,
+    /// They do, although it was not measured whether that pays.
+    Unmeasured,
     /// Requests are executed one by one, for a reason of this kind.
     Off(&'static str),
 }
 
 impl Merging {
-    fn values(self) -> [&'static str; 2] {
+    /// Whether rows of several requests share executions.
+    #[must_use]
+    pub fn is_on(self) -> bool {
+        !matches!(self, Self::Off(_))
+    }
+
+    /// Whether they do, in a word.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        if self.is_on() { "on" } else { "off" }
+    }
+
+    /// The kind of reason, if there is one.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
         match self {
-            Self::On => ["on", ""],
-            Self::Off(reason) => ["off", reason],
+            Self::On => "",
+            Self::Unmeasured => "unmeasured",
+            Self::Off(reason) => reason,
         }
+    }
+
+    fn values(self) -> [&'static str; 2] {
+        [self.label(), self.reason()]
     }
 }
 

@@ -1,12 +1,9 @@
 //! When two results are the same: nearly bit by bit where the same kernels computed them, but for rounding otherwise.
 //!
-//! Invariant: a shape that is not one row per row is a difference.
+//! Invariant: what has another shape is never the same.
 
 use half::{bf16, f16};
 
-use super::Doubt;
-use crate::model::ModelMetadata;
-use crate::runtime::BatchOutput;
 use crate::tensor::{DataType, OutputTensor, TensorView, for_each_plain_datatype};
 
 /// Of the whole numbers of an output, this part may differ between batch sizes: a class that is chosen among nearly
@@ -56,29 +53,43 @@ macro_rules! numbers {
 }
 for_each_plain_datatype!(numbers);
 
-/// How outputs are compared.
-pub(super) struct Comparison<'a> {
-    pub(super) metadata: &'a ModelMetadata,
-    pub(super) tf32: bool,
+/// Two elements that should be the same.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Difference {
+    /// As the element is in one execution.
+    pub(super) one: String,
+    /// As it is in another.
+    pub(super) other: String,
+    /// How far they lie apart, as a part of the largest value; infinite where that says nothing.
+    pub(super) part: f64,
 }
 
-/// The elements of one row of an output.
+/// Some elements of an output: those of one row, or all.
 #[derive(Clone, Copy)]
-struct RowView<'a> {
+pub(super) struct Elements<'a> {
     all: TensorView<'a>,
     start: usize,
     len: usize,
 }
 
-impl<'a> RowView<'a> {
+impl<'a> Elements<'a> {
     /// The row at `place` of an output of `rows` rows; `None` if that is not what the output has.
-    fn of(output: &'a OutputTensor, place: usize, rows: usize) -> Option<Self> {
+    pub(super) fn row(output: &'a OutputTensor, place: usize, rows: usize) -> Option<Self> {
         let len = output.view().len().checked_div(rows)?;
         (output.shape().first() == Some(&rows)).then_some(Self {
             all: output.view(),
             start: place * len,
             len,
         })
+    }
+
+    /// All elements of an output.
+    pub(super) fn whole(output: &'a OutputTensor) -> Self {
+        Self {
+            all: output.view(),
+            start: 0,
+            len: output.view().len(),
+        }
     }
 
     fn number(&self, index: usize) -> Option<f64> {
@@ -95,7 +106,8 @@ impl<'a> RowView<'a> {
                 .get(self.start + index)
                 .map(|text| format!("'{text:.20}'"))
                 .unwrap_or_default(),
-            (_, Some(number)) => format!("{number:.6}"),
+            (_, Some(number)) if is_float(self.all.datatype()) => format!("{number:.6}"),
+            (_, Some(number)) => format!("{number}"),
             (_, None) => String::new(),
         }
     }
@@ -105,134 +117,133 @@ impl<'a> RowView<'a> {
         let finite = self.numbers().filter(|number| number.is_finite());
         finite.fold(0.0, |scale, number| scale.max(number.abs()))
     }
+
+    /// Whether there are numbers among the elements, but none that is finite: those equal each other by chance.
+    pub(super) fn say_nothing(&self) -> bool {
+        let datatype = self.all.datatype();
+        datatype != DataType::Bytes && self.len > 0 && !self.numbers().any(f64::is_finite)
+    }
+
+    fn difference(&self, other: &Self, index: usize, scale: f64) -> Difference {
+        let part = match (self.number(index), other.number(index)) {
+            (Some(a), Some(b)) if is_float(self.all.datatype()) && scale > 0.0 => {
+                let part = (a - b).abs() / scale;
+                if part.is_finite() {
+                    part
+                } else {
+                    f64::INFINITY
+                }
+            }
+            _ => f64::INFINITY,
+        };
+        Difference {
+            one: self.shown(index),
+            other: other.shown(index),
+            part,
+        }
+    }
 }
 
-impl Comparison<'_> {
-    /// An output that has numbers in no row of `alone` but NaN and infinity, which equal each other by chance.
-    pub(super) fn without_numbers(&self, alone: &[BatchOutput]) -> Option<&str> {
-        let mut specs = self.metadata.outputs.iter().enumerate();
-        let found = specs.find(|(index, spec)| {
-            let views = alone.iter().filter_map(|outputs| outputs.get(*index));
-            let mut rows = views.filter_map(|output| RowView::of(output, 0, 1));
-            spec.datatype != DataType::Bytes
-                && rows.all(|row| row.len > 0 && !row.numbers().any(f64::is_finite))
-        });
-        found.map(|(_, spec)| spec.name.as_str())
-    }
+/// The first difference between what the same kernels made of the same row: hardly any may be.
+pub(super) fn same_kernels(one: &Elements<'_>, other: &Elements<'_>) -> Option<Difference> {
+    let datatype = one.all.datatype();
+    let relative = match datatype {
+        DataType::Fp16 => 1e-3,
+        DataType::Bf16 => 1e-2,
+        _ => 1e-5,
+    };
+    let scale = one.scale();
+    let floor = scale * relative / 100.0;
+    let close = |index: &usize| match (one.number(*index), other.number(*index)) {
+        (Some(a), Some(b)) => is_close(a, b, relative * a.abs().max(b.abs()) + floor, datatype),
+        _ => one.shown(*index) == other.shown(*index),
+    };
+    let mut indices = 0..one.len.max(other.len);
+    let found = indices.find(|index| !close(index));
+    found.map(|index| one.difference(other, index, scale))
+}
 
-    /// The first difference of one row in two executions of the same `rows` rows' shape: hardly any may be.
-    pub(super) fn same_kernels(
-        &self,
-        before: (&BatchOutput, usize),
-        after: (&BatchOutput, usize),
-        rows: usize,
-    ) -> Option<Doubt> {
-        for (index, spec) in self.metadata.outputs.iter().enumerate() {
-            let view = |(outputs, place): (&'_ BatchOutput, usize)| {
-                outputs.get(index).cloned().map(|output| (output, place))
-            };
-            let doubt = |values| Doubt::Neighbours {
-                output: spec.name.clone(),
-                rows,
-                values,
-            };
-            let (Some((one, one_place)), Some((other, other_place))) = (view(before), view(after))
-            else {
-                return Some(doubt(None));
-            };
-            let one = RowView::of(&one, one_place, rows);
-            let other = RowView::of(&other, other_place, rows);
-            let (Some(one), Some(other)) = (one, other) else {
-                return Some(doubt(None));
-            };
-            if one.len != other.len {
-                return Some(doubt(None));
-            }
-            let relative = match spec.datatype {
-                DataType::Fp16 => 1e-3,
-                DataType::Bf16 => 1e-2,
-                _ => 1e-5,
-            };
-            let floor = one.scale() * relative / 100.0;
-            for place in 0..one.len {
-                let close = match (one.number(place), other.number(place)) {
-                    (Some(a), Some(b)) => {
-                        is_close(a, b, relative * a.abs().max(b.abs()) + floor, spec.datatype)
+/// How rows that were executed alone and together compare.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Agreement {
+    /// The largest difference, as a part of the largest value, among fractions.
+    pub(super) worst: f64,
+    /// The largest difference, if differences are more than rounding.
+    pub(super) beyond: Option<Difference>,
+}
+
+/// Compares the rows of `alone` with the same rows of an execution of all of them, which other kernels may have computed.
+pub(super) fn other_kernels(
+    alone: &[Elements<'_>],
+    together: &[Elements<'_>],
+    tf32: bool,
+) -> Agreement {
+    let Some(first) = alone.first() else {
+        return Agreement::default();
+    };
+    let datatype = first.all.datatype();
+    let scale = alone.iter().map(Elements::scale).fold(0.0, f64::max);
+    let allowed = tolerance(datatype, tf32) * scale;
+    let (mut flips, mut elements) = (0_u32, 0_u32);
+    let mut worst = 0.0_f64;
+    let mut beyond: Option<Difference> = None;
+    for (single, row) in alone.iter().zip(together) {
+        for index in 0..single.len.max(row.len) {
+            let close = match (single.number(index), row.number(index)) {
+                (Some(a), Some(b)) => {
+                    let part = (a - b).abs() / scale;
+                    if part.is_finite() && is_float(datatype) {
+                        worst = worst.max(part);
                     }
-                    _ => one.shown(place) == other.shown(place),
-                };
-                if !close {
-                    return Some(doubt(Some((one.shown(place), other.shown(place)))));
+                    is_close(a, b, allowed, datatype)
+                }
+                _ => single.shown(index) == row.shown(index),
+            };
+            elements = elements.saturating_add(1);
+            if !close {
+                flips = flips.saturating_add(1);
+                let found = single.difference(row, index, scale);
+                if beyond
+                    .as_ref()
+                    .is_none_or(|beyond| found.part > beyond.part)
+                {
+                    beyond = Some(found);
                 }
             }
         }
-        None
     }
+    let permitted = if is_float(datatype) {
+        0.0
+    } else {
+        FLIPS * f64::from(elements)
+    };
+    Agreement {
+        worst,
+        beyond: beyond.filter(|_| f64::from(flips) > permitted),
+    }
+}
 
-    /// The first output of `rows` rows together that is not what the same rows gave alone, but for rounding.
-    pub(super) fn other_kernels(
-        &self,
-        alone: &[BatchOutput],
-        together: &BatchOutput,
-        rows: usize,
-    ) -> Option<Doubt> {
-        for (index, spec) in self.metadata.outputs.iter().enumerate() {
-            let doubt = |values| Doubt::Neighbours {
-                output: spec.name.clone(),
-                rows,
-                values,
-            };
-            let singles: Option<Vec<&OutputTensor>> =
-                alone.iter().map(|outputs| outputs.get(index)).collect();
-            let (Some(singles), Some(all)) = (singles, together.get(index)) else {
-                return Some(doubt(None));
-            };
-            let same_shape =
-                |single: &&OutputTensor| single.shape().get(1..) == all.shape().get(1..);
-            let views: Option<Vec<RowView<'_>>> = singles
-                .iter()
-                .map(|single| RowView::of(single, 0, 1))
-                .collect();
-            let (Some(views), true) = (views, singles.iter().all(same_shape)) else {
-                return Some(doubt(None));
-            };
-            let scale = views.iter().map(RowView::scale).fold(0.0, f64::max);
-            let allowed = tolerance(spec.datatype, self.tf32) * scale;
-            let (mut flips, mut elements, mut first) = (0_u32, 0_u32, None);
-            for (place, single) in views.iter().cycle().take(rows).enumerate() {
-                let Some(row) = RowView::of(all, place, rows) else {
-                    return Some(doubt(None));
-                };
-                for index in 0..row.len {
-                    let close = match (single.number(index), row.number(index)) {
-                        (Some(a), Some(b)) => is_close(a, b, allowed, spec.datatype),
-                        _ => single.shown(index) == row.shown(index),
-                    };
-                    elements = elements.saturating_add(1);
-                    if !close {
-                        flips += 1;
-                        let values = || (single.shown(index), row.shown(index));
-                        first = first.or_else(|| Some(values()));
-                    }
-                }
+/// Whether rows are so far apart that what they have in common with each other is not all there is to see.
+pub(super) fn are_telling(rows: &[Elements<'_>], tf32: bool) -> bool {
+    let Some((first, others)) = rows.split_first() else {
+        return false;
+    };
+    let datatype = first.all.datatype();
+    let scale = rows.iter().map(Elements::scale).fold(0.0, f64::max);
+    let apart = 10.0 * tolerance(datatype, tf32) * scale;
+    others.iter().any(|other| {
+        (0..first.len.max(other.len)).any(|index| {
+            match (first.number(index), other.number(index)) {
+                (Some(a), Some(b)) => (a - b).abs() > apart,
+                _ => first.shown(index) != other.shown(index),
             }
-            let may_flip = tolerance(spec.datatype, self.tf32) == 0.0;
-            let permitted = if may_flip {
-                FLIPS * f64::from(elements)
-            } else {
-                0.0
-            };
-            if f64::from(flips) > permitted {
-                return Some(doubt(first));
-            }
-        }
-        None
-    }
+        })
+    })
 }
 
 /// How far apart two results of the same computation by different kernels may lie, relative to the output's largest
 /// value. Whole numbers and strings must be equal.
-fn tolerance(datatype: DataType, tf32: bool) -> f64 {
+pub(super) fn tolerance(datatype: DataType, tf32: bool) -> f64 {
     match datatype {
         DataType::Fp32 if tf32 => 1e-2,
         DataType::Fp64 | DataType::Fp32 => 1e-3,
@@ -242,9 +253,12 @@ fn tolerance(datatype: DataType, tf32: bool) -> f64 {
     }
 }
 
+fn is_float(datatype: DataType) -> bool {
+    tolerance(datatype, false) > 0.0
+}
+
 fn is_close(one: f64, other: f64, allowed: f64, datatype: DataType) -> bool {
-    let whole = tolerance(datatype, false) == 0.0;
-    if one.is_finite() && other.is_finite() && !whole {
+    if one.is_finite() && other.is_finite() && is_float(datatype) {
         // What is far below what FP16 can tell apart is nothing.
         return (one - other).abs() <= allowed.max(1e-12);
     }

@@ -2,50 +2,115 @@
 //!
 //! A dynamic first dimension says that a model takes several rows. It does not say that it computes each of them by
 //! itself: a normalisation over the batch, a quantisation by the largest value, or a sum along the wrong axis would mix
-//! the requests of strangers. Two questions are asked of the graph:
+//! the requests of strangers, and texts may be padded to the longest one beside them. What is asked of the graph:
 //!
+//! - Has each output a row for each row of the inputs, and otherwise the sizes that a row alone gives? A size that nothing
+//!   but values explains is doubted, whatever the made-up values gave. An output that no value reaches may be shared.
 //! - Does a row's answer change when only its neighbours do? Both runs have the same shape, and so the same kernels, so
-//!   that hardly any difference is rounding. The neighbours are extreme, so that any influence shows.
-//! - Does it change with the number of rows, or with its place among them? Here kernels differ and round differently.
+//!   that hardly any difference is rounding. The neighbours are extreme or blank, so that any influence shows. This must
+//!   hold for every kind of rows that the model takes.
+//! - Does it change with the number of rows, or with its place among them? Here kernels differ and round differently, and
+//!   on rows such as nobody sends some networks amplify that. A difference that only one kind of rows shows is taken for
+//!   such rounding if it is small, and rows of another kind, which give answers far apart from each other, show none.
 //!
-//! Invariant: what cannot be shown to be independent is not merged.
+//! Executions of 1, 2 and 3 rows are tried, and larger ones as far as time and memory let them. Invariant: what was not
+//! shown to be independent is not merged, nor are more rows than it was shown for.
 
 mod comparison;
+mod pace;
 mod rows;
+#[cfg(test)]
+mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::time::{Duration, Instant};
 
-use comparison::Comparison;
-use rows::{Row, run};
+use comparison::{Agreement, Difference, Elements, are_telling, other_kernels, same_kernels};
+use pace::{Clock, Pace};
+use rows::{Kind, Row};
 
-use super::made_up::LARGEST_INPUT;
-use super::{Model, RuntimeError};
-use crate::model::ModelMetadata;
+use super::division::{DivisionPlan, OutputPlan, Size};
+use super::made_up::{self, LARGEST_INPUT};
+use super::{BatchOutput, Model, RuntimeError};
+use crate::model::flow::Flow;
+use crate::model::{Dim, ModelMetadata, TensorSpec};
+use crate::tensor::{Division, OutputTensor};
 
 /// Different rows that are executed alone. Batches repeat them.
-const ROWS: u64 = 3;
+const ROWS: usize = 3;
 
-/// Sizes to try for open dimensions other than the batch, until the model takes one. At 1, a wrong axis may hide.
-const OPEN: [usize; 5] = [64, 224, 16, 3, 1];
+/// The first size beyond those that every model is tried with, and by how much sizes grow from there.
+const FIRST_LARGE: usize = 8;
+const GROWTH: usize = 4;
+
+/// Sizes to try for open dimensions other than the batch, until the model takes one: images and texts, and at last sounds.
+/// At 1, a wrong axis may hide.
+const OPEN: [usize; 10] = [64, 224, 48, 32, 16, 3, 1, 512, 1600, 16_000];
+
+/// The largest difference, as a part of an output's largest value, that may be amplified rounding.
+const AMPLIFIED: f64 = 0.05;
 
 /// Why the rows of different requests are not merged.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Doubt {
+    /// The model has no batch: its declaration says so, and runs do not say otherwise.
+    Signature(String),
+    /// An output has not as many rows as were executed.
+    Shape {
+        /// The output.
+        output: String,
+        /// The rows of the execution.
+        rows: usize,
+        /// The shape that it had.
+        shape: Vec<usize>,
+    },
+    /// The sizes of an output follow from values.
+    Length {
+        /// The output.
+        output: String,
+        /// Its shape in one execution.
+        one: Vec<usize>,
+        /// Its shape in another one of as many rows.
+        other: Vec<usize>,
+    },
+    /// Nothing but values is known to explain the size of a dimension of an output.
+    Unexplained {
+        /// The output.
+        output: String,
+        /// The dimension.
+        axis: usize,
+    },
     /// An output of a row is another one when other rows are executed with it.
     Neighbours {
         /// The output.
         output: String,
-        /// The rows of the execution in which it differed.
+        /// The rows of the executions in which it differed.
         rows: usize,
         /// The first element that differs, as it is in one execution and in another.
-        values: Option<(String, String)>,
+        values: (String, String),
+        /// What the rows held.
+        of: String,
+    },
+    /// An output of a row is another one when more rows are executed.
+    Size {
+        /// The output.
+        output: String,
+        /// The rows of the execution in which it differed.
+        rows: usize,
+        /// The element that differs most, as it is alone and among others.
+        values: (String, String),
+        /// How far, as a part of the largest value; infinite if that says nothing.
+        part: f64,
+        /// What the rows held.
+        of: String,
     },
     /// The same row gives other outputs from run to run.
     Random {
         /// The output.
         output: String,
     },
-    /// The model refuses the rows that were made up, or the rows are too large to make up.
+    /// The model refuses the rows that were made up, or the rows are too large or its runs too long to try it.
     Untested(String),
 }
 
@@ -54,7 +119,12 @@ impl Doubt {
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Neighbours { .. } => "neighbours",
+            Self::Signature(_) => "signature",
+            Self::Shape { .. }
+            | Self::Length { .. }
+            | Self::Unexplained { .. }
+            | Self::Neighbours { .. }
+            | Self::Size { .. } => "neighbours",
             Self::Random { .. } => "random",
             Self::Untested(_) => "untested",
         }
@@ -64,22 +134,56 @@ impl Doubt {
 impl fmt::Display for Doubt {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Neighbours {
+            Self::Signature(reason) => formatter.write_str(reason),
+            Self::Shape {
                 output,
-                rows,
-                values: None,
+                rows: 1,
+                shape,
             } => write!(
                 formatter,
-                "output '{output}' has another shape when {rows} rows are executed together"
+                "output '{output}' has the shape {shape:?} when 1 row is executed, so that its first dimension is not the batch"
+            ),
+            Self::Shape {
+                output,
+                rows,
+                shape,
+            } => write!(
+                formatter,
+                "output '{output}' has another shape when {rows} rows are executed together: {shape:?}"
+            ),
+            Self::Length { output, one, other } => write!(
+                formatter,
+                "the shape of output '{output}' depends on values: {one:?} and {other:?} in executions of as many rows"
+            ),
+            Self::Unexplained { output, axis } => write!(
+                formatter,
+                "the size of dimension {axis} of output '{output}' may depend on values: the graph does not derive it from the shapes of the inputs"
             ),
             Self::Neighbours {
                 output,
                 rows,
-                values: Some((alone, among)),
+                values: (one, other),
+                of,
             } => write!(
                 formatter,
-                "output '{output}' of a row depends on the rows beside it: {alone} and {among} in executions of up to {rows}"
+                "output '{output}' of a row depends on the rows beside it: {one} and {other} in executions of {rows} rows of {of}"
             ),
+            Self::Size {
+                output,
+                rows,
+                values: (alone, among),
+                part,
+                of,
+            } => {
+                write!(
+                    formatter,
+                    "output '{output}' of a row depends on how many rows are executed: {alone} alone and {among} among {rows} rows of {of}"
+                )?;
+                if part.is_finite() {
+                    write!(formatter, ", {} of its largest value apart", percent(*part))?;
+                }
+                Ok(())
+            }
             Self::Random { output } => write!(
                 formatter,
                 "output '{output}' of the same row differs from run to run, so that rows cannot be compared"
@@ -92,355 +196,828 @@ impl fmt::Display for Doubt {
     }
 }
 
-/// Tries it with batches of each of `sizes`.
+/// A part as people write it.
+fn percent(part: f64) -> String {
+    if part >= 1e-5 {
+        format!("{:.3} %", part * 100.0)
+    } else {
+        format!("{:.0e} %", part * 100.0)
+    }
+}
+
+/// What came out of trying a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verdict {
+    /// Why rows must not share executions, if so.
+    pub doubt: Option<Doubt>,
+    /// The most rows of an execution in which they were shown not to depend on each other.
+    pub rows: usize,
+    /// How outputs are handed out to the requests that share an execution.
+    pub plan: DivisionPlan,
+    /// What the verdict rests on, for people.
+    pub tried: String,
+}
+
+/// Tries it with executions of up to `max_rows` rows; `flows` are what the outputs follow from by the graph.
 ///
 /// # Errors
 /// When a run fails for another reason than that the model refuses the made-up rows.
 pub fn check(
     model: &mut dyn Model,
-    sizes: &[usize],
+    flows: &[Flow],
+    max_rows: usize,
     tf32: bool,
-) -> Result<Option<Doubt>, RuntimeError> {
-    let trial = Trial {
-        sizes,
+) -> Result<Verdict, RuntimeError> {
+    let started = Instant::now();
+    let clock = || started.elapsed();
+    let limits = Limits {
+        max_rows,
         tf32,
         largest: LARGEST_INPUT,
     };
-    trial.run(model)
+    Trial::new(model, flows, limits, &clock).run(false)
 }
 
-/// One trial of a model.
-struct Trial<'a> {
-    sizes: &'a [usize],
+/// Only finds out how the outputs are to be handed out: the user says that rows do not depend on each other.
+///
+/// # Errors
+/// As [`check`].
+pub fn probe(model: &mut dyn Model, flows: &[Flow]) -> Result<Verdict, RuntimeError> {
+    let clock = || Duration::ZERO;
+    let limits = Limits {
+        max_rows: 2,
+        tf32: false,
+        largest: LARGEST_INPUT,
+    };
+    Trial::new(model, flows, limits, &clock).run(true)
+}
+
+/// How far a trial goes.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    max_rows: usize,
     tf32: bool,
     /// Bytes of an input that may be made up.
     largest: usize,
 }
 
-impl Trial<'_> {
-    fn run(&self, model: &mut dyn Model) -> Result<Option<Doubt>, RuntimeError> {
-        match self.compare(model) {
-            Err(RuntimeError::Refused(reason)) => Ok(Some(Doubt::Untested(reason))),
-            other => other,
+/// What an output may be, by all executions so far.
+#[derive(Debug, Clone, Copy)]
+struct Axis {
+    /// It had a row for each row.
+    rows: bool,
+    /// It was always the same, and no value reaches it.
+    shared: bool,
+}
+
+/// Why a kind of rows shows nothing.
+enum Unusable {
+    /// The model does not take them.
+    Refused(String),
+    /// The model takes one of them, and refuses two.
+    OneRow(String),
+    /// An input would be too large.
+    TooLarge,
+    /// A run takes so long.
+    TooSlow(Duration),
+}
+
+/// Ends the trial of a kind of rows, or all.
+enum Stop {
+    Doubt(Doubt),
+    Unusable(Unusable),
+    Failed(RuntimeError),
+}
+
+impl From<Doubt> for Stop {
+    fn from(doubt: Doubt) -> Self {
+        Self::Doubt(doubt)
+    }
+}
+
+impl From<Unusable> for Stop {
+    fn from(unusable: Unusable) -> Self {
+        Self::Unusable(unusable)
+    }
+}
+
+/// What one kind of rows has shown.
+struct Shown {
+    kind: Kind,
+    open: usize,
+    alone: Vec<BatchOutput>,
+    /// By output: whether the rows' answers are far apart.
+    telling: Vec<bool>,
+    /// By output: whether no answer has a finite number.
+    nothing: Vec<bool>,
+    /// By output: the difference between executions of different sizes, if it is more than rounding.
+    beyond: Vec<Option<(usize, Difference)>>,
+    /// The largest difference between executions of different sizes.
+    worst: f64,
+}
+
+impl Shown {
+    fn is_clean(&self) -> bool {
+        self.beyond.iter().all(Option::is_none)
+    }
+}
+
+/// One trial of a model.
+struct Trial<'a> {
+    model: &'a mut dyn Model,
+    metadata: std::sync::Arc<ModelMetadata>,
+    flows: &'a [Flow],
+    limits: Limits,
+    pace: Pace<'a>,
+    /// The outputs of the first run.
+    first: Option<BatchOutput>,
+    /// The size of open dimensions in that run.
+    first_open: usize,
+    axes: Vec<Axis>,
+    /// The numbers of rows that were executed.
+    sizes: BTreeSet<usize>,
+    /// The most rows for which everything was compared.
+    rows: usize,
+    /// Why larger executions were not tried.
+    stopped: Option<String>,
+}
+
+impl<'a> Trial<'a> {
+    fn new(model: &'a mut dyn Model, flows: &'a [Flow], limits: Limits, clock: Clock<'a>) -> Self {
+        let metadata = std::sync::Arc::clone(model.metadata());
+        let unseen = |index| Axis {
+            rows: true,
+            shared: flows.get(index).is_some_and(|flow: &Flow| flow.constant),
+        };
+        let axes = (0..metadata.outputs.len()).map(unseen).collect();
+        Self {
+            model,
+            metadata,
+            flows,
+            limits,
+            pace: Pace::new(clock),
+            first: None,
+            first_open: 1,
+            axes,
+            sizes: BTreeSet::new(),
+            rows: 1,
+            stopped: None,
         }
     }
 
-    fn compare(&self, model: &mut dyn Model) -> Result<Option<Doubt>, RuntimeError> {
-        let metadata = std::sync::Arc::clone(model.metadata());
-        let Some(open) = self.open_size(model, &metadata)? else {
-            return Ok(Some(Doubt::Untested("its rows are too large".to_owned())));
+    /// Tries everything, or, if the rows are `trusted` not to depend on each other, only shapes.
+    fn run(mut self, trusted: bool) -> Result<Verdict, RuntimeError> {
+        let mut shown = Vec::new();
+        let found = if trusted {
+            self.probe()
+        } else {
+            self.compare(&mut shown)
         };
-        let mut alone = Vec::new();
-        for number in 0..ROWS {
-            alone.extend(run(model, &[Row::ordinary(number)], open, self.largest)?);
-        }
-        let again = run(model, &[Row::ordinary(0)], open, self.largest)?;
-        let (Some(first), Some(again)) = (alone.first(), again) else {
-            return Ok(Some(Doubt::Untested("its rows are too large".to_owned())));
+        let doubt = match found {
+            Ok(()) => None,
+            Err(Stop::Doubt(doubt)) => Some(doubt),
+            Err(Stop::Unusable(unusable)) => Some(unusable.into_doubt()),
+            Err(Stop::Failed(error)) => return Err(error),
         };
-        let comparison = Comparison {
-            metadata: &metadata,
-            tf32: self.tf32,
+        Ok(Verdict {
+            rows: if trusted { usize::MAX } else { self.rows },
+            plan: self.plan(),
+            tried: self.tried(&shown),
+            doubt,
+        })
+    }
+
+    /// Runs one row and two, to see what the outputs are.
+    fn probe(&mut self) -> Result<(), Stop> {
+        let mut kinds = Kind::of(&self.metadata);
+        kinds.extend(Kind::last_resorts(&self.metadata));
+        for kind in kinds {
+            match self.probe_with(kind) {
+                Err(Stop::Unusable(_)) => {}
+                other => return other,
+            }
+        }
+        // Nothing could be seen, so that the declaration must do.
+        let mut outputs = self.metadata.outputs.iter();
+        match outputs.find(|spec| !spec.has_dynamic_first()) {
+            Some(spec) => Err(no_rows(spec).into()),
+            None => Ok(()),
+        }
+    }
+
+    fn probe_with(&mut self, kind: Kind) -> Result<(), Stop> {
+        let (open, alone) = self.open_size(kind)?;
+        self.note_shapes(&alone, 1)?;
+        let rows = [Row::ordinary(0), Row::ordinary(1)];
+        let pair = self.execute(kind, &rows, open)?;
+        self.note_shapes(&pair, 2)?;
+        Ok(())
+    }
+
+    fn compare(&mut self, shown: &mut Vec<Shown>) -> Result<(), Stop> {
+        let mut unusable = None;
+        for kind in Kind::of(&self.metadata) {
+            // One kind makes a verdict. More are tried if they cost little, or if a difference asks for them.
+            let settled = shown.iter().any(Shown::is_clean);
+            if settled && !self.pace.has_time_for_kind(5, 2) {
+                break;
+            }
+            self.try_next(kind, shown, &mut unusable)?;
+            if !settled && shown.iter().any(Shown::is_clean) {
+                self.enlarge(shown)?;
+            }
+        }
+        if shown.is_empty() {
+            // Each shows what one input does while the others hold zeros, so that one alone does not make a verdict.
+            for kind in Kind::last_resorts(&self.metadata) {
+                self.try_next(kind, shown, &mut unusable)?;
+            }
+            self.enlarge(shown)?;
+            let mut inputs = self.metadata.inputs.iter().enumerate();
+            let constant = |index: usize| {
+                !shown
+                    .iter()
+                    .any(|shown| shown.kind.varies(index, &self.metadata))
+            };
+            if let Some((_, spec)) = inputs.find(|(index, _)| constant(*index))
+                && !shown.is_empty()
+            {
+                // Where it holds something else, it may say which of the rows is meant.
+                let reason = format!(
+                    "it takes no made-up values but zeros in input '{}'",
+                    spec.name
+                );
+                return Err(Unusable::Refused(reason).into());
+            }
+        }
+        match unusable {
+            Some(reason) if shown.is_empty() => Err(reason.into()),
+            _ => Ok(self.judge(shown)?),
+        }
+    }
+
+    fn try_next(
+        &mut self,
+        kind: Kind,
+        shown: &mut Vec<Shown>,
+        unusable: &mut Option<Unusable>,
+    ) -> Result<(), Stop> {
+        match self.try_kind(kind) {
+            Ok(found) => shown.push(found),
+            // Rows of another kind take as long.
+            Err(stop @ Stop::Unusable(Unusable::TooSlow(_))) => return Err(stop),
+            Err(Stop::Unusable(reason)) => *unusable = Some(worse(unusable.take(), reason)),
+            Err(stop) => return Err(stop),
+        }
+        Ok(())
+    }
+
+    /// Whether what the kinds of rows have shown together leaves a doubt.
+    fn judge(&self, shown: &[Shown]) -> Result<(), Doubt> {
+        for (index, spec) in self.metadata.outputs.iter().enumerate() {
+            let is = |flags: &[bool]| flags.get(index).copied().unwrap_or_default();
+            if shown.iter().all(|kind| is(&kind.nothing)) {
+                let reason = format!("output '{}' has no number for any of the rows", spec.name);
+                return Err(Doubt::Untested(reason));
+            }
+            let beyond = |kind: &Shown| kind.beyond.get(index).cloned().flatten();
+            let reassuring = shown
+                .iter()
+                .any(|kind| beyond(kind).is_none() && is(&kind.telling) && !is(&kind.nothing));
+            for kind in shown {
+                if let Some((rows, difference)) = beyond(kind)
+                    && !(reassuring && difference.part <= AMPLIFIED)
+                {
+                    return Err(self.size_doubt(spec, rows, difference, kind.kind));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn size_doubt(
+        &self,
+        spec: &TensorSpec,
+        rows: usize,
+        difference: Difference,
+        kind: Kind,
+    ) -> Doubt {
+        Doubt::Size {
+            output: spec.name.clone(),
+            rows,
+            values: (difference.one, difference.other),
+            part: difference.part,
+            of: kind.describe(&self.metadata),
+        }
+    }
+
+    /// Tries larger executions, as long as they can be expected to be small enough and to end in time.
+    fn enlarge(&mut self, shown: &mut [Shown]) -> Result<(), Stop> {
+        let Some(kind) = shown.iter_mut().find(|kind| kind.is_clean()) else {
+            return Ok(());
         };
-        if let Some(found) = comparison.same_kernels((first, 0), (&again, 0), 1) {
-            return Ok(Some(match found {
-                Doubt::Neighbours { output, .. } => Doubt::Random { output },
-                other => other,
-            }));
-        }
-        if let Some(output) = comparison.without_numbers(&alone) {
-            let reason = format!("output '{output}' has no number for any of them");
-            return Ok(Some(Doubt::Untested(reason)));
-        }
-        if let Some(doubt) = self.change_neighbours(model, &comparison, open)? {
-            return Ok(Some(doubt));
-        }
-        for size in self.sizes.iter().copied().filter(|size| *size > 1) {
-            let rows: Vec<Row> = (0..ROWS).cycle().take(size).map(Row::ordinary).collect();
-            // What holds for the smaller batches is taken to hold for those that are too large to be made up.
-            let Some(together) = run(model, &rows, open, self.largest)? else {
+        while self.rows < self.limits.max_rows {
+            let Some(rows) = self.next_size() else {
                 break;
             };
-            if let Some(doubt) = comparison.other_kernels(&alone, &together, size) {
-                return Ok(Some(doubt));
+            match self.group(kind, rows) {
+                Ok(()) => {}
+                Err(Stop::Unusable(_)) => {
+                    self.stopped = Some(format!("executions of {rows} rows are refused"));
+                    break;
+                }
+                Err(stop) => return Err(stop),
+            }
+            let specs = self.metadata.outputs.iter();
+            if let Some((spec, (rows, difference))) = specs
+                .zip(&kind.beyond)
+                .find_map(|(spec, beyond)| Some((spec, beyond.clone()?)))
+            {
+                return Err(self.size_doubt(spec, rows, difference, kind.kind).into());
+            }
+            self.rows = rows;
+        }
+        Ok(())
+    }
+
+    /// The next larger size that can be expected to be small enough and to end in time.
+    fn next_size(&mut self) -> Option<usize> {
+        let larger = match self.rows {
+            // Three were too slow already, unless many cost hardly more than one.
+            1 | 2 => [GROWTH * FIRST_LARGE, ROWS],
+            ROWS => [FIRST_LARGE, 2 * ROWS],
+            rows => [rows.saturating_mul(GROWTH), rows.saturating_mul(2)],
+        };
+        for rows in larger.map(|rows| rows.min(self.limits.max_rows)) {
+            if !self.pace.is_small(rows) {
+                self.stopped = Some(format!("executions of {rows} rows take much memory"));
+            } else if !self.pace.has_time_for_more(3, rows) {
+                let seconds = self.pace.expected(rows).as_secs_f64();
+                let reason = format!("an execution of {rows} rows takes some {seconds:.1} s");
+                self.stopped = Some(reason);
+            } else {
+                self.stopped = None;
+                return Some(rows);
+            }
+        }
+        None
+    }
+
+    /// Executes rows of `kind` alone, and in groups of two and three.
+    fn try_kind(&mut self, kind: Kind) -> Result<Shown, Stop> {
+        let is_first = self.rows == 1;
+        let (open, first) = self.open_size(kind)?;
+        self.note_shapes(&first, 1)?;
+        if is_first {
+            // A first run may well take longer than others, but not by so much.
+            self.afford(3)?;
+            let again = self.execute(kind, &[Row::ordinary(0)], open)?;
+            self.note_shapes(&again, 1)?;
+            self.repeats(&first, &again)?;
+            self.afford(1)?;
+        }
+        let mut alone = vec![first];
+        for number in 1..ROWS {
+            if number > 1 && !self.pace.has_time_for(1, 1) {
+                break;
+            }
+            let row = Row::ordinary(u64::try_from(number).unwrap_or_default());
+            let outputs = self.execute(kind, &[row], open)?;
+            self.note_shapes(&outputs, 1)?;
+            alone.push(outputs);
+        }
+        self.same_lengths(&alone, open)?;
+        let mut shown = Shown {
+            kind,
+            open,
+            telling: self.of_rows(&alone, |rows| are_telling(rows, self.limits.tf32)),
+            nothing: self.of_rows(&alone, |rows| rows.iter().all(Elements::say_nothing)),
+            alone,
+            beyond: vec![None; self.axes.len()],
+            worst: 0.0,
+        };
+        self.group(&mut shown, 2)?;
+        self.rows = self.rows.max(2);
+        if self.limits.max_rows > 2 && self.pace.has_time_for(3, ROWS) {
+            match self.group(&mut shown, ROWS) {
+                // What it takes two of, it need not take three of.
+                Ok(()) if is_first => self.rows = ROWS,
+                Ok(()) | Err(Stop::Unusable(_)) => {}
+                Err(stop) => return Err(stop),
+            }
+        }
+        Ok(shown)
+    }
+
+    /// Whether what a verdict needs besides a row that was run ends in time, if that row took `times` as long as others do:
+    /// one other row alone, and two together thrice.
+    fn afford(&self, times: usize) -> Result<(), Stop> {
+        let run = self.pace.expected(1);
+        let rows = (1 + 3 * 2_usize).div_ceil(times);
+        if self.pace.can_afford(rows, 1) {
+            Ok(())
+        } else {
+            Err(Unusable::TooSlow(run).into())
+        }
+    }
+
+    /// Executes `rows` rows together, then with other neighbours for the first, and with others for the last.
+    fn group(&mut self, shown: &mut Shown, rows: usize) -> Result<(), Stop> {
+        let (kind, open) = (shown.kind, shown.open);
+        let numbers = (0_u64..).take(shown.alone.len()).cycle();
+        let ordinary: Vec<Row> = numbers.take(rows).map(Row::ordinary).collect();
+        let before = match self.execute(kind, &ordinary, open) {
+            Err(Stop::Unusable(Unusable::Refused(reason))) => {
+                return Err(Unusable::OneRow(reason).into());
+            }
+            other => other?,
+        };
+        // A value that depends on others says more than a shape that does.
+        let misshapen = self.note_shapes(&before, rows).err();
+        self.agree(shown, &before, rows, misshapen.is_some())?;
+        if let Some(doubt) = misshapen {
+            return Err(doubt.into());
+        }
+        for place in [0, rows - 1] {
+            let Some(after) = self.beside_others(kind, &ordinary, place, open)? else {
+                let reason = "it refuses all rows beside which others were to be tried".to_owned();
+                return Err(Unusable::Refused(reason).into());
+            };
+            self.note_shapes(&after, rows)?;
+            self.same_beside(&before, &after, place, rows, kind)?;
+        }
+        Ok(())
+    }
+
+    /// Executes `rows` with all but the one at `place` replaced, by the first others that the model takes.
+    fn beside_others(
+        &mut self,
+        kind: Kind,
+        rows: &[Row],
+        place: usize,
+        open: usize,
+    ) -> Result<Option<BatchOutput>, Stop> {
+        let unlikely = |index: u64| {
+            if index.is_multiple_of(2) {
+                Row::extreme(index)
+            } else {
+                Row::blank()
+            }
+        };
+        let usual = |index: u64| Row::ordinary(index + 3);
+        let others: [&dyn Fn(u64) -> Row; 3] = [&unlikely, &Row::extreme, &usual];
+        for other in others {
+            let mut replaced: Vec<Row> = (0..).take(rows.len()).map(other).collect();
+            // A single neighbour is an extreme one, on either side.
+            replaced.rotate_right((place + 1) % rows.len());
+            if let (Some(kept), Some(row)) = (replaced.get_mut(place), rows.get(place)) {
+                *kept = *row;
+            }
+            match self.execute(kind, &replaced, open) {
+                Err(Stop::Unusable(Unusable::Refused(_))) => {}
+                other => return other.map(Some),
             }
         }
         Ok(None)
     }
 
-    /// The first size of open dimensions that the model takes; `None` if a row is too large at any.
-    fn open_size(
-        &self,
-        model: &mut dyn Model,
-        metadata: &ModelMetadata,
-    ) -> Result<Option<usize>, RuntimeError> {
-        let sizes = if metadata.has_open_shapes() {
+    /// Runs rows of `kind`, and takes note of how long that takes.
+    fn execute(&mut self, kind: Kind, rows: &[Row], open: usize) -> Result<BatchOutput, Stop> {
+        let size = made_up::Size {
+            rows: rows.len(),
+            open,
+            largest: self.limits.largest,
+        };
+        let started = self.pace.now();
+        let result = rows::run(self.model, kind, rows, open, self.limits.largest);
+        let took = self.pace.now().saturating_sub(started);
+        match result {
+            Ok(Some(outputs)) => {
+                let bytes = outputs.iter().map(bytes_of).sum::<usize>();
+                let bytes = bytes.saturating_add(made_up::input_bytes(&self.metadata, size));
+                self.pace.note(rows.len(), took, bytes);
+                self.sizes.insert(rows.len());
+                Ok(outputs)
+            }
+            Ok(None) => Err(Unusable::TooLarge.into()),
+            Err(RuntimeError::Refused(reason)) => Err(Unusable::Refused(reason).into()),
+            Err(error) => Err(Stop::Failed(error)),
+        }
+    }
+
+    /// The first size of open dimensions at which the model takes a row of `kind`, and what it answers.
+    fn open_size(&mut self, kind: Kind) -> Result<(usize, BatchOutput), Stop> {
+        let sizes = if self.metadata.has_open_shapes() {
             &OPEN[..]
         } else {
             &[1]
         };
-        let mut refused = None;
+        let mut unusable = None;
         for open in sizes {
-            match run(model, &[Row::ordinary(0)], *open, self.largest) {
-                Ok(Some(_)) => return Ok(Some(*open)),
-                Ok(None) => {}
-                Err(RuntimeError::Refused(reason)) => refused = Some(reason),
-                Err(error) => return Err(error),
+            match self.execute(kind, &[Row::ordinary(0)], *open) {
+                Ok(outputs) => {
+                    if self.first.is_none() {
+                        self.first_open = *open;
+                    }
+                    return Ok((*open, outputs));
+                }
+                Err(Stop::Unusable(reason)) => unusable = Some(worse(unusable, reason)),
+                Err(stop) => return Err(stop),
             }
         }
-        match refused {
-            Some(reason) => Err(RuntimeError::Refused(reason)),
-            None => Ok(None),
+        Err(unusable.unwrap_or(Unusable::TooLarge).into())
+    }
+
+    /// Takes note of the shapes of an execution of `rows` rows. The first output that can neither be handed out by rows
+    /// nor be shared is a doubt.
+    fn note_shapes(&mut self, outputs: &BatchOutput, rows: usize) -> Result<(), Doubt> {
+        let first = self.first.get_or_insert_with(|| outputs.clone());
+        let specs = self.metadata.outputs.iter();
+        let mut doubt = None;
+        for ((axis, spec), (output, first)) in self
+            .axes
+            .iter_mut()
+            .zip(specs)
+            .zip(outputs.iter().zip(&*first))
+        {
+            axis.rows &= output.shape().first() == Some(&rows);
+            axis.shared = axis.shared
+                && output.shape() == first.shape()
+                && same_kernels(&Elements::whole(first), &Elements::whole(output)).is_none();
+            if !axis.rows && !axis.shared && doubt.is_none() {
+                doubt = Some(if spec.has_dynamic_first() {
+                    Doubt::Shape {
+                        output: spec.name.clone(),
+                        rows,
+                        shape: output.shape().to_vec(),
+                    }
+                } else {
+                    no_rows(spec)
+                });
+            }
+        }
+        doubt.map_or(Ok(()), Err)
+    }
+
+    /// Whether the same row gives the same in two runs.
+    fn repeats(&self, one: &BatchOutput, other: &BatchOutput) -> Result<(), Doubt> {
+        for (spec, (one, other)) in self.metadata.outputs.iter().zip(one.iter().zip(other)) {
+            if one.shape() != other.shape() {
+                return Err(lengths(spec, one, other));
+            }
+            if same_kernels(&Elements::whole(one), &Elements::whole(other)).is_some() {
+                let output = spec.name.clone();
+                return Err(Doubt::Random { output });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether every output of rows of the same shape has a shape that something but values explains.
+    fn same_lengths(&self, alone: &[BatchOutput], open: usize) -> Result<(), Doubt> {
+        for (index, spec) in self.metadata.outputs.iter().enumerate() {
+            let mut outputs = alone.iter().filter_map(|outputs| outputs.get(index));
+            let Some(first) = outputs.next() else {
+                continue;
+            };
+            if let Some(other) = outputs.find(|output| output.shape() != first.shape()) {
+                return Err(lengths(spec, first, other));
+            }
+            let by_shapes = self.flows.get(index).is_some_and(|flow| flow.sized);
+            if by_shapes || self.axes.get(index).is_some_and(|axis| axis.shared) {
+                continue;
+            }
+            let sizes = first.shape().iter().enumerate().skip(1);
+            for (axis, size) in sizes {
+                if self.explained(spec, axis, *size, open) == Size::Open {
+                    return Err(Doubt::Unexplained {
+                        output: spec.name.clone(),
+                        axis,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the declaration says of the size of a dimension of an output, if that is what it was when open dimensions of
+    /// the inputs had the size `open`.
+    fn explained(&self, spec: &TensorSpec, axis: usize, size: usize, open: usize) -> Size {
+        match spec.dims().get(axis) {
+            Some(Dim::Fixed(fixed)) if *fixed == size => Size::Fixed(size),
+            Some(dim @ Dim::Dynamic(Some(_))) if size == open => {
+                let inputs = self.metadata.inputs.iter().enumerate();
+                let mut same = inputs.flat_map(|(input, spec)| {
+                    let dims = spec.dims().iter().enumerate().skip(1);
+                    let same = dims.filter(|(_, other)| *other == dim);
+                    same.map(move |(axis, _)| Size::OfInput { input, axis })
+                });
+                same.next().unwrap_or(Size::Open)
+            }
+            _ => Size::Open,
         }
     }
 
-    /// Whether the first or the last of two rows notices that the other one is changed.
-    fn change_neighbours(
+    /// Holds the rows of an execution against what they gave alone.
+    fn agree(
         &self,
-        model: &mut dyn Model,
-        comparison: &Comparison<'_>,
-        open: usize,
-    ) -> Result<Option<Doubt>, RuntimeError> {
-        let (first, last) = (Row::ordinary(0), Row::ordinary(1));
-        let mut pair = |rows: [Row; 2]| run(model, &rows, open, self.largest);
-        let Some(before) = pair([first, last])? else {
-            return Ok(Some(Doubt::Untested("its rows are too large".to_owned())));
-        };
-        for (place, rows) in [(0, [first, Row::extreme(1)]), (1, [Row::extreme(0), last])] {
-            let Some(after) = pair(rows)? else {
+        shown: &mut Shown,
+        together: &BatchOutput,
+        rows: usize,
+        misshapen: bool,
+    ) -> Result<(), Doubt> {
+        for (index, spec) in self.metadata.outputs.iter().enumerate() {
+            let Some(output) = together.get(index) else {
                 continue;
             };
-            if let Some(doubt) = comparison.same_kernels((&before, place), (&after, place), 2) {
-                return Ok(Some(doubt));
+            if self.axes.get(index).is_none_or(|axis| !axis.rows) {
+                continue;
+            }
+            let singles = shown.alone.iter().filter_map(|outputs| outputs.get(index));
+            let singles: Vec<&OutputTensor> = singles.cycle().take(rows).collect();
+            let same = |single: &&OutputTensor| single.shape().get(1..) == output.shape().get(1..);
+            if !singles.iter().all(same) {
+                return Err(Doubt::Shape {
+                    output: spec.name.clone(),
+                    rows,
+                    shape: output.shape().to_vec(),
+                });
+            }
+            let alone: Vec<Elements<'_>> = singles
+                .iter()
+                .filter_map(|single| Elements::row(single, 0, 1))
+                .collect();
+            let among = (0..rows).filter_map(|place| Elements::row(output, place, rows));
+            let among: Vec<Elements<'_>> = among.collect();
+            let Agreement { worst, beyond } = other_kernels(&alone, &among, self.limits.tf32);
+            shown.worst = shown.worst.max(worst);
+            if let Some(difference) = beyond {
+                if misshapen {
+                    return Err(self.size_doubt(spec, rows, difference, shown.kind));
+                }
+                if let Some(beyond) = shown.beyond.get_mut(index)
+                    && beyond
+                        .as_ref()
+                        .is_none_or(|(_, worst)| difference.part > worst.part)
+                {
+                    *beyond = Some((rows, difference));
+                }
             }
         }
-        Ok(None)
+        Ok(())
+    }
+
+    /// Whether the row at `place` is the same in two executions that differ in all other rows.
+    fn same_beside(
+        &self,
+        before: &BatchOutput,
+        after: &BatchOutput,
+        place: usize,
+        rows: usize,
+        kind: Kind,
+    ) -> Result<(), Doubt> {
+        for (index, spec) in self.metadata.outputs.iter().enumerate() {
+            if self.axes.get(index).is_none_or(|axis| !axis.rows) {
+                continue;
+            }
+            let (Some(before), Some(after)) = (before.get(index), after.get(index)) else {
+                continue;
+            };
+            if before.shape() != after.shape() {
+                return Err(lengths(spec, before, after));
+            }
+            let row = |output| Elements::row(output, place, rows);
+            if let (Some(one), Some(other)) = (row(before), row(after))
+                && let Some(difference) = same_kernels(&one, &other)
+            {
+                return Err(Doubt::Neighbours {
+                    output: spec.name.clone(),
+                    rows,
+                    values: (difference.one, difference.other),
+                    of: kind.describe(&self.metadata),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// By output, what `of` says of its rows alone; `false` for one that has none.
+    fn of_rows(&self, alone: &[BatchOutput], of: impl Fn(&[Elements<'_>]) -> bool) -> Vec<bool> {
+        let flags = self.axes.iter().enumerate().map(|(index, axis)| {
+            let outputs = alone.iter().filter_map(|outputs| outputs.get(index));
+            let rows = outputs.filter_map(|output| Elements::row(output, 0, 1));
+            let rows: Vec<Elements<'_>> = rows.collect();
+            axis.rows && !rows.is_empty() && of(&rows)
+        });
+        flags.collect()
+    }
+
+    /// How outputs are handed out, by what was seen.
+    fn plan(&self) -> DivisionPlan {
+        let Some(first) = &self.first else {
+            return DivisionPlan::default();
+        };
+        let specs = self.metadata.outputs.iter();
+        let outputs = self.axes.iter().zip(specs).zip(first);
+        let plan = |((axis, spec), output): ((&Axis, &TensorSpec), &OutputTensor)| {
+            let sizes = output.shape().iter().enumerate();
+            if axis.rows {
+                let sizes = sizes.skip(1);
+                OutputPlan {
+                    division: Division::Rows,
+                    sizes: sizes
+                        .map(|(axis, size)| self.explained(spec, axis, *size, self.first_open))
+                        .collect(),
+                }
+            } else {
+                OutputPlan {
+                    division: Division::Shared,
+                    sizes: sizes
+                        .map(|(axis, size)| self.explained(spec, axis, *size, self.first_open))
+                        .collect(),
+                }
+            }
+        };
+        DivisionPlan {
+            outputs: outputs.map(plan).collect(),
+        }
+    }
+
+    /// What was executed and compared, for people.
+    fn tried(&self, shown: &[Shown]) -> String {
+        if self.sizes.is_empty() {
+            return "nothing could be executed".to_owned();
+        }
+        let sizes: Vec<String> = self.sizes.iter().map(ToString::to_string).collect();
+        let mut text = format!("executions of {} row(s)", sizes.join(", "));
+        for (index, kind) in shown.iter().enumerate() {
+            text.push_str(if index == 0 { " of " } else { "; of " });
+            text.push_str(&kind.kind.describe(&self.metadata));
+            if kind.worst > 0.0 {
+                text.push_str(", apart by ");
+                text.push_str(&percent(kind.worst));
+                text.push_str(" between sizes");
+            }
+            if !kind.is_clean() {
+                text.push_str(", taken for rounding");
+            }
+        }
+        if let Some(stopped) = &self.stopped {
+            text.push_str("; none larger, because ");
+            text.push_str(stopped);
+        }
+        text
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::model::{Batchability, Dim, TensorSpec};
-    use crate::runtime::{BatchInput, BatchOutput, Interrupt};
-    use crate::tensor::{DataType, OutputTensor, Shape, TensorData, TensorView};
-
-    /// A model that computes what `compute` says from all values and the number of rows.
-    struct Fake {
-        metadata: Arc<ModelMetadata>,
-        compute: fn(&[f32], usize) -> Vec<f32>,
-    }
-
-    impl Model for Fake {
-        fn metadata(&self) -> &Arc<ModelMetadata> {
-            &self.metadata
-        }
-
-        fn run(&mut self, input: BatchInput<'_>) -> Result<BatchOutput, RuntimeError> {
-            let TensorView::Fp32(values) = input[0].elements else {
-                return Err(RuntimeError::Broken("expected FP32".to_owned()));
-            };
-            let rows = input[0].shape[0];
-            let columns = values.len() / rows;
-            let output = (self.compute)(values, rows);
-            if output.is_empty() {
-                return Err(RuntimeError::Refused("not these".to_owned()));
-            }
-            let shape = Shape::from_slice(&[output.len() / columns, columns]);
-            let output = OutputTensor::new(shape, Arc::new(TensorData::from(output)));
-            Ok(vec![output.unwrap()])
-        }
-
-        fn interrupt(&self) -> Arc<dyn Interrupt> {
-            Arc::new(Nobody)
+impl Unusable {
+    fn into_doubt(self) -> Doubt {
+        match self {
+            Self::Refused(reason) => Doubt::Untested(reason),
+            Self::OneRow(reason) => Doubt::Signature(format!(
+                "the model takes one row, and refuses two: {reason}"
+            )),
+            Self::TooLarge => Doubt::Untested("its rows are too large".to_owned()),
+            Self::TooSlow(run) => Doubt::Untested(format!(
+                "a run of one row takes {:.1} s, which is too long to make the necessary ones",
+                run.as_secs_f64()
+            )),
         }
     }
 
-    struct Nobody;
-
-    impl Interrupt for Nobody {
-        fn interrupt(&self) {}
-    }
-
-    fn metadata(columns: usize) -> ModelMetadata {
-        let spec = |name: &str| TensorSpec {
-            name: name.to_owned(),
-            datatype: DataType::Fp32,
-            dims: Some(vec![
-                Dim::Dynamic(Some("N".to_owned())),
-                Dim::Fixed(columns),
-            ]),
-            labels: Vec::new(),
-        };
-        ModelMetadata {
-            name: "fake".to_owned(),
-            version: "1".to_owned(),
-            description: String::new(),
-            inputs: vec![spec("x")],
-            outputs: vec![spec("y")],
-            batchability: Batchability::Rows,
-            sha256: String::new(),
-            file_size: 0,
-            opsets: std::collections::BTreeMap::new(),
-            producer: String::new(),
-            properties: std::collections::BTreeMap::new(),
+    /// How much it says about the model.
+    fn rank(&self) -> u8 {
+        match self {
+            Self::TooLarge => 0,
+            Self::Refused(_) => 1,
+            Self::TooSlow(_) => 2,
+            Self::OneRow(_) => 3,
         }
     }
+}
 
-    type Compute = fn(&[f32], usize) -> Vec<f32>;
-
-    fn doubt_with(compute: Compute, columns: usize, largest: usize) -> Option<String> {
-        let mut model = Fake {
-            metadata: Arc::new(metadata(columns)),
-            compute,
-        };
-        let trial = Trial {
-            sizes: &[1, 2, 4, 8],
-            tf32: false,
-            largest,
-        };
-        let doubt = trial.run(&mut model).unwrap();
-        doubt.map(|doubt| format!("{}: {doubt}", doubt.kind()))
+/// The one of two that says more.
+fn worse(known: Option<Unusable>, next: Unusable) -> Unusable {
+    match known {
+        Some(known) if known.rank() >= next.rank() => known,
+        _ => next,
     }
+}
 
-    fn doubt(compute: fn(&[f32], usize) -> Vec<f32>) -> Option<String> {
-        doubt_with(compute, 4, LARGEST_INPUT)
-    }
+fn no_rows(spec: &TensorSpec) -> Doubt {
+    Doubt::Signature(format!("output {spec} has no dynamic first dimension"))
+}
 
-    #[expect(clippy::cast_precision_loss, reason = "a handful of rows")]
-    fn float(count: usize) -> f32 {
-        count as f32
+fn lengths(spec: &TensorSpec, one: &OutputTensor, other: &OutputTensor) -> Doubt {
+    Doubt::Length {
+        output: spec.name.clone(),
+        one: one.shape().to_vec(),
+        other: other.shape().to_vec(),
     }
+}
 
-    #[test]
-    fn rounding_is_no_doubt_and_everything_beyond_it_is() {
-        assert_eq!(doubt(|values, _| values.to_vec()), None);
-        // As when the order of additions depends on the number of rows.
-        assert_eq!(
-            doubt(|values, rows| values
-                .iter()
-                .map(|value| value * (1.0 + 1e-6 * float(rows)))
-                .collect()),
-            None
-        );
-        let scaled = doubt(|values, rows| {
-            values
-                .iter()
-                .map(|value| value * (1.0 + 0.01 * float(rows)))
-                .collect()
-        });
-        assert!(
-            scaled
-                .unwrap()
-                .starts_with("neighbours: output 'y' of a row depends on the rows beside it: ")
-        );
-    }
-
-    #[test]
-    fn an_influence_of_the_last_row_or_of_the_position_is_found() {
-        let last = doubt(|values, _| {
-            values
-                .iter()
-                .map(|value| value + values[values.len() - 1])
-                .collect()
-        });
-        assert!(last.unwrap().starts_with("neighbours"));
-        let position = doubt(|values, _| {
-            values
-                .iter()
-                .enumerate()
-                .map(|(index, value)| value + float(index / 4))
-                .collect()
-        });
-        assert!(position.unwrap().starts_with("neighbours"));
-        let shape = doubt(|values, _| values[..4].to_vec());
-        assert_eq!(
-            shape.unwrap(),
-            "neighbours: output 'y' has another shape when 2 rows are executed together"
-        );
-    }
-
-    #[test]
-    fn rows_of_many_elements_hide_nothing_by_being_alike() {
-        fn largest(values: &[f32]) -> f32 {
-            values
-                .iter()
-                .fold(0.0, |largest, value| value.abs().max(largest))
-        }
-        let computations: [Compute; 3] = [
-            |values, _| {
-                let mean = values.iter().sum::<f32>() / float(values.len());
-                values.iter().map(|value| value - mean).collect()
-            },
-            |values, _| {
-                let largest = largest(values);
-                values.iter().map(|value| value / largest).collect()
-            },
-            // As a dynamic quantisation does, back and forth.
-            |values, _| {
-                let step = largest(values) / 127.0;
-                let quantised = values.iter().map(|value| (value / step).round() * step);
-                quantised.collect()
-            },
-        ];
-        for compute in computations {
-            let found = doubt_with(compute, 3 * 64 * 64, LARGEST_INPUT);
-            assert!(found.unwrap().starts_with("neighbours"));
-        }
-    }
-
-    #[test]
-    fn a_few_whole_numbers_may_flip_with_the_number_of_rows_but_not_with_the_neighbours() {
-        // Not reached through a model here: the comparison itself is asked.
-        let mut metadata = metadata(4);
-        metadata.outputs[0].datatype = DataType::Int64;
-        let comparison = Comparison {
-            metadata: &metadata,
-            tf32: false,
-        };
-        let output = |values: Vec<i64>, rows: usize| {
-            let shape = Shape::from_slice(&[rows, values.len() / rows]);
-            vec![OutputTensor::new(shape, Arc::new(TensorData::from(values))).unwrap()]
-        };
-        let alone = vec![output(vec![7; 1000], 1)];
-        let mut two = vec![7; 2000];
-        two[5] = 8;
-        let together = output(two.clone(), 2);
-        assert_eq!(comparison.other_kernels(&alone, &together, 2), None);
-        two[..100].fill(8);
-        let far = output(two, 2);
-        assert!(comparison.other_kernels(&alone, &far, 2).is_some());
-        let before = output(vec![7; 2000], 2);
-        assert!(
-            comparison
-                .same_kernels((&before, 0), (&together, 0), 2)
-                .is_some()
-        );
-        assert_eq!(
-            comparison.same_kernels((&before, 1), (&together, 1), 2),
-            None
-        );
-    }
-
-    #[test]
-    fn what_has_no_numbers_shows_nothing() {
-        let nothing = doubt(|values, _| vec![f32::NAN; values.len()]);
-        assert!(nothing.unwrap().starts_with("untested"));
-    }
-
-    #[test]
-    fn what_cannot_be_tried_is_doubted() {
-        let refused = doubt(|_, _| Vec::new());
-        assert_eq!(
-            refused.unwrap(),
-            "untested: it could not be tested whether rows depend on each other: not these"
-        );
-        // One row of four numbers fits, and two do not.
-        let large = doubt_with(|values, _| values.to_vec(), 4, 16);
-        assert!(large.unwrap().ends_with("its rows are too large"));
-        // Two fit, and four do not: what holds for two is taken to hold for four.
-        assert_eq!(doubt_with(|values, _| values.to_vec(), 4, 32), None);
-    }
+fn bytes_of(output: &OutputTensor) -> usize {
+    let view = output.view();
+    view.len()
+        .saturating_mul(view.datatype().size().unwrap_or(size_of::<String>()))
 }

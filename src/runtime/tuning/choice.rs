@@ -44,6 +44,8 @@ pub struct Freedom {
     pub max_batch_size: usize,
     /// Whether requests may be merged at all.
     pub mergeable: bool,
+    /// The most rows that were shown not to depend on each other in one execution.
+    pub independent_rows: usize,
     /// Whether the user has said how many rows are to be merged.
     pub merging_fixed: bool,
 }
@@ -55,6 +57,8 @@ pub struct Choice {
     pub placement: Placement,
     /// Rows of several requests that share an execution at most; 1 merges nothing.
     pub merge_rows: usize,
+    /// Whether measurements speak for so many rows. Else they are all that may be merged.
+    pub measured: bool,
 }
 
 impl Freedom {
@@ -74,7 +78,19 @@ impl Freedom {
                 intra_op_threads: threads,
             },
             merge_rows: self.merge_limit(),
+            measured: false,
         }
+    }
+
+    /// Whether `other` leaves the same open. How far the trial of the rows has come is no setting.
+    #[must_use]
+    pub fn leaves_the_same_as(&self, other: &Self) -> bool {
+        let independent_rows = self.independent_rows;
+        *self
+            == Self {
+                independent_rows,
+                ..*other
+            }
     }
 
     /// What suits a model whose runs are too short for threads to help, and of which one session executes
@@ -112,7 +128,7 @@ impl Freedom {
     #[must_use]
     pub fn merge_limit(&self) -> usize {
         if self.mergeable {
-            self.max_batch_size
+            self.max_batch_size.min(self.independent_rows)
         } else {
             1
         }
@@ -186,6 +202,16 @@ pub(super) fn merge_rows(sizes: &[Measurement]) -> usize {
     }
 }
 
+/// The rows that are to be merged of up to `limit`, and whether measurements speak for them: where only single rows were
+/// measured, nothing speaks for or against more.
+pub(super) fn merging(sizes: &[Measurement], limit: usize) -> (usize, bool) {
+    if limit > 1 && sizes.len() < 2 {
+        (limit, false)
+    } else {
+        (merge_rows(sizes).min(limit), true)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -198,6 +224,7 @@ mod tests {
         intra_op_threads: None,
         max_batch_size: 32,
         mergeable: true,
+        independent_rows: usize::MAX,
         merging_fixed: false,
     };
 
@@ -298,6 +325,34 @@ mod tests {
         assert_eq!(merge_rows(&sizes(&[4e5, 8e5, 1.6e6, 3e6, 6e6, 1.2e7])), 32);
         assert_eq!(merge_rows(&sizes(&[100.0, 150.0, 195.0, 200.0, 190.0])), 4);
         assert_eq!(merge_rows(&[]), 1);
+    }
+
+    #[test]
+    fn what_was_not_measured_is_merged_and_not_said_to_cost_as_much() {
+        // The time ended before a size above one.
+        assert_eq!(merging(&sizes(&[2.5]), 32), (32, false));
+        assert_eq!(merging(&[], 32), (32, false));
+        assert_eq!(merging(&sizes(&[100.0, 101.0]), 32), (1, true));
+        assert_eq!(merging(&sizes(&[100.0, 190.0]), 32), (2, true));
+        // Where nothing may be merged there is nothing to measure.
+        assert_eq!(merging(&sizes(&[100.0]), 1), (1, true));
+    }
+
+    #[test]
+    fn no_more_rows_are_merged_than_were_shown_to_be_independent() {
+        let shown = |independent_rows| Freedom {
+            independent_rows,
+            ..FREE
+        };
+        assert_eq!(shown(3).untuned().merge_rows, 3);
+        assert_eq!(shown(100).untuned().merge_rows, 32);
+        // It is no reason to measure a model anew that is loaded again.
+        assert!(shown(3).leaves_the_same_as(&shown(32)));
+        let other = Freedom {
+            cpus: 3,
+            ..shown(3)
+        };
+        assert!(!shown(3).leaves_the_same_as(&other));
     }
 
     #[test]

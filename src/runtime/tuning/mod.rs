@@ -3,7 +3,8 @@
 //! No fixed settings suit every model: on two CPUs a row in a batch of 32 costs a tiny network a fifteenth of a single
 //! row, while a convolutional one loses by every batch. So they are tried, for a short while, before the model serves.
 //!
-//! Invariant: what the user has fixed is never changed, and what was not shown to pay is not done.
+//! Invariant: what the user has fixed is never changed, what was shown not to pay is not done, and what was not measured is
+//! not said to have been.
 
 mod choice;
 mod measurement;
@@ -17,7 +18,7 @@ pub use measurement::{Effort, Measurement};
 use super::buckets::Buckets;
 use super::session::{OpenedModel, OrtModel, Placement};
 use super::{LoadError, RuntimeError, warmup};
-use choice::{is_still_rising, merge_rows, threads_pay};
+use choice::{is_still_rising, merge_rows, merging, threads_pay};
 use measurement::measure;
 
 /// Runs shorter than this are no faster with more threads: waking one costs about as much.
@@ -147,37 +148,25 @@ impl Tuning<'_, '_> {
         if alone.run >= QUICK {
             if !self.has_time_for(alone.run) {
                 self.make_sessions(untuned.placement)?;
-                // Nothing was shown to pay.
-                let merge_rows = if self.freedom.merging_fixed {
-                    untuned.merge_rows
-                } else {
-                    1
-                };
-                return Ok(Choice {
-                    merge_rows,
-                    ..untuned
-                });
+                return Ok(untuned);
             }
             let placement = self.choose_placement(alone.run)?;
+            let (merge_rows, measured) = self.choose_merge_rows()?;
             return Ok(Choice {
                 placement,
-                merge_rows: self.choose_merge_rows()?,
+                merge_rows,
+                measured,
             });
         }
-        let merge_rows = self.choose_merge_rows()?;
+        let (merge_rows, measured) = self.choose_merge_rows()?;
         let rates = self.measurements.iter().map(|size| size.rows_per_second);
         let rate = rates.fold(0.0, f64::max);
         let placement = self.freedom.quick(rate, self.opened.weights());
         self.make_sessions(placement)?;
-        // The first has run every size that was measured. None was where the user has fixed what is merged, which may be
-        // far more than is worth running here.
-        let sizes = if self.freedom.merging_fixed {
-            Vec::new()
-        } else {
-            Buckets::up_to(merge_rows).sizes()
-        };
-        for model in self.models.iter_mut().skip(1) {
-            for &rows in &sizes {
+        // The first has run every size that was measured.
+        let others = self.models.iter_mut().skip(1).filter(|_| measured);
+        for model in others {
+            for rows in Buckets::up_to(merge_rows).sizes() {
                 warmup::run_once(model, rows)
                     .map_err(|error| failed(self.opened.path(), rows, error))?;
             }
@@ -185,6 +174,7 @@ impl Tuning<'_, '_> {
         Ok(Choice {
             placement,
             merge_rows,
+            measured,
         })
     }
 
@@ -214,13 +204,14 @@ impl Tuning<'_, '_> {
         Ok(best.map_or(self.freedom.untuned().placement, |best| best.placement))
     }
 
-    /// Measures batches until they gain nothing any more.
-    fn choose_merge_rows(&mut self) -> Result<usize, Failure> {
-        if !self.freedom.mergeable || self.freedom.merging_fixed {
-            return Ok(self.freedom.merge_limit());
+    /// Measures batches until they gain nothing any more. Says how many rows to merge, and whether that was measured.
+    fn choose_merge_rows(&mut self) -> Result<(usize, bool), Failure> {
+        let limit = self.freedom.merge_limit();
+        if limit == 1 || self.freedom.merging_fixed {
+            return Ok((limit, false));
         }
         let mut sizes = vec![self.measure_one_row()?];
-        for rows in Buckets::up_to(self.freedom.max_batch_size).sizes() {
+        for rows in Buckets::up_to(limit).sizes() {
             let hopeless = !is_still_rising(&sizes) && !self.budget.everything;
             if rows == 1 {
                 continue;
@@ -235,7 +226,7 @@ impl Tuning<'_, '_> {
             }
             match self.measure(rows) {
                 Ok(size) => sizes.push(size),
-                // A model that takes one row only has no use for more, whatever its signature says.
+                // It took made-up rows of other values.
                 Err(Failure::Refused) => break,
                 Err(error) => return Err(error),
             }
@@ -250,7 +241,7 @@ impl Tuning<'_, '_> {
                 }
             }
         }
-        Ok(merge_rows(&sizes))
+        Ok(merging(&sizes, limit))
     }
 
     /// Whether measuring runs of this time will probably end in time.
