@@ -355,12 +355,12 @@ fn requests_hold_no_more_memory_than_they_may_and_give_it_back() {
         "addone",
         &[
             "--max-inflight-bytes",
-            "200KiB",
+            "400KiB",
             "--max-batch-size",
             "10000",
         ],
     );
-    let body = Request::raw("/predict", vec![0; 128 << 10]);
+    let body = Request::raw("/predict", vec![0; 256 << 10]);
     for _ in 0..3 {
         let refused = server.request(&body);
         assert_eq!(
