@@ -18,6 +18,9 @@ pub struct Batch {
     rows: usize,
 }
 
+/// The most bytes of a gathered input that are kept for the next batch.
+const KEPT_BYTES: usize = 4 << 20;
+
 /// Memory for gathered inputs, kept by an instance from batch to batch.
 #[derive(Debug)]
 pub struct InputBuffers {
@@ -42,6 +45,18 @@ impl InputBuffers {
     /// The buffers, one for each input, in the order of the signature.
     pub(super) fn tensors(&mut self) -> &mut [TensorData] {
         &mut self.tensors
+    }
+}
+
+impl InputBuffers {
+    /// Gives the memory of large inputs back. It is not reserved by any request once their execution is over.
+    pub fn release_large(&mut self) {
+        for tensor in &mut self.tensors {
+            let view = tensor.view();
+            if view.byte_len() > KEPT_BYTES {
+                *tensor = TensorData::empty(view.datatype());
+            }
+        }
     }
 }
 
@@ -240,6 +255,20 @@ mod tests {
                 assert_eq!(part[0].view(), TensorView::Fp32(expected));
                 assert_eq!(part[0].shape(), [expected.len(), 1]);
             }
+        }
+    }
+
+    #[test]
+    fn large_gathered_inputs_are_not_kept() {
+        let metadata = testing::metadata(&[("x", &["N", ""])], &[("y", &["N", ""])]);
+        let mut buffers = InputBuffers::new(&metadata);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        for (width, kept) in [(10, 20), (KEPT_BYTES / 8 + 1, 0)] {
+            let member = || testing::pending(1, width, deadline).0;
+            let batch = Batch::new(vec![member(), member()]);
+            batch.gather(&mut buffers, 2).unwrap();
+            buffers.release_large();
+            assert_eq!(buffers.tensors[0].view().len(), kept);
         }
     }
 

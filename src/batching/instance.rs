@@ -200,7 +200,11 @@ impl Instance {
         buffers: &mut InputBuffers,
     ) -> Option<InParts> {
         let begun = members.and_then(|members| self.execute_taken(members, buffers));
-        self.execute_part(large.or(begun)?, buffers)
+        let large = large
+            .or(begun)
+            .and_then(|large| self.execute_part(large, buffers));
+        buffers.release_large();
+        large
     }
 
     /// Executes `members`, or hands them back if they are a request that is to be executed in parts.
