@@ -137,7 +137,7 @@ fn strings_are_reserved_with_all_that_they_take() {
     let server = Server::fixture("identity_string", &LIMIT);
     let start = resident(&server);
     // Twelve million empty strings: four bytes each on the wire, and many times that in memory.
-    let raw = Request::raw("/predict", vec![0; 12 * 4 << 20]);
+    let raw = Request::raw("/predict", vec![0; 48 << 20]);
     let answer = server.request(&raw);
     assert!(answer.text().contains("by itself"), "{}", answer.text());
     assert_eq!(

@@ -309,8 +309,10 @@ where
     if bytes.as_ref().len() <= HELD_FROM {
         return bytes.into();
     }
-    let _memory = memory;
-    Bytes::from_owner(Held { bytes, _memory })
+    Bytes::from_owner(Held {
+        bytes,
+        _memory: memory,
+    })
 }
 
 /// The client is told by what is full.

@@ -530,12 +530,11 @@ impl OrtModel {
             return Err(classify(&error, false, self.provider));
         }
         let (session, options) = (&mut self.session, &self.interrupt.options);
-        let result = match &mut self.binding {
-            Some(binding) => binding.run(session, &self.metadata, input, options, output::wrap_all),
-            None => {
-                let lent = input.iter().map(|view| view.elements).collect();
-                run_lent(session, input, options).map(|outputs| output::wrap_all(outputs, &lent))
-            }
+        let result = if let Some(binding) = &mut self.binding {
+            binding.run(session, &self.metadata, input, options, output::wrap_all)
+        } else {
+            let lent = input.iter().map(|view| view.elements).collect();
+            run_lent(session, input, options).map(|outputs| output::wrap_all(outputs, &lent))
         };
         let mut outputs = result.unwrap_or_else(|error| {
             let interrupted = self.interrupt.asked.load(Ordering::Relaxed);

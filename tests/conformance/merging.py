@@ -26,6 +26,8 @@ import suite
 import workers
 from server import Died, Refused, Server
 
+# Requests wait for company; those of many rows do so beside each other.
+FLAGS = ("--max-queue-delay", "20ms", "--max-queue-size", "100000")
 ROUNDS = 3
 
 
@@ -80,7 +82,7 @@ def examine(case, arguments):
                 forms = suite.bodies(right, inputs)
                 if forms:
                     requests.append((forms.get("raw") or forms["json"], answers))
-            with Server(arguments.server, arguments.library, path, *suite.FLAGS, "--max-queue-delay", "20ms") as server:
+            with Server(arguments.server, arguments.library, path, *suite.FLAGS, *FLAGS) as server:
                 metrics = server.request("GET", "/metrics").body.decode()
                 if 'ml_model_batching_info{batching="on"' not in metrics:
                     kind = re.search(r'^ml_model_batching_info\{.*reason="(\w+)"', metrics, re.M)[1]
