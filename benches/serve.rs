@@ -112,7 +112,7 @@ fn whole_requests(criterion: &mut Criterion) {
 }
 
 fn model_alone(criterion: &mut Criterion) {
-    let library = Library::load(None, None).unwrap();
+    let library = Library::load(None).unwrap();
     let mut group = criterion.benchmark_group("model alone");
     for served in MODELS {
         let name = served.name;
@@ -122,6 +122,8 @@ fn model_alone(criterion: &mut Criterion) {
         let config = SessionConfig {
             device: Device::Cpu,
             cuda: CudaConfig::default(),
+            run_memory: None,
+            most_sessions: 1,
         };
         let placement = |_| Placement {
             instances: 1,

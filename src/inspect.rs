@@ -7,14 +7,14 @@ use std::path::Path;
 
 use crate::container;
 use crate::loading::{
-    self, DEFAULT_RUN_MEMORY, DEFAULT_TUNING_TIME, Fixed, LoadingError, Prepared,
+    self, DEFAULT_RUN_MEMORY, DEFAULT_TUNING_TIME, Fixed, LoadingError, Prepared, sessions,
 };
 use crate::model::repository;
 use crate::model::{Dim, ModelMetadata, TensorSpec};
 use crate::runtime::LoadError;
-use crate::runtime::library::{Library, RunMemory};
+use crate::runtime::library::Library;
 use crate::runtime::provider::{CudaConfig, Device};
-use crate::runtime::session::SessionConfig;
+use crate::runtime::session::{RunMemory, SessionConfig};
 use crate::tensor::DataType;
 
 /// Example bodies are printed for inputs of at most this many elements; larger ones are shown as raw tensors.
@@ -26,13 +26,14 @@ const MAX_EXAMPLE: usize = 64;
 /// When there is none, or it could not be served.
 pub fn describe(path: &Path, library: Option<&Path>) -> Result<String, LoadingError> {
     let sources = repository::find(path, None)?;
-    let memory = RunMemory::within(container::memory(), DEFAULT_RUN_MEMORY);
-    let library = Library::load(library, Some(memory)).map_err(LoadError::from)?;
+    let library = Library::load(library).map_err(LoadError::from)?;
     let mut text = String::new();
     for source in sources {
         let config = SessionConfig {
             device: Device::Cpu,
             cuda: CudaConfig::default(),
+            run_memory: Some(RunMemory::within(container::memory(), DEFAULT_RUN_MEMORY)),
+            most_sessions: sessions::most_sessions(Fixed::default()),
         };
         let settings = (Fixed::default(), Some(DEFAULT_TUNING_TIME));
         let prepared = loading::prepare(&library, &source, config, settings, None)?;

@@ -13,8 +13,13 @@ use model_serving::telemetry::logging;
 use model_serving::telemetry::traces::{self, Tracer};
 use model_serving::{healthcheck, inspect, process, tune};
 
+#[expect(
+    unsafe_code,
+    reason = "the environment is set before there are threads"
+)]
 fn main() -> ExitCode {
-    process::prepare();
+    // SAFETY: nothing has started a thread yet.
+    unsafe { process::prepare() };
     let command = match Command::read(std::env::args_os()) {
         Ok(command) => command,
         Err(error) => error.exit(),

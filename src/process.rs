@@ -17,8 +17,11 @@ const MAPPED_FROM: i32 = 1 << 20;
 const KEPT: i32 = 8 << 20;
 
 /// Prepares the process. To be called first in `main`.
-pub fn prepare() {
-    // SAFETY: the caller has started no other thread, so that nobody reads the environment meanwhile.
+///
+/// # Safety
+/// The process has no other thread, which might read the environment meanwhile.
+pub unsafe fn prepare() {
+    // SAFETY: as the caller promises.
     unsafe { std::env::set_var(NO_TELEMETRY.0, NO_TELEMETRY.1) };
     #[cfg(target_env = "gnu")]
     // SAFETY: `mallopt` takes numbers only; an unsuitable one is refused without effect.

@@ -19,8 +19,10 @@ use crate::telemetry::metrics::{ModelInfo, PredictionMetrics};
 
 /// One model with everything that answers requests for it.
 pub struct ServedModel {
-    /// What the model is.
+    /// What the model is, by its declaration and by what its first runs have shown.
     pub metadata: Arc<ModelMetadata>,
+    /// What the model is by its declaration alone.
+    pub declared: Arc<ModelMetadata>,
     /// Its queue and instances.
     pub scheduler: Scheduler,
     /// Its metrics at the edge.

@@ -314,7 +314,7 @@ impl Worker {
         let before = served.as_deref().or(before.as_deref());
         let model = self.config.loader.load_again(source, before)?;
         let model = Arc::new(model);
-        let change = served.and_then(|served| served.metadata.signature_change(&model.metadata));
+        let change = served.and_then(|served| served.declared.signature_change(&model.declared));
         let refused = match change {
             Some(change) => Some(ReloadError::Signature(change)),
             None if !files.are_unchanged() => Some(ReloadError::Changed),

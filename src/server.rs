@@ -23,7 +23,8 @@ use crate::loading::{Loader, LoadingError, ModelsConfig};
 use crate::registry::{Registry, ServedModel};
 use crate::reload::{Files, ReloadConfig, Reloader};
 use crate::runtime::device_health::DeviceHealth;
-use crate::runtime::library::{Library, RunMemory};
+use crate::runtime::library::Library;
+use crate::runtime::session::RunMemory;
 use crate::shutdown::{self, DrainConfig};
 use crate::signals::{Signals, Stop};
 use crate::telemetry::collector::Endpoint;
@@ -118,7 +119,7 @@ pub async fn run(
         tracing::warn!(
             asked = config.max_inflight_bytes,
             bytes = run_memory.usual,
-            "--max-inflight-bytes is lowered to half of the memory that there is"
+            "--max-inflight-bytes is lowered to a quarter of the memory that there is"
         );
     }
     let budget = MemoryBudget::new(run_memory.usual);

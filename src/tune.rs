@@ -11,9 +11,9 @@ use crate::container;
 use crate::loading::{self, DEFAULT_RUN_MEMORY, Fixed, sessions};
 use crate::model::repository::{self, ModelSource};
 use crate::model::sidecar::TuningSettings;
-use crate::runtime::library::{Library, RunMemory};
+use crate::runtime::library::Library;
 use crate::runtime::provider::{CudaConfig, Device, ExecutionProvider};
-use crate::runtime::session::{self, SessionConfig};
+use crate::runtime::session::{RunMemory, SessionConfig};
 use crate::runtime::tuning::{self, Budget, Choice, Effort, Measurement};
 
 /// What is to be tuned, and how.
@@ -40,8 +40,7 @@ pub fn tune(
     mut print: impl FnMut(&str) -> Result<(), String>,
 ) -> Result<(), String> {
     let sources = repository::find(config.path, None).map_err(|error| error.to_string())?;
-    let memory = RunMemory::within(container::memory(), DEFAULT_RUN_MEMORY);
-    let library = Library::load(config.library, Some(memory)).map_err(|error| error.to_string())?;
+    let library = Library::load(config.library).map_err(|error| error.to_string())?;
     for source in &sources {
         let (measurements, settings) = measure(config, &library, source)?;
         let mut text = format!("{} ({})\n\n", source.name, source.path.display());
@@ -70,12 +69,15 @@ fn measure(
     let device = SessionConfig {
         device: Device::Cpu,
         cuda: CudaConfig::default(),
+        run_memory: Some(RunMemory::within(container::memory(), DEFAULT_RUN_MEMORY)),
+        most_sessions: sessions::most_sessions(config.fixed),
     };
     let threads = |provider| {
         let freedom = sessions::freedom(config.fixed, source, provider, None);
         sessions::first_threads(&freedom, None)
     };
-    let (opened, mut first) = session::open(library, source, device, threads).map_err(text)?;
+    let (opened, mut first) =
+        loading::open_with_memory(library, source, device, threads).map_err(text)?;
     let trial = loading::try_rows(&opened, &mut first, config.fixed, false, source);
     let freedom = sessions::freedom(
         config.fixed,

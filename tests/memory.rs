@@ -13,6 +13,7 @@ mod support;
 
 use std::time::Instant;
 
+use nix::sys::signal::Signal;
 use serde_json::json;
 use support::{Client, PATIENCE, Request, Server};
 
@@ -157,4 +158,36 @@ fn strings_are_reserved_with_all_that_they_take() {
     let few = server.predict(&json!({"inputs": [["a", "", "c"]]}));
     assert_eq!(few.json()["outputs"]["y"], json!([["a", "", "c"]]));
     waits_until_memory_is_back(&server, start);
+}
+
+#[test]
+fn weights_and_reloads_leave_the_bound_of_runs_as_it_is() {
+    const WEIGHTS: u64 = 4 * 4200 * 4200;
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("heavy.onnx");
+    std::fs::copy(support::fixture("heavy"), &model).unwrap();
+    let weights = std::fs::File::create(folder.path().join("heavy.weights")).unwrap();
+    weights.set_len(WEIGHTS).unwrap();
+    let path = model.to_str().unwrap();
+    let server = Server::start(&[&["--model", path, "--instances", "2"], &LIMIT[..]].concat());
+    let start = resident(&server);
+    for reload in 0..3 {
+        for count in [500_000_000_u64, 20 << 20] {
+            let answer = server.request(&ones(count));
+            assert_eq!(answer.status, 422, "{reload}: {}", answer.text());
+        }
+        // One that fits is served, before and after.
+        let answer = server.request(&ones(4 << 20));
+        assert_eq!((answer.status, answer.body.len()), (200, 16 << 20));
+        server.signal(Signal::SIGHUP);
+        let reloads = || server.metric("ml_model_reloads_total", &[("result", "success")]);
+        let deadline = Instant::now() + PATIENCE;
+        while reloads() != Some(f64::from(reload + 1)) {
+            assert!(Instant::now() < deadline, "the model is not loaded again");
+        }
+    }
+    // Both models' weights, laid out anew, while one replaces the other.
+    let weights = 6 * (WEIGHTS >> 10);
+    assert!(peak(&server) < start + weights + (64 << 10) + BESIDES);
+    is_answered(&server);
 }

@@ -51,14 +51,13 @@ fn in_process() -> OrtModel {
     let source = repository::find(&support::repository("models/best.onnx"), None)
         .unwrap()
         .remove(0);
-    let library = Library::load(
-        Some(&support::repository(".onnxruntime/libonnxruntime.so")),
-        None,
-    )
-    .unwrap();
+    let library =
+        Library::load(Some(&support::repository(".onnxruntime/libonnxruntime.so"))).unwrap();
     let config = SessionConfig {
         device: Device::Cpu,
         cuda: model_serving::runtime::provider::CudaConfig::default(),
+        run_memory: None,
+        most_sessions: 1,
     };
     let one = |_| Placement {
         instances: 1,

@@ -109,8 +109,13 @@ impl Subject<'_> {
     }
 }
 
+#[expect(
+    unsafe_code,
+    reason = "the environment is set before there are threads"
+)]
 fn main() {
-    model_serving::process::prepare();
+    // SAFETY: nothing has started a thread yet.
+    unsafe { model_serving::process::prepare() };
     let arguments = Arguments::parse();
     let mut check = Check {
         program: Program {
@@ -501,9 +506,13 @@ impl Check<'_> {
         cuda: CudaConfig,
     ) -> Result<OrtModel, String> {
         let source = repository::find(path, None).unwrap().remove(0);
-        let library =
-            Library::load(self.arguments.library.as_deref().map(Path::new), None).unwrap();
-        let config = SessionConfig { device, cuda };
+        let library = Library::load(self.arguments.library.as_deref().map(Path::new)).unwrap();
+        let config = SessionConfig {
+            device,
+            cuda,
+            run_memory: None,
+            most_sessions: 1,
+        };
         let cpus = std::thread::available_parallelism().unwrap().get();
         let on_gpu = device != Device::Cpu;
         let placement = |_| Placement {

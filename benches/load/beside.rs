@@ -84,8 +84,13 @@ enum Command {
     },
 }
 
+#[expect(
+    unsafe_code,
+    reason = "the environment is set before there are threads"
+)]
 fn main() {
-    model_serving::process::prepare();
+    // SAFETY: nothing has started a thread yet.
+    unsafe { model_serving::process::prepare() };
     match Arguments::parse().command {
         Command::Serve { model, flags } => serve::until_standard_input_ends(&model, &flags),
         Command::Ceiling {

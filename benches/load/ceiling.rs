@@ -23,10 +23,12 @@ pub(crate) fn load(
     instances: usize,
 ) -> LoadedModel {
     let source = repository::find(path, None).unwrap().remove(0);
-    let library = Library::load(library, None).unwrap();
+    let library = Library::load(library).unwrap();
     let config = SessionConfig {
         device: Device::Cpu,
         cuda: CudaConfig::default(),
+        run_memory: None,
+        most_sessions: 1,
     };
     let placement = |_| Placement {
         instances,

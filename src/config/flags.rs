@@ -118,9 +118,9 @@ pub struct ServeFlags {
     )]
     pub max_queue_size: NonZeroUsize,
 
-    /// Bytes that requests may hold at once: bodies, tensors, the memory of runs on the CPU, and answers until their last
-    /// byte has left; more are refused with 429. Lowered to half of the container's memory. Raise it for models whose runs
-    /// take much.
+    /// Bytes that requests may hold at once: bodies, tensors, and answers until their last byte has left; more are refused
+    /// with 429. The runs of each model on the CPU may hold as much again. Lowered to a quarter of the container's memory.
+    /// Raise it for models whose runs take much.
     #[arg(
         long,
         env = "MAX_INFLIGHT_BYTES",

@@ -320,7 +320,7 @@ fn answer_too_large(exhausted: Exhausted) -> ApiError {
     match exhausted {
         Exhausted::Now => exhausted.into(),
         Exhausted::Ever => ApiError::Unprocessable(
-            "the answer takes more memory than --max-inflight-bytes allows; select fewer outputs or send fewer rows"
+            "the answer takes more memory than --max-inflight-bytes allows; send fewer rows per request"
                 .to_owned(),
         ),
     }

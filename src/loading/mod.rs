@@ -18,9 +18,9 @@ use crate::model::repository::{self, ModelSource, RepositoryError};
 use crate::registry::ServedModel;
 use crate::runtime::buckets::Buckets;
 use crate::runtime::device_health::DeviceHealth;
-use crate::runtime::library::{Library, RunMemory};
+use crate::runtime::library::Library;
 use crate::runtime::provider::{CudaConfig, Device, ExecutionProvider};
-use crate::runtime::session::{self, OpenedModel, OrtModel, SessionConfig};
+use crate::runtime::session::{self, OpenedModel, OrtModel, RunMemory, SessionConfig};
 use crate::runtime::tuning::{Choice, Freedom};
 use crate::runtime::{LoadError, Model, warmup};
 use crate::telemetry::metrics::{Merging, Metrics, ModelInfo};
@@ -90,15 +90,16 @@ pub struct Loader {
     metrics: Arc<Metrics>,
     device: Arc<DeviceHealth>,
     library: Library,
+    run_memory: RunMemory,
     /// The runtime that serves the connections.
     runtime: Handle,
 }
 
 /// Opens the model, and raises the memory of runs until one row fits.
-fn open_with_memory<'a>(
+pub(crate) fn open_with_memory<'a>(
     library: &'a Library,
     source: &ModelSource,
-    session: SessionConfig,
+    mut session: SessionConfig,
     threads: impl Fn(ExecutionProvider) -> usize,
 ) -> Result<(OpenedModel<'a>, OrtModel), LoadError> {
     loop {
@@ -106,16 +107,21 @@ fn open_with_memory<'a>(
         if opened.provider != ExecutionProvider::Cpu || warmup::fits(&mut first) {
             return Ok((opened, first));
         }
-        let Some(limit) = library.raise_run_memory()? else {
+        let memory = session
+            .run_memory
+            .as_mut()
+            .filter(|memory| memory.usual < memory.most);
+        let Some(memory) = memory else {
             tracing::warn!(
                 model = source.name,
                 "one row takes more memory than runs may, so that requests for this model will be refused; raise --max-inflight-bytes (MAX_INFLIGHT_BYTES)"
             );
             return Ok((opened, first));
         };
+        memory.usual = memory.usual.saturating_mul(2).min(memory.most);
         tracing::info!(
             model = source.name,
-            bytes = limit,
+            bytes = memory.usual,
             "one row takes more memory than --max-inflight-bytes, so runs may take more"
         );
     }
@@ -136,14 +142,14 @@ impl Loader {
     ) -> Result<Self, LoadingError> {
         // The path first: who mistyped it wants to hear that, whatever else is missing.
         repository::find(&config.path, config.name.as_deref())?;
-        let library =
-            Library::load(config.library.as_deref(), Some(run_memory)).map_err(LoadError::from)?;
+        let library = Library::load(config.library.as_deref()).map_err(LoadError::from)?;
         Ok(Self {
             config,
             default_timeout,
             metrics,
             device,
             library,
+            run_memory,
             runtime,
         })
     }
@@ -208,6 +214,8 @@ impl Loader {
         let session = SessionConfig {
             device,
             cuda: config.cuda,
+            run_memory: Some(self.run_memory),
+            most_sessions: sessions::most_sessions(config.fixed),
         };
         // What was measured once is kept, because a server that is in use cannot be measured; but only if measuring is
         // wanted at all.
@@ -293,6 +301,7 @@ impl Loader {
             metrics: metrics.prediction(&metadata.name),
             not_batched_because: merging_reason.filter(|_| !merging.is_on()),
             metadata,
+            declared: opened.metadata,
             scheduler,
             device,
             execution_provider: provider.name(),
@@ -391,6 +400,7 @@ pub(crate) fn prepare<'a>(
             trial::warm_up(model, sessions.choice.merge_rows, on_gpu, &source.path)?;
         }
     }
+    opened.settle();
     Ok(Prepared {
         opened,
         sessions,

@@ -83,6 +83,14 @@ pub(crate) fn freedom(
     }
 }
 
+/// The most sessions of a model that there are at once, with what the user has fixed.
+pub(crate) fn most_sessions(flags: Fixed) -> usize {
+    let cpus = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    flags
+        .instances
+        .map_or(cpus.clamp(2, tuning::MAX_INSTANCES), NonZeroUsize::get)
+}
+
 /// The threads of the first session, which is made before it is known whether what is written down is of this model.
 pub(crate) fn first_threads(freedom: &Freedom, written: Option<&TuningSettings>) -> usize {
     let written = written.filter(|written| written.cpus.get() == freedom.cpus);

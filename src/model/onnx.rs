@@ -136,7 +136,12 @@ impl OnnxFile {
             .chain(&graph.output)
             .filter(|value| !value.has_shape());
         let unranked = unranked.map(|value| value.name.clone()).collect();
-        let flows = graph.flows();
+        // A function of the file's own may have the name of any operator.
+        let flows = if model.functions.is_empty() {
+            graph.flows()
+        } else {
+            BTreeMap::new()
+        };
         let bounded_work = model.functions.is_empty() && graph.has_bounded_work();
         let producer = [
             model.producer_name.as_str(),

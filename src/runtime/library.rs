@@ -13,7 +13,7 @@ use ort::logging::LogLevel;
 use parking_lot::Mutex;
 use thiserror::Error;
 
-use super::arena::Arena;
+use super::arena::Arenas;
 
 /// The file that is looked for.
 const FILE_NAME: &str = "libonnxruntime.so";
@@ -54,35 +54,12 @@ pub enum LibraryError {
     },
 }
 
-/// The memory that runs on the CPU may hold at once, in bytes. Weights are not part of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RunMemory {
-    /// What suffices for most models.
-    pub usual: usize,
-    /// What it may be raised to for a model of which one row takes more.
-    pub most: usize,
-}
-
-impl RunMemory {
-    /// `wanted` bytes where requests may hold as much, and in any case no more than half of the `memory` that there is:
-    /// the rest is for weights, requests and answers.
-    #[must_use]
-    pub fn within(memory: Option<usize>, wanted: usize) -> Self {
-        let most = memory.map_or(wanted, |memory| memory / 2);
-        Self {
-            usual: wanted.min(most),
-            most,
-        }
-    }
-}
-
 /// The loaded library.
 #[derive(Clone)]
 pub struct Library {
     pub(super) environment: Environment,
     /// Where sessions on the CPU take the memory of their runs.
-    pub(super) arena: Arc<Arena>,
-    run_memory: Option<RunMemory>,
+    pub(super) arenas: Arc<Arenas>,
     version: String,
 }
 
@@ -90,12 +67,11 @@ pub struct Library {
 static LOADED: Mutex<Option<Library>> = Mutex::new(None);
 
 impl Library {
-    /// Loads the library at `path`, or the first one found by default, and prepares it for sessions. On the CPU, runs
-    /// hold at most `run_memory` at once, if that is given.
+    /// Loads the library at `path`, or the first one found by default, and prepares it for sessions.
     ///
     /// # Errors
     /// When there is none, or it is damaged, for another machine, or too old.
-    pub fn load(path: Option<&Path>, run_memory: Option<RunMemory>) -> Result<Self, LibraryError> {
+    pub fn load(path: Option<&Path>) -> Result<Self, LibraryError> {
         let mut loaded = LOADED.lock();
         if let Some(library) = loaded.as_ref() {
             return Ok(library.clone());
@@ -130,43 +106,25 @@ impl Library {
             .map_err(|error| unusable(error.to_string()))?;
         // The environment starts at the most verbose level, at which every run formats messages that nobody reads.
         environment.set_log_level(LogLevel::Warning);
-        let arena = Arena::new(environment.clone(), run_memory.map(|memory| memory.usual))
-            .map_err(|error| unusable(error.to_string()))?;
         let library = Self {
+            arenas: Arc::new(Arenas::new(environment.clone())),
             environment,
-            arena: Arc::new(arena),
-            run_memory,
             version: version_of(&absolute),
         };
         *loaded = Some(library.clone());
         Ok(library)
     }
 
-    /// Doubles the memory that runs of sessions hold which are made from now on; `None` if they may take the most already.
-    ///
-    /// # Errors
-    /// When ONNX Runtime refuses.
-    pub fn raise_run_memory(&self) -> Result<Option<usize>, LibraryError> {
-        let most = self.run_memory.map_or(0, |memory| memory.most);
-        let Some(limit) = self.arena.limit().filter(|limit| *limit < most) else {
-            return Ok(None);
-        };
-        let limit = limit.saturating_mul(2).min(most);
-        let raised = self.arena.enlarge(limit);
-        raised.map_err(|error| LibraryError::Memory(one_line(&error.to_string())))?;
-        Ok(Some(limit))
-    }
-
     /// Whether runs hold memory that they have not needed for a while. To be asked several times a second.
     #[must_use]
     pub fn has_unneeded_memory(now: Instant) -> bool {
-        loaded_arena().is_some_and(|arena| arena.has_unneeded(now))
+        loaded_arenas().is_some_and(|arenas| arenas.has_unneeded(now))
     }
 
     /// Gives the memory of runs that is free back to the system.
     pub fn give_back_memory() {
-        if let Some(arena) = loaded_arena() {
-            arena.shrink();
+        if let Some(arenas) = loaded_arenas() {
+            arenas.shrink();
         }
     }
 
@@ -177,10 +135,10 @@ impl Library {
     }
 }
 
-/// The arena, if the library is loaded. While it is being loaded, nobody waits for that.
-fn loaded_arena() -> Option<Arc<Arena>> {
+/// The arenas, if the library is loaded. While it is being loaded, nobody waits for that.
+fn loaded_arenas() -> Option<Arc<Arenas>> {
     let loaded = LOADED.try_lock()?;
-    loaded.as_ref().map(|library| Arc::clone(&library.arena))
+    loaded.as_ref().map(|library| Arc::clone(&library.arenas))
 }
 
 /// The version in the resolved file name (`libonnxruntime.so.1.31.1`), else the part of it that the interface states.

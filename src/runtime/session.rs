@@ -30,6 +30,34 @@ use crate::model::sidecar::Sidecar;
 use crate::model::{Batchability, Dim, ModelMetadata, TensorSpec};
 use crate::tensor::{TensorView, for_each_plain_datatype};
 
+/// The memory that runs on the CPU may hold at once, in bytes. Weights are not part of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunMemory {
+    /// What suffices for most models.
+    pub usual: usize,
+    /// What it may be raised to for a model of which one row takes more.
+    pub most: usize,
+}
+
+impl RunMemory {
+    /// `wanted` bytes, and in any case no more than a quarter of the `memory` that there is, because requests and answers
+    /// may hold as much again; half of it for a model of which one row takes more.
+    #[must_use]
+    pub fn within(memory: Option<usize>, wanted: usize) -> Self {
+        let part = |part: usize| memory.map_or(wanted, |memory| memory / part);
+        Self {
+            usual: wanted.min(part(4)),
+            most: part(2),
+        }
+    }
+}
+
+/// Bytes of an arena for each byte of a model's files and each session: weights, and copies that kernels lay out anew.
+const ROOM_FOR_WEIGHTS: usize = 4;
+
+/// What sessions of small models take of an arena at most.
+const ROOM: usize = 64 << 20;
+
 /// How sessions are created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionConfig {
@@ -37,6 +65,10 @@ pub struct SessionConfig {
     pub device: Device,
     /// How CUDA is used, where it is.
     pub cuda: CudaConfig,
+    /// The memory of runs on the CPU; no bound if not given.
+    pub run_memory: Option<RunMemory>,
+    /// The most sessions of the model that there will be at once.
+    pub most_sessions: usize,
 }
 
 /// How many sessions execute a model, and with how many threads each.
@@ -93,6 +125,8 @@ pub struct OpenedModel<'a> {
     pub fallback: Option<String>,
     /// Which nodes of the graph each provider executes.
     pub assignment: Assignment,
+    /// Where all its sessions on the CPU take the memory of their runs.
+    arena: Arc<Arena>,
 }
 
 /// Loads the model at `source` into one session, of as many threads as `threads` says for the provider that can be had.
@@ -107,6 +141,16 @@ pub fn open<'a>(
     threads: impl Fn(ExecutionProvider) -> usize,
 ) -> Result<(OpenedModel<'a>, OrtModel), LoadError> {
     let file = OnnxFile::read(&source.path)?;
+    let weights = weights(&file).saturating_mul(config.most_sessions.max(1));
+    let arena = library
+        .arenas
+        .make(
+            config.run_memory.map(|memory| memory.usual),
+            weights
+                .saturating_mul(ROOM_FOR_WEIGHTS)
+                .saturating_add(ROOM),
+        )
+        .map_err(|error| refused(&file, &error))?;
     let mut fallback = None;
     if config.device == Device::Auto && !ExecutionProvider::has_cuda() {
         fallback = Some(cuda::NOT_BUILT_IN.to_owned());
@@ -123,14 +167,14 @@ pub fn open<'a>(
             Ok((session, assignment)) => {
                 let metadata = Arc::new(read_metadata(&session, &file, source)?);
                 let bound = bound_to(provider, config.cuda);
-                let arena = Arc::clone(&library.arena);
+                let session_arena = Arc::clone(&arena);
                 let first = OrtModel::new(
                     session,
                     threads,
                     Arc::clone(&metadata),
                     pretended,
                     bound,
-                    arena,
+                    session_arena,
                 )
                 .map_err(|error| refused(&file, &error))?;
                 let opened = OpenedModel {
@@ -142,6 +186,7 @@ pub fn open<'a>(
                     metadata,
                     fallback,
                     assignment,
+                    arena,
                 };
                 return Ok((opened, first));
             }
@@ -174,7 +219,7 @@ impl OpenedModel<'_> {
             Arc::clone(&self.metadata),
             self.provider,
             bound,
-            Arc::clone(&self.library.arena),
+            Arc::clone(&self.arena),
         )
         .map_err(|error| refused(&self.file, &error))
     }
@@ -214,9 +259,12 @@ impl OpenedModel<'_> {
     /// The bytes of the model's file and its external data: about what one more session takes.
     #[must_use]
     pub fn weights(&self) -> usize {
-        usize::try_from(self.file.external_bytes)
-            .unwrap_or(usize::MAX)
-            .saturating_add(self.file.bytes.len())
+        weights(&self.file)
+    }
+
+    /// Takes note that all sessions are there and nothing runs: from now on, runs hold no more than was asked.
+    pub fn settle(&self) {
+        self.arena.settle();
     }
 }
 
@@ -243,6 +291,13 @@ pub fn load(
         fallback: opened.fallback,
         assignment: opened.assignment,
     })
+}
+
+/// The bytes of a model's file and its external data.
+fn weights(file: &OnnxFile) -> usize {
+    usize::try_from(file.external_bytes)
+        .unwrap_or(usize::MAX)
+        .saturating_add(file.bytes.len())
 }
 
 /// The provider from whose memory inputs and outputs are copied, if that is to be pinned.
@@ -573,17 +628,20 @@ impl Model for OrtModel {
             Err(RuntimeError::OutOfMemory(_)) if self.provider == ExecutionProvider::Cpu => {
                 // The arena may hold enough, in pieces that do not suit.
                 self.arena.shrink();
-                let held = self.arena.usage().used;
+                let held = self.arena.held();
                 (self.run_once(&input), held)
             }
             result => return result,
         };
-        let limit = self.arena.limit();
+        let alone = |held: Option<usize>| match (held, self.arena.limit()) {
+            // Only this model's first runs can have taken it.
+            (None, _) => true,
+            (Some(held), Some(limit)) => held <= limit / 8,
+            (Some(_), None) => false,
+        };
         match failed {
             // Nobody else held much of it.
-            (Err(RuntimeError::OutOfMemory(text)), held)
-                if limit.is_some_and(|limit| held <= limit / 8) =>
-            {
+            (Err(RuntimeError::OutOfMemory(text)), held) if alone(held) => {
                 Err(RuntimeError::TooLarge(text))
             }
             (result, _) => result,

@@ -1,9 +1,11 @@
-//! The memory of runs on the CPU: one bounded arena for all sessions, whose free memory goes back to the system.
+//! The memory of runs on the CPU: a bounded arena for all sessions of a loaded model, whose free memory goes back to the
+//! system.
 //!
 //! ONNX Runtime's own arenas have no bound and give nothing back before their session ends: one request to a model whose
-//! values choose the size of its output would take all memory there is, and keep it. Here every session on the CPU takes
-//! the memory of its runs from an arena of the environment, which refuses beyond its limit before anything is allocated.
-//! Weights are not part of it. `ort` has no functions for this.
+//! values choose the size of its output would take all memory there is, and keep it. Here the sessions take the memory of
+//! their runs from an arena of the environment, which refuses beyond its limit before anything is allocated. ONNX Runtime
+//! takes weights from the same arena, so that it is made with room for those, and what is left of that room once all
+//! sessions are there is filled with memory that nobody ever touches. `ort` has no functions for this.
 //!
 //! Invariant: a pointer is used only while the object that it belongs to is held beside it.
 #![allow(
@@ -15,6 +17,7 @@ mod trimming;
 
 use std::ffi::{CStr, c_char};
 use std::ptr;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use ort::AsPointer;
@@ -49,87 +52,152 @@ pub(super) struct Usage {
     pub(super) taken: usize,
 }
 
-/// The arena of the environment, and those that it replaced, from which older sessions still take.
-pub(super) struct Arena {
+/// The arenas of the process.
+pub(super) struct Arenas {
     environment: Environment,
+    /// Whether an arena is registered with the environment.
+    registered: Mutex<bool>,
+    live: Mutex<Vec<Weak<Arena>>>,
+}
+
+/// The arena of one loaded model.
+pub(super) struct Arena {
+    limit: Option<usize>,
+    /// What the arena may hold besides, for weights.
+    room: usize,
     state: Mutex<State>,
 }
 
 struct State {
-    limit: Option<usize>,
-    /// The current arena last.
-    handles: Vec<Handle>,
+    handle: Handle,
+    /// What it held when nothing ran; there is none while sessions are made and tried.
+    settled: Option<Usage>,
     trimming: Trimming,
 }
 
-/// What one arena is asked and shrunk by.
+/// What an arena is asked and shrunk by.
 struct Handle {
     session: Session,
     allocator: Allocator,
     options: RunOptions,
 }
 
-impl Arena {
-    /// Makes the arena of `environment`, of at most `limit` bytes if one is given.
+impl Arenas {
+    pub(super) fn new(environment: Environment) -> Self {
+        Self {
+            environment,
+            registered: Mutex::new(false),
+            live: Mutex::default(),
+        }
+    }
+
+    /// Makes an arena from which all sessions take that are made until the next one is. Their runs may hold at most
+    /// `limit` bytes at once, if that is given, and their weights take at most `room`.
     ///
     /// # Errors
     /// What ONNX Runtime said.
-    pub(super) fn new(environment: Environment, limit: Option<usize>) -> Result<Self, ort::Error> {
-        register(&environment, limit)?;
-        let handle = Handle::new(&environment)?;
-        Ok(Self {
-            environment,
+    pub(super) fn make(&self, limit: Option<usize>, room: usize) -> Result<Arc<Arena>, ort::Error> {
+        let mut registered = self.registered.lock();
+        if *registered {
+            let memory = memory()?;
+            // SAFETY: both pointers belong to objects that live until the call is over.
+            unsafe {
+                result((ort::api().UnregisterAllocator)(
+                    self.environment.ptr().cast_mut(),
+                    memory.ptr(),
+                ))?;
+            }
+            *registered = false;
+        }
+        let most = limit.map(|limit| limit.saturating_add(room));
+        register(&self.environment, most)?;
+        *registered = true;
+        let arena = Arc::new(Arena {
+            limit,
+            room,
             state: Mutex::new(State {
-                limit,
-                handles: vec![handle],
+                handle: Handle::new(&self.environment)?,
+                settled: None,
                 trimming: Trimming::default(),
             }),
-        })
-    }
-
-    /// The most bytes that runs may hold at once; no bound if not given.
-    pub(super) fn limit(&self) -> Option<usize> {
-        self.state.lock().limit
-    }
-
-    /// Gives the sessions that are made from now on an arena of `limit` bytes.
-    ///
-    /// # Errors
-    /// What ONNX Runtime said.
-    pub(super) fn enlarge(&self, limit: usize) -> Result<(), ort::Error> {
-        let mut state = self.state.lock();
-        let memory = memory()?;
-        // SAFETY: both pointers belong to objects that live until the call is over.
-        unsafe {
-            result((ort::api().UnregisterAllocator)(
-                self.environment.ptr().cast_mut(),
-                memory.ptr(),
-            ))?;
-        }
-        register(&self.environment, Some(limit))?;
-        state.handles.push(Handle::new(&self.environment)?);
-        state.limit = Some(limit);
-        Ok(())
-    }
-
-    /// What all arenas hold together.
-    pub(super) fn usage(&self) -> Usage {
-        usage(&self.state.lock().handles)
-    }
-
-    /// Gives all memory that no tensor is in back to the system.
-    pub(super) fn shrink(&self) {
-        for handle in &mut self.state.lock().handles {
-            if let Err(error) = handle.shrink() {
-                tracing::warn!(%error, "memory of runs could not be given back");
-            }
-        }
+        });
+        let mut live = self.live.lock();
+        live.retain(|arena| arena.strong_count() > 0);
+        live.push(Arc::downgrade(&arena));
+        Ok(arena)
     }
 
     /// Whether there is memory that has not been needed for a while. To be asked several times a second.
     pub(super) fn has_unneeded(&self, now: Instant) -> bool {
+        let arenas = self.arenas();
+        let unneeded = arenas.iter().filter(|arena| arena.has_unneeded(now));
+        unneeded.count() > 0
+    }
+
+    /// Gives all memory that no tensor is in back to the system.
+    pub(super) fn shrink(&self) {
+        for arena in self.arenas() {
+            arena.shrink();
+        }
+    }
+
+    fn arenas(&self) -> Vec<Arc<Arena>> {
+        self.live.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl Arena {
+    /// Takes note that all sessions are there and nothing runs: from now on, runs get what was said and no more.
+    pub(super) fn settle(&self) {
+        self.shrink();
         let mut state = self.state.lock();
-        let usage = usage(&state.handles);
+        if state.settled.is_some() {
+            return;
+        }
+        let usage = state.handle.usage();
+        if self.limit.is_some() {
+            match self.room.checked_sub(usage.taken) {
+                Some(surplus) => state.handle.fill(surplus),
+                None => tracing::warn!(
+                    bytes = usage.taken,
+                    expected = self.room,
+                    "weights take more than was expected, so that the memory of runs is bounded elsewhere than was asked"
+                ),
+            }
+        }
+        state.settled = Some(state.handle.usage());
+    }
+
+    /// The most bytes that runs may hold at once; no bound if not given.
+    pub(super) fn limit(&self) -> Option<usize> {
+        self.limit
+    }
+
+    /// What runs and their outputs hold now; `None` while the model is being loaded.
+    pub(super) fn held(&self) -> Option<usize> {
+        let state = self.state.lock();
+        let settled = state.settled?;
+        Some(state.handle.usage().used.saturating_sub(settled.used))
+    }
+
+    /// Gives all memory that no tensor is in back to the system.
+    pub(super) fn shrink(&self) {
+        if let Err(error) = self.state.lock().handle.shrink() {
+            tracing::warn!(%error, "memory of runs could not be given back");
+        }
+    }
+
+    fn has_unneeded(&self, now: Instant) -> bool {
+        // Somebody who gives memory back right now is not waited for.
+        let Some(mut state) = self.state.try_lock() else {
+            return false;
+        };
+        let settled = state.settled.unwrap_or_default();
+        let usage = state.handle.usage();
+        let usage = Usage {
+            used: usage.used.saturating_sub(settled.used),
+            taken: usage.taken.saturating_sub(settled.taken),
+        };
         state.trimming.observe(usage, now)
     }
 }
@@ -158,6 +226,25 @@ impl Handle {
         self.session
             .run_with_options(ort::inputs![input], &self.options)
             .map(drop)
+    }
+
+    /// Takes `bytes` for as long as the arena is there. They are never touched, and so take addresses and no memory.
+    fn fill(&self, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        match self.allocator.alloc::<u8>(bytes) {
+            // The arena frees it when it ends itself.
+            Ok(block) => drop(block.into_raw()),
+            Err(error) => {
+                tracing::debug!(%error, bytes, "runs may hold so much more than was asked")
+            }
+        }
+    }
+
+    /// What the arena says of itself; nothing if it does not.
+    fn usage(&self) -> Usage {
+        usage_of(&self.allocator)
     }
 }
 
@@ -212,14 +299,6 @@ fn register(environment: &Environment, limit: Option<usize>) -> Result<(), ort::
         (ort::api().ReleaseArenaCfg)(config);
         registered
     }
-}
-
-fn usage(handles: &[Handle]) -> Usage {
-    let usages = handles.iter().map(|handle| usage_of(&handle.allocator));
-    usages.fold(Usage::default(), |sum, one| Usage {
-        used: sum.used.saturating_add(one.used),
-        taken: sum.taken.saturating_add(one.taken),
-    })
 }
 
 /// What the arena of `allocator` says of itself; nothing if it does not.

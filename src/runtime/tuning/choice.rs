@@ -7,7 +7,7 @@ use super::measurement::Measurement;
 use crate::runtime::session::Placement;
 
 /// The most sessions that are chosen. Each holds the model's weights and arena anew.
-const MAX_INSTANCES: usize = 8;
+pub const MAX_INSTANCES: usize = 8;
 
 /// The bytes of weights that all sessions together may hold, unless one alone holds more.
 const MAX_WEIGHTS: usize = 1 << 30;

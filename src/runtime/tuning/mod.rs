@@ -12,7 +12,7 @@ mod measurement;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-pub use choice::{Choice, Freedom, placements};
+pub use choice::{Choice, Freedom, MAX_INSTANCES, placements};
 pub use measurement::{Effort, Measurement};
 
 use super::buckets::Buckets;
