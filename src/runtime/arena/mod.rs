@@ -156,13 +156,14 @@ impl Arena {
         }
         let usage = state.handle.usage();
         if self.limit.is_some() {
-            match self.room.checked_sub(usage.taken) {
-                Some(surplus) => state.handle.fill(surplus),
-                None => tracing::warn!(
+            if let Some(surplus) = self.room.checked_sub(usage.taken) {
+                state.handle.fill(surplus);
+            } else {
+                tracing::warn!(
                     bytes = usage.taken,
                     expected = self.room,
                     "weights take more than was expected, so that the memory of runs is bounded elsewhere than was asked"
-                ),
+                );
             }
         }
         state.settled = Some(state.handle.usage());
@@ -237,7 +238,7 @@ impl Handle {
             // The arena frees it when it ends itself.
             Ok(block) => drop(block.into_raw()),
             Err(error) => {
-                tracing::debug!(%error, bytes, "runs may hold so much more than was asked")
+                tracing::debug!(%error, bytes, "runs may hold so much more than was asked");
             }
         }
     }
