@@ -1,6 +1,6 @@
 //! One connection: HTTP/1.1 by hyper, with the deadlines that hyper does not have.
 //!
-//! What the deadlines are stands in [`phase`](super::phase); here is what tells it what happens, and does what it says.
+//! What the deadlines are stands in `phase`; here is what tells it what happens, and does what it says.
 //! Invariant: a peer can hold a connection no longer than these deadlines allow, an answer that it takes is never cut,
 //! and stopping loses no request whose head was received.
 
