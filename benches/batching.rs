@@ -16,7 +16,7 @@ use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use model_serving::batching::batch::{Batch, InputBuffers};
 use model_serving::batching::policy::{BatchPolicy, Waiting};
-use model_serving::batching::queue::{Pending, RequestQueue};
+use model_serving::batching::queue::{Pending, QueueConfig, RequestQueue};
 use model_serving::model::ModelMetadata;
 use model_serving::tensor::{DataType, Elements, OutputTensor, Shape, TensorData};
 use support::{Answer, IMAGE, deadline, metadata, numbers, pending};
@@ -74,7 +74,13 @@ fn queue(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("queue");
     let metadata = metadata(DataType::Fp32, &[4], &[4]);
     for count in [1, 8, MAX_BATCH_SIZE] {
-        let queue = RequestQueue::new(POLICY, 1024, 1, None);
+        let queue = RequestQueue::new(QueueConfig {
+            policy: POLICY,
+            max_rows: 1024,
+            instances: 1,
+            buckets: None,
+            comparable: true,
+        });
         group.throughput(Throughput::Elements(count as u64));
         group.bench_function(format!("push and next batch/{count}"), |bencher| {
             bencher.iter_batched(

@@ -331,8 +331,12 @@ impl Instance {
         let result = self.run_once(&batch, padded, buffers);
         *self.status.running.lock() = None;
         let elapsed = started.elapsed();
-        self.queue
-            .record(batch.rows(), elapsed, result.is_ok(), started + elapsed);
+        // What inputs that disagree are broadcast to says nothing about others of as many rows.
+        let disagrees = |member: &Pending| member.request.disagreement().is_some();
+        if !batch.members().iter().any(disagrees) {
+            self.queue
+                .record(batch.rows(), elapsed, result.is_ok(), started + elapsed);
+        }
 
         match result {
             // The GPU may have been lost to another instance while this one was computing.

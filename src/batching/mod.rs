@@ -46,7 +46,7 @@ use crate::telemetry::metrics::BatchingMetrics;
 use instance::{Instance, InstanceStatus};
 use parts::PartRule;
 use policy::BatchPolicy;
-use queue::{Pending, PushError, RequestQueue};
+use queue::{Pending, PushError, QueueConfig, RequestQueue};
 
 /// How requests for one model are queued and merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +66,8 @@ pub struct BatchingConfig {
     pub default_timeout: Duration,
     /// The sizes to which executions are padded, with copies of their last row; as many rows as there are if not given.
     pub buckets: Option<Buckets>,
+    /// Whether runs of as many rows take about as long, so that what some took says what others will take.
+    pub comparable_runs: bool,
 }
 
 /// Where instances execute.
@@ -150,12 +152,13 @@ impl Scheduler {
             rows: config.max_batch_size,
             independent: metadata.has_rows() && config.max_batch_size > 1,
         };
-        let queue = Arc::new(RequestQueue::new(
+        let queue = Arc::new(RequestQueue::new(QueueConfig {
             policy,
-            config.max_queue_size,
-            models.len(),
-            config.buckets,
-        ));
+            max_rows: config.max_queue_size,
+            instances: models.len(),
+            buckets: config.buckets,
+            comparable: config.comparable_runs,
+        }));
         let running = Arc::new(RunningThreads {
             count: Mutex::new(0),
             ended: Condvar::new(),

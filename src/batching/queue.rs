@@ -56,6 +56,39 @@ pub enum PushError {
     Closed,
 }
 
+/// What is fixed about a queue.
+#[derive(Debug, Clone, Copy)]
+pub struct QueueConfig {
+    /// The rules by which requests are merged.
+    pub policy: BatchPolicy,
+    /// Rows that may wait.
+    pub max_rows: usize,
+    /// Who executes what waits.
+    pub instances: usize,
+    /// The sizes to which executions are padded, if they are.
+    pub buckets: Option<Buckets>,
+    /// Whether runs of as many rows take about as long. Where they do not, because requests choose other sizes or the
+    /// work follows from the values, what runs took says how long one waits, but nothing about a request's own run.
+    pub comparable: bool,
+}
+
+impl QueueConfig {
+    /// The rows of an execution of `rows` rows.
+    fn padded(self, rows: usize) -> usize {
+        self.buckets.map_or(rows, |buckets| buckets.fit(rows))
+    }
+
+    /// The seconds that the execution of a request of `rows` rows takes at least, by what runs took; none if that says
+    /// nothing about it.
+    fn shortest(self, times: &RunTimes, rows: usize) -> f64 {
+        if self.comparable {
+            times.shortest(self.padded(rows))
+        } else {
+            0.0
+        }
+    }
+}
+
 /// The share that the newest execution has in the average of their rows; about the last ten count.
 const ROWS_SHARE: f64 = 0.2;
 
@@ -69,9 +102,7 @@ struct Run {
 /// What waits and what runs, without locks and clocks.
 #[derive(Debug)]
 pub(super) struct QueueState {
-    policy: BatchPolicy,
-    buckets: Option<Buckets>,
-    max_rows: usize,
+    config: QueueConfig,
     entries: VecDeque<Pending>,
     rows: usize,
     /// Entries that share no execution, and their rows.
@@ -94,25 +125,18 @@ struct Forecast {
 }
 
 impl QueueState {
-    pub(super) fn new(
-        policy: BatchPolicy,
-        max_rows: usize,
-        instances: usize,
-        buckets: Option<Buckets>,
-    ) -> Self {
+    pub(super) fn new(config: QueueConfig) -> Self {
         Self {
-            policy,
-            buckets,
-            max_rows,
+            config,
             entries: VecDeque::new(),
             rows: 0,
             alone: 0,
             alone_rows: 0,
             closed: false,
-            runs: vec![None; instances],
+            runs: vec![None; config.instances],
             times: RunTimes::default(),
-            shared_rows: to_f64(policy.merge_rows.max(1)),
-            free_in: Vec::with_capacity(instances),
+            shared_rows: to_f64(config.policy.merge_rows.max(1)),
+            free_in: Vec::with_capacity(config.instances),
         }
     }
 
@@ -142,12 +166,12 @@ impl QueueState {
 
     /// Whether a request of `rows` rows that comes at `now` can be answered by `deadline`.
     fn admit(&mut self, rows: usize, deadline: Instant, now: Instant) -> Result<(), PushError> {
-        if self.rows > 0 && self.rows + rows > self.max_rows {
+        if self.rows > 0 && self.rows + rows > self.config.max_rows {
             return Err(PushError::Full(seconds(self.forecast(rows, now).start)));
         }
         let left = deadline.saturating_duration_since(now).as_secs_f64();
         let own = self.padded(rows);
-        if self.times.shortest(own) > left && !self.times.probe_is_due(own, now) {
+        if self.config.shortest(&self.times, rows) > left && !self.times.probe_is_due(own, now) {
             return Err(PushError::TooShort);
         }
         if self.rows == 0 && self.runs.iter().any(Option::is_none) {
@@ -214,12 +238,12 @@ impl QueueState {
     }
 
     fn padded(&self, rows: usize) -> usize {
-        padded(self.buckets, rows)
+        self.config.padded(rows)
     }
 
     /// Whether a request of `rows` rows shares no execution.
     fn is_alone(&self, rows: usize) -> bool {
-        !self.policy.merge || rows >= self.policy.merge_rows
+        !self.config.policy.merge || rows >= self.config.policy.merge_rows
     }
 
     fn count_in(&mut self, rows: usize) {
@@ -240,7 +264,7 @@ impl QueueState {
 
     /// Takes out every entry that nobody waits for at `now`, or will not any more when its run ends.
     fn remove_pointless(&mut self, now: Instant) -> Vec<Pending> {
-        let (times, buckets) = (&self.times, self.buckets);
+        let (times, config) = (&self.times, self.config);
         // Neighbours mostly have as many rows.
         let (mut last_rows, mut shortest) = (0, 0.0);
         let mut is_pointless = |entry: &Pending| {
@@ -249,12 +273,11 @@ impl QueueState {
             }
             let rows = entry.request.rows();
             if rows != last_rows {
-                let padded = padded(buckets, rows);
                 last_rows = rows;
-                shortest = if times.probe_is_due(padded, now) {
+                shortest = if times.probe_is_due(config.padded(rows), now) {
                     0.0
                 } else {
-                    times.shortest(padded)
+                    config.shortest(times, rows)
                 };
             }
             let left = entry.request.deadline().saturating_duration_since(now);
@@ -312,20 +335,24 @@ impl QueueState {
     /// The decision, and the entry from which its positions count.
     fn decide(&mut self, now: Instant) -> (NextBatch, usize) {
         if let Some(oldest) = self.entries.front() {
-            let rows = self.padded(oldest.request.rows());
+            let rows = oldest.request.rows();
             let left = oldest.request.deadline().saturating_duration_since(now);
-            if left.as_secs_f64() < self.times.shortest(rows) {
+            if left.as_secs_f64() < self.config.shortest(&self.times, rows) {
                 // It is still here, so it is time to find out whether that is true.
-                self.times.note_probe(rows, now);
+                self.times.note_probe(self.config.padded(rows), now);
                 return (NextBatch::Ready(smallvec::smallvec![0]), 0);
             }
         }
-        let run = |rows| seconds(self.times.expected(self.padded(rows)).at_most());
-        let deadlines = self
-            .entries
-            .iter()
-            .map(|entry| (entry.request.rows(), entry.request.deadline()));
-        let leader = self.policy.leader(deadlines, now, run);
+        let leader = if self.config.comparable {
+            let deadlines = self
+                .entries
+                .iter()
+                .map(|entry| (entry.request.rows(), entry.request.deadline()));
+            let run = |rows| self.run(rows);
+            self.config.policy.leader(deadlines, now, run)
+        } else {
+            0
+        };
         let first = self.entries.get(leader);
         let waiting = self.entries.iter().skip(leader).map(|entry| Waiting {
             rows: entry.request.rows(),
@@ -334,7 +361,25 @@ impl QueueState {
             merges_with_oldest: first
                 .is_some_and(|first| first.request.merges_with(&entry.request)),
         });
-        (self.policy.next(waiting, now, self.closed, run), leader)
+        (self.choose(waiting, now), leader)
+    }
+
+    /// What few runs of `rows` rows take longer than.
+    fn run(&self, rows: usize) -> Duration {
+        seconds(self.times.expected(self.padded(rows)).at_most())
+    }
+
+    /// What the policy says about `waiting`.
+    fn choose(&self, waiting: impl Iterator<Item = Waiting> + Clone, now: Instant) -> NextBatch {
+        let policy = self.config.policy;
+        let decision = policy.next(waiting.clone(), now, self.closed, |rows| self.run(rows));
+        match decision {
+            // What runs took is good enough to end a delay by it, but not to leave anybody out.
+            NextBatch::Ready(_) if !self.config.comparable => {
+                policy.next(waiting, now, true, |_| Duration::ZERO)
+            }
+            decision => decision,
+        }
     }
 
     /// A batch of requests of at most `most` rows each, for an instance that has a larger one in hand; and what is found
@@ -346,7 +391,6 @@ impl QueueState {
         now: Instant,
     ) -> (Option<Vec<Pending>>, Vec<Pending>) {
         let pointless = self.remove_pointless(now);
-        let run = |rows| seconds(self.times.expected(self.padded(rows)).at_most());
         let small = || {
             let entries = self.entries.iter().enumerate();
             entries.filter(|(_, entry)| entry.request.rows() <= most)
@@ -359,7 +403,7 @@ impl QueueState {
             merges_with_oldest: first
                 .is_some_and(|(_, first)| first.request.merges_with(&entry.request)),
         });
-        let NextBatch::Ready(chosen) = self.policy.next(waiting, now, self.closed, run) else {
+        let NextBatch::Ready(chosen) = self.choose(waiting, now) else {
             return (None, pointless);
         };
         // The policy counts the small ones only.
@@ -382,7 +426,7 @@ impl QueueState {
         if let Some(slot) = self.runs.get_mut(instance) {
             *slot = Some(run);
         }
-        if !self.is_alone(rows) || rows == self.policy.merge_rows {
+        if !self.is_alone(rows) || rows == self.config.policy.merge_rows {
             let rows = to_f64(rows);
             if self.rows > self.alone_rows || rows > self.shared_rows {
                 self.shared_rows += ROWS_SHARE * (rows - self.shared_rows);
@@ -394,11 +438,6 @@ impl QueueState {
     pub(super) fn record(&mut self, rows: usize, elapsed: Duration, end: RunEnd, now: Instant) {
         self.times.record(self.padded(rows), elapsed, end, now);
     }
-}
-
-/// The rows of an execution of `rows` rows.
-fn padded(buckets: Option<Buckets>, rows: usize) -> usize {
-    buckets.map_or(rows, |buckets| buckets.fit(rows))
 }
 
 /// A number of rows that is an average.
@@ -435,17 +474,11 @@ pub(super) enum Look {
 }
 
 impl RequestQueue {
-    /// An empty queue for at most `max_rows` waiting rows, which `instances` execute, padded to `buckets` if there are
-    /// any.
+    /// An empty queue.
     #[must_use]
-    pub fn new(
-        policy: BatchPolicy,
-        max_rows: usize,
-        instances: usize,
-        buckets: Option<Buckets>,
-    ) -> Self {
+    pub fn new(config: QueueConfig) -> Self {
         Self {
-            state: Mutex::new(QueueState::new(policy, max_rows, instances, buckets)),
+            state: Mutex::new(QueueState::new(config)),
             changed: Condvar::new(),
             woken: Notify::new(),
         }
@@ -455,6 +488,12 @@ impl RequestQueue {
     #[must_use]
     pub fn rows(&self) -> usize {
         self.state.lock().rows
+    }
+
+    /// Whether anything is known of what runs take.
+    #[cfg(test)]
+    pub(super) fn has_run_times(&self) -> bool {
+        !self.state.lock().times.is_empty()
     }
 
     /// How long a request of one row that came at `now` would wait for its execution.
@@ -610,13 +649,22 @@ mod tests {
     use super::*;
     use crate::batching::testing::{self, Answer};
 
+    fn config(instances: usize, merge_rows: usize, max_rows: usize) -> QueueConfig {
+        QueueConfig {
+            policy: BatchPolicy {
+                merge_rows,
+                max_queue_delay: Duration::ZERO,
+                merge: merge_rows > 1,
+            },
+            max_rows,
+            instances,
+            buckets: None,
+            comparable: true,
+        }
+    }
+
     fn queue(merge_rows: usize, max_rows: usize) -> RequestQueue {
-        let policy = BatchPolicy {
-            merge_rows,
-            max_queue_delay: Duration::ZERO,
-            merge: true,
-        };
-        RequestQueue::new(policy, max_rows, 1, None)
+        RequestQueue::new(config(1, merge_rows, max_rows))
     }
 
     fn pending(rows: usize, width: usize, deadline: Instant) -> (Pending, Answer) {
@@ -751,14 +799,10 @@ mod tests {
         });
     }
 
-    /// State of a queue for `instances`, whose model is known to take `ms(rows)` milliseconds.
-    fn taught(instances: usize, merge_rows: usize, ms: fn(u64) -> u64, now: Instant) -> QueueState {
-        let policy = BatchPolicy {
-            merge_rows,
-            max_queue_delay: Duration::ZERO,
-            merge: merge_rows > 1,
-        };
-        let mut state = QueueState::new(policy, 1000, instances, None);
+    /// State of a queue whose model is known to take `ms(rows)` milliseconds.
+    fn taught(config: QueueConfig, ms: fn(u64) -> u64, now: Instant) -> QueueState {
+        let mut state = QueueState::new(config);
+        let merge_rows = config.policy.merge_rows;
         for rows in [1, 2, 4, 8].into_iter().filter(|rows| *rows <= merge_rows) {
             for _ in 0..30 {
                 let elapsed = Duration::from_millis(ms(rows as u64));
@@ -776,9 +820,13 @@ mod tests {
 
     impl Scene {
         fn new(instances: usize, merge_rows: usize, ms: fn(u64) -> u64) -> Self {
+            Self::of(config(instances, merge_rows, 1000), ms)
+        }
+
+        fn of(config: QueueConfig, ms: fn(u64) -> u64) -> Self {
             let start = Instant::now();
             Self {
-                state: taught(instances, merge_rows, ms, start),
+                state: taught(config, ms, start),
                 start,
                 answers: Vec::new(),
             }
@@ -926,6 +974,54 @@ mod tests {
         assert_eq!(scene.take(0, 1510), [0; 0]);
         scene.push(1, 1520, 1620).unwrap();
         assert_eq!(scene.take(0, 1520), [1620]);
+    }
+
+    #[test]
+    fn where_runs_are_not_comparable_nobody_is_refused_for_what_others_took() {
+        let mixed = QueueConfig {
+            comparable: false,
+            ..config(1, 8, 1000)
+        };
+        // Others took a second each, and do so all the time; these may well be done in their 20 ms.
+        let mut scene = Scene::of(mixed, |_| 1000);
+        for round in 0..5 {
+            let now = 100 * round;
+            scene.push(1, now, now + 20).unwrap();
+            assert_eq!(scene.take(0, now), [now + 20]);
+            let (elapsed, end) = (Duration::from_secs(1), scene.at(now));
+            scene.state.record(1, elapsed, RunEnd::Completed, end);
+            assert_eq!(scene.take(0, now), [0; 0]);
+        }
+        // Nobody is passed over for others that have more time, and nothing is dropped before its deadline.
+        for deadline in [1020, 5000, 1021] {
+            scene
+                .push(1, 1000, deadline)
+                .unwrap_or_else(|error| panic!("{deadline}: {error:?}"));
+        }
+        assert_eq!(scene.take(0, 1000), [1020, 5000, 1021]);
+        // How long one waits for others follows from what they took.
+        assert!(matches!(
+            scene.push(1, 1000, 1020),
+            Err(PushError::TooMuchAhead(_))
+        ));
+        scene.push(1, 1000, 6000).unwrap();
+        scene.push(1, 1000, 6001).unwrap();
+        assert_eq!(scene.take(0, 5990), [6000, 6001]);
+        assert_eq!(scene.take(0, 6001), [0; 0]);
+    }
+
+    #[test]
+    fn where_runs_are_not_comparable_what_is_late_is_still_not_executed() {
+        let mixed = QueueConfig {
+            comparable: false,
+            ..config(1, 1, 1000)
+        };
+        let mut scene = Scene::of(mixed, |_| 100);
+        scene.push(1, 0, 1000).unwrap();
+        assert_eq!(scene.take(0, 0), [1000]);
+        scene.push(1, 0, 250).unwrap();
+        scene.push(1, 0, 400).unwrap();
+        assert_eq!(scene.take(0, 250), [400]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::budget::Reservation;
 use super::instance::to_f64;
 use super::policy::BatchPolicy;
-use super::queue::{Look, Pending, QueueState};
+use super::queue::{Look, Pending, QueueConfig, QueueState};
 use super::request::InferenceRequest;
 use super::run_times::{RunEnd, seconds};
 use super::testing::{Answer, metadata};
@@ -106,7 +106,13 @@ impl Simulation {
             base: Instant::now(),
             events: BinaryHeap::new(),
             random: Random(0x9e37_79b9_7f4a_7c15),
-            state: QueueState::new(policy, 4096, scenario.instances, None),
+            state: QueueState::new(QueueConfig {
+                policy,
+                max_rows: 4096,
+                instances: scenario.instances,
+                buckets: None,
+                comparable: true,
+            }),
             running: (0..scenario.instances).map(|_| None).collect(),
             metadata: metadata(&[("x", &["N", ""])], &[("y", &["N", ""])]),
             answers: Vec::new(),

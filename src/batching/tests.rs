@@ -2,6 +2,7 @@
 
 use super::testing::{FakeModel, metadata, metrics, request};
 use super::*;
+use crate::tensor::{Shape, Tensor, TensorData};
 
 fn config() -> BatchingConfig {
     BatchingConfig {
@@ -12,6 +13,7 @@ fn config() -> BatchingConfig {
         max_queue_size: 16,
         default_timeout: Duration::from_secs(30),
         buckets: None,
+        comparable_runs: true,
     }
 }
 
@@ -497,6 +499,27 @@ async fn an_interrupted_run_teaches_how_long_runs_take() {
     assert!(wait >= Duration::from_millis(1), "{wait:?}");
     gate.open();
     assert!(busy.await.unwrap().is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_whose_inputs_disagree_teaches_nothing_about_others() {
+    let signature = metadata(
+        &[("x", &["N", "L"]), ("z", &["N", "L"])],
+        &[("y", &["N", "L"])],
+    );
+    let scheduler = start(FakeModel::open(), config());
+    for (widths, known) in [([1, 2], false), ([1, 1], true)] {
+        let tensor = |width: usize| {
+            let zeros = TensorData::from(vec![0.0_f32; width]);
+            Tensor::new(Shape::from_slice(&[1, width]), zeros).unwrap()
+        };
+        let inputs = widths.map(tensor).into_iter().collect();
+        let request =
+            InferenceRequest::new(&signature, inputs, 64, soon(), Reservation::none()).unwrap();
+        assert_eq!(request.disagreement().is_none(), known);
+        scheduler.submit(request).await.unwrap();
+        assert_eq!(scheduler.shared.queue.has_run_times(), known);
+    }
 }
 
 /// As many values as there are rows, each its own.

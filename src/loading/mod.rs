@@ -268,6 +268,9 @@ impl Loader {
             // Rows that nobody asked for are computed only where repeated shapes are worth more, and where they were
             // shown not to touch the others.
             buckets: (on_gpu && merging.is_on()).then(|| Buckets::up_to(merge_rows)),
+            comparable_runs: opened.has_bounded_work()
+                && !metadata.has_open_sizes()
+                && !metadata.has_strings(),
         };
         let device = provider.device().to_string();
         let info = ModelInfo {
