@@ -77,6 +77,7 @@ fn queue(criterion: &mut Criterion) {
         let queue = RequestQueue::new(QueueConfig {
             policy: POLICY,
             max_rows: 1024,
+            part_rows: None,
             instances: 1,
             buckets: None,
             comparable: true,

@@ -60,7 +60,7 @@ pub struct BatchingConfig {
     pub merge_rows: usize,
     /// How long the oldest request may wait for company.
     pub max_queue_delay: Duration,
-    /// Rows that may wait.
+    /// Rows that may wait, where a request that is executed in parts counts as one of them.
     pub max_queue_size: usize,
     /// The deadline of a request that brings none of its own, the yardstick of `ml_saturation`.
     pub default_timeout: Duration,
@@ -155,6 +155,7 @@ impl Scheduler {
         let queue = Arc::new(RequestQueue::new(QueueConfig {
             policy,
             max_rows: config.max_queue_size,
+            part_rows: parts.independent.then_some(parts.rows),
             instances: models.len(),
             buckets: config.buckets,
             comparable: config.comparable_runs,

@@ -61,8 +61,10 @@ pub enum PushError {
 pub struct QueueConfig {
     /// The rules by which requests are merged.
     pub policy: BatchPolicy,
-    /// Rows that may wait.
+    /// Rows that may wait, where a request counts as many as are executed at once.
     pub max_rows: usize,
+    /// The most rows of an execution, where requests with more are executed in parts.
+    pub part_rows: Option<usize>,
     /// Who executes what waits.
     pub instances: usize,
     /// The sizes to which executions are padded, if they are.
@@ -76,6 +78,12 @@ impl QueueConfig {
     /// The rows of an execution of `rows` rows.
     fn padded(self, rows: usize) -> usize {
         self.buckets.map_or(rows, |buckets| buckets.fit(rows))
+    }
+
+    /// What a request of `rows` rows counts of the rows that may wait. Of one that is executed in parts whoever comes
+    /// later waits for one part at a time, so that all of its rows would lock others out for nothing.
+    fn counted(self, rows: usize) -> usize {
+        self.part_rows.map_or(rows, |most| rows.min(most))
     }
 
     /// The seconds that the execution of a request of `rows` rows takes at least, by what runs took; none if that says
@@ -104,10 +112,14 @@ struct Run {
 pub(super) struct QueueState {
     config: QueueConfig,
     entries: VecDeque<Pending>,
+    /// The rows of all entries.
     rows: usize,
-    /// Entries that share no execution, and their rows.
+    /// What they count of the rows that may wait.
+    counted: usize,
+    /// Entries that share no execution, their rows, and what these count.
     alone: usize,
     alone_rows: usize,
+    alone_counted: usize,
     closed: bool,
     /// What each instance executes.
     runs: Vec<Option<Run>>,
@@ -130,8 +142,10 @@ impl QueueState {
             config,
             entries: VecDeque::new(),
             rows: 0,
+            counted: 0,
             alone: 0,
             alone_rows: 0,
+            alone_counted: 0,
             closed: false,
             runs: vec![None; config.instances],
             times: RunTimes::default(),
@@ -166,7 +180,8 @@ impl QueueState {
 
     /// Whether a request of `rows` rows that comes at `now` can be answered by `deadline`.
     fn admit(&mut self, rows: usize, deadline: Instant, now: Instant) -> Result<(), PushError> {
-        if self.rows > 0 && self.rows + rows > self.config.max_rows {
+        let counted = self.counted + self.config.counted(rows);
+        if self.rows > 0 && counted > self.config.max_rows {
             return Err(PushError::Full(seconds(self.forecast(rows, now).start)));
         }
         let left = deadline.saturating_duration_since(now).as_secs_f64();
@@ -204,7 +219,14 @@ impl QueueState {
         let (mut executions, mut ahead, mut own) = (0, 0.0, rows);
         if self.alone > 0 {
             executions = self.alone;
-            let each = self.padded(self.alone_rows.div_ceil(self.alone));
+            // Who is no larger than a part waits for one of each at most, and has its turn then.
+            let in_parts = self.config.counted(rows) < rows;
+            let all = if in_parts {
+                self.alone_rows
+            } else {
+                self.alone_counted
+            };
+            let each = self.padded(all.div_ceil(self.alone));
             ahead = to_f64(self.alone) * self.times.expected(each).mean;
         }
         let mut waiting = self.rows - self.alone_rows;
@@ -247,18 +269,24 @@ impl QueueState {
     }
 
     fn count_in(&mut self, rows: usize) {
+        let counted = self.config.counted(rows);
         self.rows += rows;
+        self.counted += counted;
         if self.is_alone(rows) {
             self.alone += 1;
             self.alone_rows += rows;
+            self.alone_counted += counted;
         }
     }
 
     fn count_out(&mut self, rows: usize) {
+        let counted = self.config.counted(rows);
         self.rows -= rows;
+        self.counted -= counted;
         if self.is_alone(rows) {
             self.alone -= 1;
             self.alone_rows -= rows;
+            self.alone_counted -= counted;
         }
     }
 
@@ -484,7 +512,8 @@ impl RequestQueue {
         }
     }
 
-    /// Rows that wait now.
+    /// Rows that wait now: all of them, although a request that is executed in parts counts as one part where it is
+    /// about how many may wait.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.state.lock().rows
@@ -626,8 +655,10 @@ impl RequestQueue {
             let mut state = self.state.lock();
             state.closed = true;
             state.rows = 0;
+            state.counted = 0;
             state.alone = 0;
             state.alone_rows = 0;
+            state.alone_counted = 0;
             std::mem::take(&mut state.entries)
         };
         self.wake_all();
@@ -657,6 +688,7 @@ mod tests {
                 merge: merge_rows > 1,
             },
             max_rows,
+            part_rows: None,
             instances,
             buckets: None,
             comparable: true,
@@ -688,6 +720,45 @@ mod tests {
         );
         assert!(queue.push(third).is_ok());
         assert_eq!(queue.rows(), 5);
+    }
+
+    #[test]
+    fn a_request_that_is_executed_in_parts_counts_as_one_part() {
+        let mut scene = Scene::of(
+            QueueConfig {
+                part_rows: Some(8),
+                ..config(1, 8, 20)
+            },
+            |_| 5,
+        );
+        scene.push(1000, 0, 60_000).unwrap();
+        assert_eq!(scene.take(0, 0), [60_000]);
+        // It takes five seconds, but who asks for one row waits for one part.
+        scene.push(1000, 0, 60_001).unwrap();
+        for deadline in [100, 101, 102] {
+            scene.push(1, 0, deadline).unwrap();
+        }
+        scene.push(9, 0, 60_002).unwrap();
+        // As many rows wait as may.
+        assert!(matches!(scene.push(2, 0, 60_003), Err(PushError::Full(_))));
+        assert!(matches!(
+            scene.push(500, 0, 60_003),
+            Err(PushError::Full(_))
+        ));
+        scene.push(1, 0, 103).unwrap();
+        assert_eq!((scene.state.rows, scene.state.counted), (1013, 20));
+        assert_eq!(scene.take(0, 0), [60_001]);
+        scene.push(8, 0, 60_004).unwrap();
+        assert_eq!(scene.take(0, 0), [100, 101, 102]);
+        assert_eq!(scene.take(0, 0), [60_002]);
+        assert_eq!(scene.take(0, 0), [103]);
+        assert_eq!(scene.take(0, 0), [60_004]);
+        let state = &scene.state;
+        assert_eq!((state.rows, state.counted), (0, 0));
+        assert_eq!(
+            (state.alone, state.alone_rows, state.alone_counted),
+            (0, 0, 0)
+        );
     }
 
     #[test]

@@ -109,6 +109,7 @@ impl Simulation {
             state: QueueState::new(QueueConfig {
                 policy,
                 max_rows: 4096,
+                part_rows: None,
                 instances: scenario.instances,
                 buckets: None,
                 comparable: true,
