@@ -230,7 +230,12 @@ impl Instance {
 
     /// Executes the next part of `large`, and hands it back unless it is answered.
     fn execute_part(&mut self, mut large: InParts, buffers: &mut InputBuffers) -> Option<InParts> {
-        if !large.pending.is_wanted(Instant::now()) {
+        let now = Instant::now();
+        let deadline = large.pending.request.deadline();
+        // The first part is executed whatever is known, because that may be wrong.
+        let is_begun = large.next().start > 0;
+        let is_late = is_begun && !self.queue.can_finish(large.left(), deadline, now);
+        if is_late || !large.pending.is_wanted(now) {
             large.pending.answer(Err(ScheduleError::DeadlineExceeded));
             return None;
         }
@@ -242,7 +247,7 @@ impl Instance {
         let padded = parts::padded(rows.len(), self.buckets);
         let started = Instant::now();
         self.queue.note_start(self.index, rows.len(), started);
-        *self.status.running.lock() = Some(large.pending.request.deadline());
+        *self.status.running.lock() = Some(deadline);
         let result = self
             .run_gathered(|| parts::gather(&large.pending.request, rows.clone(), buffers, padded));
         *self.status.running.lock() = None;

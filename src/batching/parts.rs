@@ -67,6 +67,11 @@ impl InParts {
         self.done..rows.min(self.done + self.rule.rows)
     }
 
+    /// The rows that are not executed yet.
+    pub(super) fn left(&self) -> usize {
+        self.pending.request.rows().saturating_sub(self.done)
+    }
+
     /// Takes the outputs of the next part, which was executed with `padded` rows.
     ///
     /// # Errors

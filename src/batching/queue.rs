@@ -86,14 +86,25 @@ impl QueueConfig {
         self.part_rows.map_or(rows, |most| rows.min(most))
     }
 
-    /// The seconds that the execution of a request of `rows` rows takes at least, by what runs took; none if that says
-    /// nothing about it.
+    /// The rows of the largest execution of a request of `rows` rows.
+    fn executed(self, rows: usize) -> usize {
+        self.padded(self.counted(rows))
+    }
+
+    /// The seconds that a request of `rows` rows is executed at least, all of its parts together, by what runs took;
+    /// none if that says nothing about it.
     fn shortest(self, times: &RunTimes, rows: usize) -> f64 {
-        if self.comparable {
-            times.shortest(self.padded(rows))
+        if !self.comparable {
+            return 0.0;
+        }
+        let part = self.counted(rows).max(1);
+        let (full, rest) = (rows / part, rows % part);
+        let of_rest = if rest > 0 {
+            times.shortest(self.padded(rest)).max(0.0)
         } else {
             0.0
-        }
+        };
+        to_f64(full) * times.shortest(self.padded(part)).max(0.0) + of_rest
     }
 }
 
@@ -185,7 +196,7 @@ impl QueueState {
             return Err(PushError::Full(seconds(self.forecast(rows, now).start)));
         }
         let left = deadline.saturating_duration_since(now).as_secs_f64();
-        let own = self.padded(rows);
+        let own = self.config.executed(rows);
         if self.config.shortest(&self.times, rows) > left && !self.times.probe_is_due(own, now) {
             return Err(PushError::TooShort);
         }
@@ -302,7 +313,7 @@ impl QueueState {
             let rows = entry.request.rows();
             if rows != last_rows {
                 last_rows = rows;
-                shortest = if times.probe_is_due(config.padded(rows), now) {
+                shortest = if times.probe_is_due(config.executed(rows), now) {
                     0.0
                 } else {
                     config.shortest(times, rows)
@@ -367,7 +378,7 @@ impl QueueState {
             let left = oldest.request.deadline().saturating_duration_since(now);
             if left.as_secs_f64() < self.config.shortest(&self.times, rows) {
                 // It is still here, so it is time to find out whether that is true.
-                self.times.note_probe(self.config.padded(rows), now);
+                self.times.note_probe(self.config.executed(rows), now);
                 return (NextBatch::Ready(smallvec::smallvec![0]), 0);
             }
         }
@@ -460,6 +471,12 @@ impl QueueState {
                 self.shared_rows += ROWS_SHARE * (rows - self.shared_rows);
             }
         }
+    }
+
+    /// Whether `rows` rows of a request can be executed from `now` to `deadline`, as far as is known.
+    fn can_finish(&self, rows: usize, deadline: Instant, now: Instant) -> bool {
+        let left = deadline.saturating_duration_since(now);
+        self.config.shortest(&self.times, rows) <= left.as_secs_f64()
     }
 
     /// Takes note of a run of `rows` rows.
@@ -622,6 +639,11 @@ impl RequestQueue {
         self.state.lock().note_start(instance, rows, now);
     }
 
+    /// Whether the `rows` rows that are left of a request can be executed from `now` to `deadline`, as far as is known.
+    pub(super) fn can_finish(&self, rows: usize, deadline: Instant, now: Instant) -> bool {
+        self.state.lock().can_finish(rows, deadline, now)
+    }
+
     /// What there is to do now.
     fn look(&self, state: &mut QueueState, instance: usize) -> Look {
         let look = state.look(instance, Instant::now());
@@ -759,6 +781,42 @@ mod tests {
             (state.alone, state.alone_rows, state.alone_counted),
             (0, 0, 0)
         );
+    }
+
+    #[test]
+    fn a_request_in_parts_takes_the_time_of_all_of_them() {
+        let in_parts = QueueConfig {
+            part_rows: Some(8),
+            ..config(1, 8, 1000)
+        };
+        let mut scene = Scene::of(in_parts, |_| 5);
+        // 125 parts of 5 ms.
+        assert_eq!(scene.push(1000, 0, 620).unwrap_err(), PushError::TooShort);
+        scene.push(1000, 0, 630).unwrap();
+        assert_eq!(scene.take(0, 0), [630]);
+        scene.push(1000, 0, 700).unwrap();
+        assert_eq!(scene.take(0, 80), [0; 0], "it is too late now");
+        // 25 parts, the last one of four rows.
+        for (rows, deadline, expected) in [(196, 120, false), (196, 130, true), (4, 4, false)] {
+            let finishes = scene
+                .state
+                .can_finish(rows, scene.at(deadline), scene.start);
+            assert_eq!(finishes, expected, "{rows} rows in {deadline} ms");
+        }
+        // Once that is not fresh any more, one is let in to find out.
+        scene.push(1000, 1500, 1600).unwrap();
+        assert_eq!(scene.take(0, 1500), [1600]);
+        assert_eq!(scene.push(1000, 1500, 1600), Err(PushError::TooShort));
+        // Where runs are not comparable, none of that is known.
+        let mut mixed = Scene::of(
+            QueueConfig {
+                comparable: false,
+                ..in_parts
+            },
+            |_| 5,
+        );
+        mixed.push(1000, 0, 10).unwrap();
+        assert!(mixed.state.can_finish(1000, mixed.at(1), mixed.start));
     }
 
     #[test]

@@ -637,6 +637,38 @@ async fn the_parts_of_a_request_end_with_its_deadline_or_its_client() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_parts_of_a_request_end_when_what_is_left_would_be_late() {
+    for comparable_runs in [true, false] {
+        let (model, gate) = FakeModel::gated();
+        let executions = model.executions();
+        let config = BatchingConfig {
+            comparable_runs,
+            ..config()
+        };
+        let scheduler = start(model, config);
+        let deadline = Instant::now() + Duration::from_secs(50);
+        let large = tokio::spawn({
+            let scheduler = scheduler.clone();
+            async move { scheduler.submit(request(&ascending(12), deadline)).await }
+        });
+        gate.wait_for_run();
+        // Nothing was known when it came. Since then it turned out that its second part takes too long.
+        teach(&scheduler, 4, Duration::from_secs(100));
+        gate.open();
+        let answer = large.await.unwrap();
+        assert!(Instant::now() < deadline, "it is told at once");
+        if comparable_runs {
+            let error = answer.unwrap_err();
+            assert!(matches!(error, ScheduleError::DeadlineExceeded), "{error}");
+            assert_eq!(*executions.lock(), [8]);
+        } else {
+            assert_eq!(values(&answer.unwrap()), plus_one(&ascending(12)));
+            assert_eq!(*executions.lock(), [8, 4]);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn closing_finishes_the_parts_that_are_left() {
     let (model, gate) = FakeModel::gated();
     let scheduler = start(model, config());
