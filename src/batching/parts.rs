@@ -85,7 +85,7 @@ impl InParts {
         let rows = self.next();
         let parts = self.joined.fitting(outputs, rows.len(), padded);
         let parts = parts.ok_or(Stop::Misfit)?;
-        let bytes = parts.iter().map(|(_, elements)| elements.byte_len()).sum();
+        let bytes = parts.iter().map(|part| part.elements.byte_len()).sum();
         // The parts' outputs are the request's until it is answered.
         self.pending
             .request
@@ -193,35 +193,50 @@ fn row_len(shape: &[usize]) -> usize {
     shape.get(1..).unwrap_or_default().iter().product()
 }
 
-/// Outputs being put together along their first dimension.
+/// One output of one part.
+#[derive(Debug)]
+struct OutputPart<'o> {
+    shape: Shape,
+    /// Without the padding; nothing of what is the same for all parts and there already.
+    elements: TensorView<'o>,
+    is_shared: bool,
+}
+
+/// One output being put together.
+#[derive(Debug)]
+struct JoinedOutput {
+    shape: Shape,
+    data: TensorData,
+    is_shared: bool,
+}
+
+/// Outputs being put together along their first dimension; one that is the same whatever is executed is that of the
+/// first part.
 #[derive(Debug, Default)]
 struct Joined {
-    outputs: Vec<(Shape, TensorData)>,
+    outputs: Vec<JoinedOutput>,
 }
 
 impl Joined {
-    /// The shape and elements of the first `rows` rows of each of `outputs`, if they are of an execution of `padded` rows
-    /// and continue what is there.
+    /// The first `rows` rows of each of `outputs`, if they are of an execution of `padded` rows and continue what is
+    /// there.
     fn fitting<'o>(
         &self,
         outputs: &'o [OutputTensor],
         rows: usize,
         padded: usize,
-    ) -> Option<Vec<(Shape, TensorView<'o>)>> {
+    ) -> Option<Vec<OutputPart<'o>>> {
         let is_first = self.outputs.is_empty();
         let part = |(index, output): (usize, &'o OutputTensor)| {
-            if output.division() != Division::Rows {
+            let before = self.outputs.get(index);
+            if !is_first && before.is_none() {
                 return None;
             }
-            let mut shape = Shape::from_slice(output.shape());
-            let first = shape.first_mut().filter(|first| **first == padded)?;
-            *first = rows;
-            let elements = output.view().slice(0..rows * row_len(&shape))?;
-            let continues = is_first || {
-                let (before, data) = self.outputs.get(index)?;
-                before.get(1..) == shape.get(1..) && data.view().datatype() == elements.datatype()
-            };
-            continues.then_some((shape, elements))
+            match output.division() {
+                Division::Rows => rows_of(output, before, rows, padded),
+                Division::Shared => shared(output, before),
+                Division::Alone => None,
+            }
         };
         let complete = is_first || outputs.len() == self.outputs.len();
         outputs
@@ -233,22 +248,29 @@ impl Joined {
     }
 
     /// Appends what [`fitting`](Self::fitting) gave. Returns whether it could be.
-    fn append(&mut self, parts: &[(Shape, TensorView<'_>)]) -> bool {
+    fn append(&mut self, parts: &[OutputPart<'_>]) -> bool {
         if self.outputs.is_empty() {
-            let empty = |(shape, elements): &(Shape, TensorView<'_>)| {
-                let mut shape = shape.clone();
-                if let Some(first) = shape.first_mut() {
+            let empty = |part: &OutputPart<'_>| {
+                let mut shape = part.shape.clone();
+                if let Some(first) = shape.first_mut().filter(|_| !part.is_shared) {
                     *first = 0;
                 }
-                (shape, TensorData::empty(elements.datatype()))
+                JoinedOutput {
+                    shape,
+                    data: TensorData::empty(part.elements.datatype()),
+                    is_shared: part.is_shared,
+                }
             };
             self.outputs = parts.iter().map(empty).collect();
         }
-        for ((shape, data), (part, elements)) in self.outputs.iter_mut().zip(parts) {
-            if !data.append(*elements) {
+        for (output, part) in self.outputs.iter_mut().zip(parts) {
+            if !output.data.append(part.elements) {
                 return false;
             }
-            if let (Some(all), Some(more)) = (shape.first_mut(), part.first()) {
+            if output.is_shared {
+                continue;
+            }
+            if let (Some(all), Some(more)) = (output.shape.first_mut(), part.shape.first()) {
                 *all += more;
             }
         }
@@ -257,9 +279,53 @@ impl Joined {
 
     /// The outputs as tensors.
     fn finish(self) -> Option<Vec<OutputTensor>> {
-        let whole = |(shape, data)| OutputTensor::new(shape, std::sync::Arc::new(data));
+        let whole = |output: JoinedOutput| {
+            OutputTensor::new(output.shape, std::sync::Arc::new(output.data))
+        };
         self.outputs.into_iter().map(whole).collect()
     }
+}
+
+/// The first `rows` rows of `output`, which has `padded`, if they continue `before`.
+fn rows_of<'o>(
+    output: &'o OutputTensor,
+    before: Option<&JoinedOutput>,
+    rows: usize,
+    padded: usize,
+) -> Option<OutputPart<'o>> {
+    let mut shape = Shape::from_slice(output.shape());
+    let first = shape.first_mut().filter(|first| **first == padded)?;
+    *first = rows;
+    let elements = output.view().slice(0..rows * row_len(&shape))?;
+    let continues = before.is_none_or(|before| {
+        !before.is_shared
+            && before.shape.get(1..) == shape.get(1..)
+            && before.data.view().datatype() == elements.datatype()
+    });
+    continues.then_some(OutputPart {
+        shape,
+        elements,
+        is_shared: false,
+    })
+}
+
+/// All of `output`, or nothing to be added if it is there `before`, with the same shape.
+fn shared<'o>(output: &'o OutputTensor, before: Option<&JoinedOutput>) -> Option<OutputPart<'o>> {
+    let all = output.view();
+    let elements = match before {
+        None => all,
+        Some(before) => {
+            let is_same = before.is_shared
+                && before.shape.as_slice() == output.shape()
+                && before.data.view().datatype() == all.datatype();
+            all.slice(0..0).filter(|_| is_same)?
+        }
+    };
+    Some(OutputPart {
+        shape: Shape::from_slice(output.shape()),
+        elements,
+        is_shared: true,
+    })
 }
 
 #[cfg(test)]
@@ -363,6 +429,48 @@ mod tests {
         assert!(join(&[row(2), other_rank]).is_none(), "another rank");
         let two = (1, 1, vec![output(&[1, 2], f(2)), output(&[1, 2], f(2))]);
         assert!(join(&[row(2), two]).is_none(), "another number of outputs");
+    }
+
+    #[test]
+    fn an_output_that_is_the_same_for_all_parts_is_that_of_the_first() {
+        let divided = |mut output: OutputTensor, division| {
+            output.divide(division);
+            output
+        };
+        let shared = |shape: &[usize], values: &[f32]| {
+            divided(output(shape, values.to_vec()), Division::Shared)
+        };
+        // The first dimension of the middle one is by chance what the first part has rows, and that of the scalar is none.
+        let part = |values: &[i64], padded: usize| {
+            let mut labels = values.to_vec();
+            labels.resize(padded, 0);
+            let outputs = vec![
+                output(&[padded], labels),
+                shared(&[2, 1], &[0.25, 0.75]),
+                shared(&[], &[9.0]),
+                shared(&[0], &[]),
+            ];
+            (values.len(), padded, outputs)
+        };
+        let all = join(&[part(&[1, 2], 2), part(&[3, 4], 2), part(&[5], 2)]).unwrap();
+        let shapes: Vec<&[usize]> = all.iter().map(OutputTensor::shape).collect();
+        assert_eq!(shapes, [&[5][..], &[2, 1], &[], &[0]]);
+        assert_eq!(all[0].view(), TensorView::Int64(&[1, 2, 3, 4, 5]));
+        assert_eq!(all[1].view(), TensorView::Fp32(&[0.25, 0.75]));
+        assert_eq!(all[2].view(), TensorView::Fp32(&[9.0]));
+
+        let row = |output| (1, 1, vec![output]);
+        let one = || row(shared(&[1, 1], &[1.0]));
+        assert_eq!(join(&[one(), one()]).unwrap()[0].shape(), [1, 1]);
+        let wider = row(shared(&[1, 2], &[1.0, 1.0]));
+        assert!(join(&[one(), wider]).is_none(), "another shape");
+        let by_rows = || row(output(&[1, 1], vec![1.0_f32]));
+        assert!(join(&[one(), by_rows()]).is_none(), "rows after all");
+        assert!(join(&[by_rows(), one()]).is_none(), "no rows after all");
+        let alone = row(divided(output(&[1, 1], vec![1.0_f32]), Division::Alone));
+        assert!(join(&[alone]).is_none(), "of one execution only");
+        let none: (usize, usize, Vec<OutputTensor>) = (1, 1, Vec::new());
+        assert!(join(&[one(), none]).is_none(), "another number of outputs");
     }
 
     #[test]
