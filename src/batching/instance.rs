@@ -284,10 +284,11 @@ impl Instance {
                 }
             }
             Err(error) => {
-                if let RuntimeError::DeviceLost(reason) = &error {
-                    self.device.lose(reason);
-                } else {
-                    tracing::warn!(error = %error, rows = rows.len(), "an execution failed");
+                match &error {
+                    RuntimeError::DeviceLost(reason) => self.device.lose(reason),
+                    // Nobody waits for it any more, which is no failure.
+                    RuntimeError::Interrupted => {}
+                    _ => tracing::warn!(error = %error, rows = rows.len(), "an execution failed"),
                 }
                 reported(error)
             }

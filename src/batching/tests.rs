@@ -1,5 +1,7 @@
 //! The scheduler as a whole, with a model that can be held back.
 
+use tracing_subscriber::layer::SubscriberExt;
+
 use super::testing::{FakeModel, metadata, metrics, request};
 use super::*;
 use crate::tensor::{Shape, Tensor, TensorData};
@@ -666,6 +668,59 @@ async fn the_parts_of_a_request_end_when_what_is_left_would_be_late() {
             assert_eq!(*executions.lock(), [8, 4]);
         }
     }
+}
+
+/// Keeps the messages of the log.
+#[derive(Clone, Default)]
+struct Messages(Arc<Mutex<Vec<String>>>);
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Messages {
+    fn on_event(
+        &self,
+        event: &tracing::Event<'_>,
+        _context: tracing_subscriber::layer::Context<'_, S>,
+    ) {
+        event.record(
+            &mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+                if field.name() == "message" {
+                    self.0.lock().push(format!("{value:?}"));
+                }
+            },
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_part_that_nobody_waits_for_is_interrupted_without_a_warning() {
+    let messages = Messages::default();
+    let log = tracing_subscriber::registry().with(messages.clone());
+    let _log = tracing::subscriber::set_default(log);
+    let failures = || {
+        let messages = messages.0.lock();
+        let failures = messages
+            .iter()
+            .filter(|message| message.contains("an execution failed"));
+        failures.count()
+    };
+    let (model, gate) = FakeModel::gated();
+    // On this thread, whose log it is.
+    let scheduler = start_on(&here(), vec![model], config());
+    let deadline = soon();
+    let watchdog = std::thread::spawn({
+        let scheduler = scheduler.clone();
+        move || {
+            gate.wait_for_run();
+            scheduler.check(deadline + Duration::from_secs(1))
+        }
+    });
+    let late = scheduler.submit(request(&ascending(24), deadline)).await;
+    assert!(matches!(late, Err(ScheduleError::DeadlineExceeded)));
+    assert_eq!(watchdog.join().unwrap(), InstanceHealth::Well);
+    assert_eq!(failures(), 0);
+    // What does fail is told.
+    let refused = scheduler.submit(request(&[-1.0; 24], soon())).await;
+    assert!(matches!(refused, Err(ScheduleError::Refused(_))));
+    assert_eq!(failures(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
