@@ -7,6 +7,8 @@
     reason = "the environment and the allocator are the process's; see the safety comments"
 )]
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use crate::runtime::library::NO_TELEMETRY;
 
 /// Allocations from this size on are mappings of their own, which are gone when they are freed. Left to itself, glibc
@@ -15,6 +17,30 @@ const MAPPED_FROM: i32 = 1 << 20;
 
 /// Free memory at the end of an arena that is kept.
 const KEPT: i32 = 8 << 20;
+
+/// What was free in the allocator's arenas after it was given back the last time.
+#[cfg(target_env = "gnu")]
+static GIVEN_BACK: AtomicUsize = AtomicUsize::new(0);
+
+/// Free memory inside the allocator's arenas that is worth a look through all of them.
+#[cfg(target_env = "gnu")]
+const WORTH_TRIMMING: usize = 16 << 20;
+
+/// Gives free memory back that lies between allocations: what ONNX Runtime takes of it beside its arenas, for texts and
+/// for the tables of some operators, is freed in pieces. To be called now and then; takes a while where there is much.
+pub fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: both only look at, and give back, memory that the allocator owns.
+    unsafe {
+        // Pages that were given back count as free as well, so that only what has come since is of interest.
+        let free = libc::mallinfo2().fordblks;
+        let before = GIVEN_BACK.fetch_min(free, Ordering::Relaxed);
+        if free > before.saturating_add(WORTH_TRIMMING) {
+            libc::malloc_trim(WORTH_TRIMMING / 2);
+            GIVEN_BACK.store(libc::mallinfo2().fordblks, Ordering::Relaxed);
+        }
+    }
+}
 
 /// Prepares the process. To be called first in `main`.
 ///

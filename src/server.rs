@@ -20,6 +20,7 @@ use crate::http::accept::{self, ListenerConfig};
 use crate::http::drain::Drain;
 use crate::http::{self, App, HttpConfig};
 use crate::loading::{Loader, LoadingError, ModelsConfig};
+use crate::process;
 use crate::registry::{Registry, ServedModel};
 use crate::reload::{Files, ReloadConfig, Reloader};
 use crate::runtime::device_health::DeviceHealth;
@@ -33,6 +34,9 @@ use crate::telemetry::traces::Tracer;
 
 /// How often instances are looked at for runs that nobody waits for.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How often freed memory between allocations is given back, if there is much of it.
+const TRIM_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Everything that the layers need to know, each in its own struct.
 #[derive(Debug, Clone, PartialEq)]
@@ -146,9 +150,14 @@ pub async fn run(
         let registry = Arc::clone(&registry);
         async move {
             let mut interval = tokio::time::interval(CHECK_INTERVAL);
+            let mut trimmed = Instant::now();
             loop {
                 interval.tick().await;
                 registry.check(Instant::now());
+                if trimmed.elapsed() >= TRIM_INTERVAL {
+                    trimmed = Instant::now();
+                    tokio::task::spawn_blocking(process::trim);
+                }
                 if Library::has_unneeded_memory(Instant::now()) {
                     // To give much back takes a while.
                     tokio::task::spawn_blocking(Library::give_back_memory);

@@ -32,6 +32,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "server",
         &[
             "container",
+            "process",
             "shutdown",
             "signals",
             "reload",

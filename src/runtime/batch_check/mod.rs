@@ -522,9 +522,17 @@ impl<'a> Trial<'a> {
             };
             match self.group(kind, rows) {
                 Ok(()) => {}
-                Err(Stop::Unusable(_)) => {
-                    self.stopped = Some(format!("executions of {rows} rows are refused"));
+                Err(Stop::Unusable(Unusable::TooLarge | Unusable::TooSlow(_))) => {
+                    self.stopped = Some(format!("executions of {rows} rows take too much"));
                     break;
+                }
+                // What takes each of the rows, and some of them together, but not all, counts or compares them.
+                Err(Stop::Unusable(Unusable::Refused(reason) | Unusable::OneRow(reason))) => {
+                    let reason = format!(
+                        "it takes rows alone and {} of them together, and refuses {rows}: {reason}",
+                        self.rows
+                    );
+                    return Err(Doubt::Untested(reason).into());
                 }
                 Err(stop) => return Err(stop),
             }
