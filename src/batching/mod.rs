@@ -60,7 +60,7 @@ pub struct BatchingConfig {
     pub merge_rows: usize,
     /// How long the oldest request may wait for company.
     pub max_queue_delay: Duration,
-    /// Rows that may wait, where a request that is executed in parts counts as one of them.
+    /// Rows that may wait, where a request that is executed in parts counts as many as one part has.
     pub max_queue_size: usize,
     /// The deadline of a request that brings none of its own, the yardstick of `ml_saturation`.
     pub default_timeout: Duration,
