@@ -109,7 +109,8 @@ pub struct ServeFlags {
     #[arg(long, env = "MAX_QUEUE_DELAY", value_name = "DURATION")]
     pub max_queue_delay: Option<DurationText>,
 
-    /// Rows that may wait; more are refused with 429. Lower it to refuse sooner instead of answering late.
+    /// Rows that may wait, of a request that is executed in parts those of one part; more are refused with 429. Lower it to
+    /// refuse sooner instead of answering late.
     #[arg(
         long,
         env = "MAX_QUEUE_SIZE",
