@@ -270,6 +270,10 @@ fn calls(trace: &str) -> Vec<Call> {
 
 fn call(text: &str) -> Option<Call> {
     let (name, rest) = text.split_once('(')?;
+    // A thread that the end of the process caught between two calls: there was none to be read.
+    if name == "???" {
+        return None;
+    }
     Some(Call {
         name: name.to_owned(),
         rest: rest.to_owned(),
@@ -435,6 +439,8 @@ fn a_call_that_stands_on_two_lines_is_read_as_one() {
                  8 openat(AT_FDCWD, \"/b\", O_RDONLY) = 4\n\
                  7 <... openat resumed>, 0600) = 3\n\
                  7 mkdir(\"/c\" <unfinished ...>\n\
+                 9 ???( <unfinished ...>\n\
+                 9 <... ??? resumed>) = ?\n\
                  7 +++ exited with 0 +++\n";
     let found = complaints(&calls(trace), Socket::None);
     let expected = [
