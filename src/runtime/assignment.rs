@@ -1,7 +1,7 @@
 //! Which execution provider executes which nodes of a graph, as the session itself reports it.
 //!
 //! That CUDA is registered does not mean that it executes anything: what it has no kernel for goes to the CPU, without
-//! a word. `ort` has no safe function for this report yet, so this is the only file with unsafe code.
+//! a word. `ort` has no safe function for this report yet, so this file has unsafe code.
 //!
 //! Invariant: every pointer comes from ONNX Runtime and belongs to the session, which is borrowed for as long as any
 //! of them is used.

@@ -1,6 +1,7 @@
 //! When an arena gives free memory back: a pure function of what it was seen to hold.
 //!
-//! Invariant: what was in use lately is kept, so that ordinary runs do not fetch their memory anew each time.
+//! Invariant: what was seen in use lately is kept. It is looked at now and then, so that short runs may go unseen, and
+//! fetch their memory anew once it was given back.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
