@@ -234,7 +234,7 @@ fn imports_run_downwards_and_libraries_stay_in_their_layers() {
 fn planted_violations_are_reported() {
     for (path, text, part) in [
         (
-            "batching/queue.rs",
+            "batching/queue/mod.rs",
             "use crate::http::App;",
             "batching may not import http",
         ),

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use smallvec::smallvec;
 use tokio::sync::oneshot;
 
 use super::budget::Reservation;
-use super::queue::Pending;
+use super::policy::BatchPolicy;
+use super::queue::{Pending, QueueConfig};
 use super::request::{InferenceRequest, InferenceResponse, ScheduleError};
 use crate::model::{Batchability, Dim, ModelMetadata, TensorSpec};
 use crate::runtime::{BatchInput, BatchOutput, Interrupt, Model, RuntimeError};
@@ -91,6 +92,22 @@ pub(crate) fn pending_with(values: &[f32], width: usize, deadline: Instant) -> (
         },
         answer,
     )
+}
+
+/// A queue in which nobody is delayed, and of which runs are comparable.
+pub(crate) fn queue_config(instances: usize, merge_rows: usize, max_rows: usize) -> QueueConfig {
+    QueueConfig {
+        policy: BatchPolicy {
+            merge_rows,
+            max_queue_delay: Duration::ZERO,
+            merge: merge_rows > 1,
+        },
+        max_rows,
+        part_rows: None,
+        instances,
+        buckets: None,
+        comparable: true,
+    }
 }
 
 /// Holds runs back until it is opened, and says that one has arrived.

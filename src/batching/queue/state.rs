@@ -1,47 +1,17 @@
-//! The bounded queue between the edge and the instances: a mutex and a condition variable around pure state.
+//! What waits in a queue and what its instances execute: who is taken, who is refused, and what is to be done next.
 //!
-//! Invariant: what waits is bounded in rows, and an entry whose client has left or whose deadline cannot be met any more
-//! is never handed to an instance; but for a probe now and then, because the estimate of what can be met may be wrong.
+//! Plain data, without a lock and without a clock: it is told what happens and when, and says what follows.
+//! Invariant: the counts are those of the entries that wait, and every instant is a parameter.
 
 use std::collections::VecDeque;
-use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
-use tokio::sync::{Notify, oneshot};
-
-use super::forecast;
-use super::instance::to_f64;
-use super::policy::{BatchPolicy, NextBatch, Waiting};
-use super::request::{InferenceRequest, InferenceResponse, ScheduleError};
-use super::run_times::{RunEnd, RunTimes, seconds};
-use crate::runtime::buckets::Buckets;
-
-/// One request in the queue, with the way back to its client.
-#[derive(Debug)]
-pub struct Pending {
-    /// What is to be computed.
-    pub request: InferenceRequest,
-    /// Where the answer goes; closed when the client has left.
-    pub respond: oneshot::Sender<Result<InferenceResponse, ScheduleError>>,
-    /// When it was queued.
-    pub enqueued_at: Instant,
-}
-
-impl Pending {
-    /// Sends the answer. A client that left meanwhile is nobody's error.
-    pub fn answer(self, result: Result<InferenceResponse, ScheduleError>) {
-        // The memory is given back first, because whoever has the answer may send the next request at once.
-        drop(self.request);
-        let _ = self.respond.send(result);
-    }
-
-    /// Whether somebody still waits for the answer at `now`.
-    #[must_use]
-    pub fn is_wanted(&self, now: Instant) -> bool {
-        !self.respond.is_closed() && self.request.deadline() > now
-    }
-}
+use super::config::QueueConfig;
+use super::pending::Pending;
+use crate::batching::forecast;
+use crate::batching::instance::to_f64;
+use crate::batching::policy::{NextBatch, Waiting};
+use crate::batching::run_times::{RunEnd, RunTimes, seconds};
 
 /// Why a request was not queued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,56 +26,17 @@ pub enum PushError {
     Closed,
 }
 
-/// What is fixed about a queue.
-#[derive(Debug, Clone, Copy)]
-pub struct QueueConfig {
-    /// The rules by which requests are merged.
-    pub policy: BatchPolicy,
-    /// Rows that may wait, where a request counts as many as are executed at once.
-    pub max_rows: usize,
-    /// The most rows of an execution, where requests with more are executed in parts.
-    pub part_rows: Option<usize>,
-    /// Who executes what waits.
-    pub instances: usize,
-    /// The sizes to which executions are padded, if they are.
-    pub buckets: Option<Buckets>,
-    /// Whether runs of as many rows take about as long. Where they do not, because requests choose other sizes or the
-    /// work follows from the values, what runs took says how long one waits, but nothing about a request's own run.
-    pub comparable: bool,
-}
-
-impl QueueConfig {
-    /// The rows of an execution of `rows` rows.
-    fn padded(self, rows: usize) -> usize {
-        self.buckets.map_or(rows, |buckets| buckets.fit(rows))
-    }
-
-    /// What a request of `rows` rows counts of the rows that may wait. Of one that is executed in parts whoever comes
-    /// later waits for one part at a time, so that all of its rows would lock others out for nothing.
-    fn counted(self, rows: usize) -> usize {
-        self.part_rows.map_or(rows, |most| rows.min(most))
-    }
-
-    /// The rows of the largest execution of a request of `rows` rows.
-    fn executed(self, rows: usize) -> usize {
-        self.padded(self.counted(rows))
-    }
-
-    /// The seconds that a request of `rows` rows is executed at least, all of its parts together, by what runs took;
-    /// none if that says nothing about it.
-    fn shortest(self, times: &RunTimes, rows: usize) -> f64 {
-        if !self.comparable {
-            return 0.0;
-        }
-        let part = self.counted(rows).max(1);
-        let (full, rest) = (rows / part, rows % part);
-        let of_rest = if rest > 0 {
-            times.shortest(self.padded(rest)).max(0.0)
-        } else {
-            0.0
-        };
-        to_f64(full) * times.shortest(self.padded(part)).max(0.0) + of_rest
-    }
+/// What an idle instance finds.
+#[derive(Debug)]
+pub(in crate::batching) enum Look {
+    Batch(Vec<Pending>),
+    /// Nothing yet; at this instant at the latest there is.
+    Until(Instant),
+    Empty,
+    /// Nothing, and nothing will come.
+    Ended,
+    /// Entries that need not be executed, to be refused without the lock; then look again.
+    Pointless(Vec<Pending>),
 }
 
 /// The share that the newest execution has in the average of their rows; about the last ten count.
@@ -120,7 +51,7 @@ struct Run {
 
 /// What waits and what runs, without locks and clocks.
 #[derive(Debug)]
-pub(super) struct QueueState {
+pub(in crate::batching) struct QueueState {
     config: QueueConfig,
     entries: VecDeque<Pending>,
     /// The rows of all entries.
@@ -148,7 +79,7 @@ struct Forecast {
 }
 
 impl QueueState {
-    pub(super) fn new(config: QueueConfig) -> Self {
+    pub(in crate::batching) fn new(config: QueueConfig) -> Self {
         Self {
             config,
             entries: VecDeque::new(),
@@ -166,7 +97,7 @@ impl QueueState {
     }
 
     /// Queues `pending` at `now`, or says why not. What it finds to be pointless is added to `refused`.
-    pub(super) fn push(
+    pub(in crate::batching) fn push(
         &mut self,
         pending: Pending,
         now: Instant,
@@ -349,7 +280,7 @@ impl QueueState {
     }
 
     /// What an instance that is idle at `now` should do.
-    pub(super) fn look(&mut self, instance: usize, now: Instant) -> Look {
+    pub(in crate::batching) fn look(&mut self, instance: usize, now: Instant) -> Look {
         if let Some(run) = self.runs.get_mut(instance) {
             *run = None;
         }
@@ -423,7 +354,7 @@ impl QueueState {
 
     /// A batch of requests of at most `most` rows each, for an instance that has a larger one in hand; and what is found
     /// to be pointless.
-    fn look_beside(
+    pub(super) fn look_beside(
         &mut self,
         instance: usize,
         most: usize,
@@ -457,7 +388,7 @@ impl QueueState {
         (Some(batch), pointless)
     }
 
-    fn note_start(&mut self, instance: usize, rows: usize, now: Instant) {
+    pub(super) fn note_start(&mut self, instance: usize, rows: usize, now: Instant) {
         let run = Run {
             rows: self.padded(rows),
             started_at: now,
@@ -474,14 +405,57 @@ impl QueueState {
     }
 
     /// Whether `rows` rows of a request can be executed from `now` to `deadline`, as far as is known.
-    fn can_finish(&self, rows: usize, deadline: Instant, now: Instant) -> bool {
+    pub(super) fn can_finish(&self, rows: usize, deadline: Instant, now: Instant) -> bool {
         let left = deadline.saturating_duration_since(now);
         self.config.shortest(&self.times, rows) <= left.as_secs_f64()
     }
 
     /// Takes note of a run of `rows` rows.
-    pub(super) fn record(&mut self, rows: usize, elapsed: Duration, end: RunEnd, now: Instant) {
+    pub(in crate::batching) fn record(
+        &mut self,
+        rows: usize,
+        elapsed: Duration,
+        end: RunEnd,
+        now: Instant,
+    ) {
         self.times.record(self.padded(rows), elapsed, end, now);
+    }
+
+    /// Rows that wait: all of them, however many of them count.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Whether anything is known of what runs take.
+    #[cfg(test)]
+    pub(super) fn has_run_times(&self) -> bool {
+        !self.times.is_empty()
+    }
+
+    /// How long a request of one row that came at `now` would wait for its execution.
+    pub(super) fn predicted_wait(&mut self, now: Instant) -> Duration {
+        seconds(self.forecast(1, now).start)
+    }
+
+    /// Takes no more requests; what waits is still handed out.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// Takes no more requests, and takes out everything that waits.
+    pub(super) fn abandon(&mut self) -> VecDeque<Pending> {
+        self.closed = true;
+        self.rows = 0;
+        self.counted = 0;
+        self.alone = 0;
+        self.alone_rows = 0;
+        self.alone_counted = 0;
+        std::mem::take(&mut self.entries)
     }
 }
 
@@ -495,254 +469,12 @@ fn whole(rows: f64) -> usize {
     (rows.round() as usize).max(1)
 }
 
-/// The queue of one model.
-#[derive(Debug)]
-pub struct RequestQueue {
-    state: Mutex<QueueState>,
-    /// For instances that are threads.
-    changed: Condvar,
-    /// For instances that are tasks.
-    woken: Notify,
-}
-
-/// What an idle instance finds.
-#[derive(Debug)]
-pub(super) enum Look {
-    Batch(Vec<Pending>),
-    /// Nothing yet; at this instant at the latest there is.
-    Until(Instant),
-    Empty,
-    /// Nothing, and nothing will come.
-    Ended,
-    /// Entries that need not be executed, to be refused without the lock; then look again.
-    Pointless(Vec<Pending>),
-}
-
-impl RequestQueue {
-    /// An empty queue.
-    #[must_use]
-    pub fn new(config: QueueConfig) -> Self {
-        Self {
-            state: Mutex::new(QueueState::new(config)),
-            changed: Condvar::new(),
-            woken: Notify::new(),
-        }
-    }
-
-    /// Rows that wait now: all of them, although a request that is executed in parts counts as one part where it is
-    /// about how many may wait.
-    #[must_use]
-    pub fn rows(&self) -> usize {
-        self.state.lock().rows
-    }
-
-    /// Whether anything is known of what runs take.
-    #[cfg(test)]
-    pub(super) fn has_run_times(&self) -> bool {
-        !self.state.lock().times.is_empty()
-    }
-
-    /// How long a request of one row that came at `now` would wait for its execution.
-    #[must_use]
-    pub fn predicted_wait(&self, now: Instant) -> Duration {
-        seconds(self.state.lock().forecast(1, now).start)
-    }
-
-    /// Queues `pending`, or drops it and says why.
-    ///
-    /// # Errors
-    /// When the queue is full or closed, or the deadline cannot be met. An empty queue takes any request, however many
-    /// rows it has, and one that an instance can execute at once is only refused if its own run is too long for it.
-    pub fn push(&self, pending: Pending) -> Result<(), PushError> {
-        let mut pointless = Vec::new();
-        let now = pending.enqueued_at;
-        let result = self.state.lock().push(pending, now, &mut pointless);
-        if result.is_ok() {
-            self.wake_one();
-        }
-        refuse(pointless);
-        result
-    }
-
-    /// Takes note of a run of `rows` rows that took `elapsed`, ended at `now`, and `completed` or did not.
-    pub(super) fn record(&self, rows: usize, elapsed: Duration, completed: bool, now: Instant) {
-        let end = if completed {
-            RunEnd::Completed
-        } else {
-            RunEnd::CutShort
-        };
-        self.state.lock().record(rows, elapsed, end, now);
-    }
-
-    /// Waits for the next batch; called by the thread of the idle instance with this number. `None` when the queue is
-    /// closed and empty.
-    #[must_use]
-    pub fn next_batch(&self, instance: usize) -> Option<Vec<Pending>> {
-        let mut state = self.state.lock();
-        loop {
-            match self.look(&mut state, instance) {
-                Look::Batch(batch) => return Some(batch),
-                Look::Until(instant) => {
-                    self.changed.wait_until(&mut state, instant);
-                }
-                Look::Empty => self.changed.wait(&mut state),
-                Look::Ended => return None,
-                Look::Pointless(pointless) => {
-                    parking_lot::MutexGuard::unlocked(&mut state, || refuse(pointless));
-                }
-            }
-        }
-    }
-
-    /// The same for an idle instance that is a task beside the connections.
-    pub async fn next_batch_on_runtime(&self, instance: usize) -> Option<Vec<Pending>> {
-        loop {
-            // Whatever else is ready on this thread has its turn first: the connections that have a request add it, so
-            // that one execution serves them all and nobody has to be woken on another thread.
-            tokio::task::yield_now().await;
-            let mut woken = pin!(self.woken.notified());
-            // From here on a wake-up is noticed, although the state is looked at before it is awaited.
-            woken.as_mut().enable();
-            let look = self.look(&mut self.state.lock(), instance);
-            match look {
-                Look::Batch(batch) => return Some(batch),
-                Look::Until(instant) => {
-                    let _ = tokio::time::timeout_at(instant.into(), woken).await;
-                }
-                Look::Empty => woken.await,
-                Look::Ended => return None,
-                Look::Pointless(pointless) => refuse(pointless),
-            }
-        }
-    }
-
-    /// A batch for an instance that has a request of more than `most` rows in hand: of those that wait, and never such a
-    /// request. Does not wait.
-    ///
-    /// Smaller requests are let past large ones here, but not for ever: what the instance has in hand ends, and then the
-    /// oldest is next.
-    #[must_use]
-    pub fn batch_beside(&self, instance: usize, most: usize) -> Option<Vec<Pending>> {
-        let mut state = self.state.lock();
-        let (batch, pointless) = state.look_beside(instance, most, Instant::now());
-        let more = !state.entries.is_empty();
-        drop(state);
-        if batch.is_some() && more {
-            self.wake_one();
-        }
-        refuse(pointless);
-        batch
-    }
-
-    /// Takes note that `instance` begins an execution of `rows` rows at `now`, of a request that it has in hand.
-    pub(super) fn note_start(&self, instance: usize, rows: usize, now: Instant) {
-        self.state.lock().note_start(instance, rows, now);
-    }
-
-    /// Whether the `rows` rows that are left of a request can be executed from `now` to `deadline`, as far as is known.
-    pub(super) fn can_finish(&self, rows: usize, deadline: Instant, now: Instant) -> bool {
-        self.state.lock().can_finish(rows, deadline, now)
-    }
-
-    /// What there is to do now.
-    fn look(&self, state: &mut QueueState, instance: usize) -> Look {
-        let look = state.look(instance, Instant::now());
-        if matches!(look, Look::Batch(_)) && !state.entries.is_empty() {
-            // What is left may be a batch of its own for another idle instance.
-            self.wake_one();
-        }
-        look
-    }
-
-    /// Wakes one idle instance, thread or task; a queue has only one kind.
-    fn wake_one(&self) {
-        self.changed.notify_one();
-        self.woken.notify_one();
-    }
-
-    fn wake_all(&self) {
-        self.changed.notify_all();
-        self.woken.notify_waiters();
-    }
-
-    /// Takes no more requests; what waits is still handed out.
-    pub fn close(&self) {
-        self.state.lock().closed = true;
-        self.wake_all();
-    }
-
-    /// Refuses everything that waits, because nobody is left to execute it.
-    pub fn abandon(&self) {
-        let entries = {
-            let mut state = self.state.lock();
-            state.closed = true;
-            state.rows = 0;
-            state.counted = 0;
-            state.alone = 0;
-            state.alone_rows = 0;
-            state.alone_counted = 0;
-            std::mem::take(&mut state.entries)
-        };
-        self.wake_all();
-        for entry in entries {
-            entry.answer(Err(ScheduleError::ShuttingDown));
-        }
-    }
-}
-
-/// Answers entries that are too late; for those whose client has left, nothing happens.
-fn refuse(entries: Vec<Pending>) {
-    for entry in entries {
-        entry.answer(Err(ScheduleError::DeadlineExceeded));
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot;
+
     use super::*;
-    use crate::batching::testing::{self, Answer};
-
-    fn config(instances: usize, merge_rows: usize, max_rows: usize) -> QueueConfig {
-        QueueConfig {
-            policy: BatchPolicy {
-                merge_rows,
-                max_queue_delay: Duration::ZERO,
-                merge: merge_rows > 1,
-            },
-            max_rows,
-            part_rows: None,
-            instances,
-            buckets: None,
-            comparable: true,
-        }
-    }
-
-    fn queue(merge_rows: usize, max_rows: usize) -> RequestQueue {
-        RequestQueue::new(config(1, merge_rows, max_rows))
-    }
-
-    fn pending(rows: usize, width: usize, deadline: Instant) -> (Pending, Answer) {
-        testing::pending(rows, width, deadline)
-    }
-
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(60)
-    }
-
-    #[test]
-    fn refuses_when_the_waiting_rows_are_as_many_as_may() {
-        let queue = queue(4, 5);
-        let (first, _first) = pending(3, 2, soon());
-        let (second, _second) = pending(3, 2, soon());
-        let (third, _third) = pending(2, 2, soon());
-        assert!(queue.push(first).is_ok());
-        assert_eq!(
-            queue.push(second).unwrap_err(),
-            PushError::Full(Duration::ZERO)
-        );
-        assert!(queue.push(third).is_ok());
-        assert_eq!(queue.rows(), 5);
-    }
+    use crate::batching::testing::{Answer, pending, queue_config as config};
 
     #[test]
     fn a_request_that_is_executed_in_parts_counts_as_one_part() {
@@ -817,115 +549,6 @@ mod tests {
         );
         mixed.push(1000, 0, 10).unwrap();
         assert!(mixed.state.can_finish(1000, mixed.at(1), mixed.start));
-    }
-
-    #[test]
-    fn entries_whose_client_left_make_room() {
-        let queue = queue(4, 4);
-        let (first, answer) = pending(4, 2, soon());
-        queue.push(first).unwrap();
-        drop(answer);
-        let (second, _second) = pending(2, 2, soon());
-        assert!(queue.push(second).is_ok());
-        assert_eq!(queue.rows(), 2);
-    }
-
-    #[test]
-    fn expired_work_is_refused_and_never_handed_out() {
-        let queue = queue(4, 100);
-        let (late, mut answer) = pending(1, 2, Instant::now());
-        let (fine, _fine) = pending(2, 2, soon());
-        queue.push(late).unwrap();
-        queue.push(fine).unwrap();
-        let batch = queue.next_batch(0).unwrap();
-        assert_eq!(
-            batch
-                .iter()
-                .map(|entry| entry.request.rows())
-                .collect::<Vec<_>>(),
-            [2]
-        );
-        assert!(matches!(
-            answer.try_recv(),
-            Ok(Err(ScheduleError::DeadlineExceeded))
-        ));
-    }
-
-    #[test]
-    fn batches_hold_one_shape_each_and_nothing_is_lost() {
-        let queue = queue(4, 100);
-        let mut answers = Vec::new();
-        for (rows, width) in [(1, 2), (1, 3), (2, 2), (2, 3), (1, 2), (1, 2)] {
-            let (entry, answer) = pending(rows, width, soon());
-            queue.push(entry).unwrap();
-            answers.push(answer);
-        }
-        queue.close();
-        let batches: Vec<Vec<(usize, usize)>> = std::iter::from_fn(|| queue.next_batch(0))
-            .map(|batch| {
-                batch
-                    .iter()
-                    .map(|entry| (entry.request.rows(), entry.request.inputs()[0].shape()[1]))
-                    .collect()
-            })
-            .collect();
-        assert_eq!(
-            batches,
-            [
-                vec![(1, 2), (2, 2), (1, 2)],
-                vec![(1, 3), (2, 3)],
-                vec![(1, 2)]
-            ]
-        );
-        assert_eq!(queue.rows(), 0);
-    }
-
-    #[test]
-    fn beside_a_large_request_the_small_ones_that_wait_are_taken_and_other_large_ones_are_not() {
-        let queue = queue(4, 100);
-        let mut answers = Vec::new();
-        let mut push = |rows, width| {
-            let (entry, answer) = pending(rows, width, soon());
-            queue.push(entry).unwrap();
-            answers.push(answer);
-        };
-        let rows = |batch: Option<Vec<Pending>>| -> Vec<usize> {
-            let batch = batch.unwrap_or_default();
-            batch.iter().map(|entry| entry.request.rows()).collect()
-        };
-        assert_eq!(rows(queue.batch_beside(0, 4)), [0; 0]);
-        push(9, 2);
-        assert_eq!(rows(queue.batch_beside(0, 4)), [0; 0]);
-        for (rows, width) in [(1, 2), (2, 3), (8, 2), (2, 2), (2, 2)] {
-            push(rows, width);
-        }
-        assert_eq!(rows(queue.batch_beside(0, 4)), [1, 2]);
-        assert_eq!(rows(queue.batch_beside(0, 4)), [2]);
-        assert_eq!(rows(queue.batch_beside(0, 4)), [2]);
-        assert_eq!(rows(queue.batch_beside(0, 4)), [0; 0]);
-        assert_eq!(queue.rows(), 17);
-        assert_eq!(rows(queue.next_batch(0)), [9]);
-        assert_eq!(rows(queue.next_batch(0)), [8]);
-    }
-
-    #[test]
-    fn a_closed_queue_refuses_and_ends() {
-        let queue = queue(4, 100);
-        queue.close();
-        let (entry, _answer) = pending(1, 2, soon());
-        assert_eq!(queue.push(entry).unwrap_err(), PushError::Closed);
-        assert!(queue.next_batch(0).is_none());
-    }
-
-    #[test]
-    fn an_idle_instance_wakes_for_a_new_request() {
-        let queue = queue(4, 100);
-        std::thread::scope(|scope| {
-            let instance = scope.spawn(|| queue.next_batch(0).map(|batch| batch.len()));
-            let (entry, _answer) = pending(1, 2, soon());
-            queue.push(entry).unwrap();
-            assert_eq!(instance.join().unwrap(), Some(1));
-        });
     }
 
     /// State of a queue whose model is known to take `ms(rows)` milliseconds.
