@@ -1,56 +1,32 @@
-//! One ONNX Runtime session: loading a checked file, reading its signature, and running a batch.
+//! Opening a model: a checked file, loaded into ONNX Runtime sessions on the device that can be had.
 //!
 //! Invariant: what is loaded are the very bytes that were checked and hashed, not whatever lies at the path by then.
 
+mod ort_model;
+mod run_memory;
+mod signature;
+
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use ort::error::ErrorCode;
+use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
-use ort::session::{RunOptions, Session, SessionInputValue, SessionOutputs};
-use ort::value::{Outlet, Tensor, TensorRef, ValueType};
-use smallvec::SmallVec;
+
+pub use ort_model::OrtModel;
+pub use run_memory::RunMemory;
 
 use super::arena::{self, Arena};
 use super::assignment::{self, Assignment};
-use super::binding::Binding;
-use super::division::DivisionPlan;
 use super::library::{Library, one_line};
 use super::provider::{CudaConfig, Device, ExecutionProvider};
 #[cfg(feature = "testkit")]
 use super::testkit::Faults;
-use super::{
-    BatchInput, BatchOutput, InputView, Interrupt, LoadError, Model, RuntimeError, cuda, output,
-};
+use super::{LoadError, cuda};
 use crate::model::flow::Flow;
 use crate::model::onnx::OnnxFile;
 use crate::model::repository::ModelSource;
-use crate::model::sidecar::Sidecar;
-use crate::model::{Batchability, Dim, ModelMetadata, TensorSpec};
-use crate::tensor::{TensorView, for_each_plain_datatype};
-
-/// The memory that runs on the CPU may hold at once, in bytes. Weights are not part of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RunMemory {
-    /// What suffices for most models.
-    pub usual: usize,
-    /// What it may be raised to for a model of which one row takes more.
-    pub most: usize,
-}
-
-impl RunMemory {
-    /// `wanted` bytes, and in any case no more than a quarter of the `memory` that there is, because requests and answers
-    /// may hold as much again; half of it for a model of which one row takes more.
-    #[must_use]
-    pub fn within(memory: Option<usize>, wanted: usize) -> Self {
-        let part = |part: usize| memory.map_or(wanted, |memory| memory / part);
-        Self {
-            usual: wanted.min(part(4)),
-            most: part(2),
-        }
-    }
-}
+use crate::model::{ModelMetadata, TensorSpec};
+use signature::read_metadata;
 
 /// Bytes of an arena for each byte of a model's files and each session: weights, and copies that kernels lay out anew.
 const ROOM_FOR_WEIGHTS: usize = 4;
@@ -78,20 +54,6 @@ pub struct Placement {
     pub instances: usize,
     /// Threads that one run may use, the calling one included.
     pub intra_op_threads: usize,
-}
-
-/// A model in one ONNX Runtime session.
-pub struct OrtModel {
-    session: Session,
-    /// What is used where a GPU copies inputs and outputs.
-    binding: Option<Binding>,
-    metadata: Arc<ModelMetadata>,
-    provider: ExecutionProvider,
-    intra_op_threads: usize,
-    interrupt: Arc<RunInterrupt>,
-    /// Where runs on the CPU take their memory.
-    arena: Arc<Arena>,
-    plan: Arc<DivisionPlan>,
 }
 
 /// What was loaded: the instances' models, and what executes them.
@@ -407,299 +369,3 @@ fn create_session(
         }
     })
 }
-
-/// Reads the signature out of the session, and adds what the file and its sidecar say.
-fn read_metadata(
-    session: &Session,
-    file: &OnnxFile,
-    source: &ModelSource,
-) -> Result<ModelMetadata, LoadError> {
-    let signature = |kind: &str, outlets: &[Outlet]| -> Result<Vec<TensorSpec>, LoadError> {
-        let spec = |outlet| {
-            read_spec(outlet, file).map_err(|reason| LoadError::Signature {
-                path: file.path.clone(),
-                reason: format!("{kind} '{}' {reason}", outlet.name()),
-            })
-        };
-        outlets.iter().map(spec).collect()
-    };
-    let inputs = signature("input", session.inputs())?;
-    let mut outputs = signature("output", session.outputs())?;
-    if let Some(unranked) = inputs.iter().find(|spec| spec.dims.is_none()) {
-        let reason = format!(
-            "input '{}' states no shape; export the model with the shapes of its inputs",
-            unranked.name
-        );
-        return Err(LoadError::Signature {
-            path: file.path.clone(),
-            reason,
-        });
-    }
-    apply_labels(&mut outputs, &source.sidecar).map_err(|reason| LoadError::Sidecar {
-        path: file.path.clone(),
-        reason,
-    })?;
-    Ok(ModelMetadata {
-        name: source.name.clone(),
-        version: source.version.clone(),
-        description: source
-            .sidecar
-            .description
-            .clone()
-            .unwrap_or_else(|| file.description.clone()),
-        batchability: Batchability::of(&inputs),
-        inputs,
-        outputs,
-        sha256: file.sha256.clone(),
-        file_size: file.bytes.len() as u64,
-        opsets: file.opsets.clone(),
-        producer: file.producer.clone(),
-        properties: file.properties.clone(),
-    })
-}
-
-fn read_spec(outlet: &Outlet, file: &OnnxFile) -> Result<TensorSpec, String> {
-    let ValueType::Tensor {
-        ty,
-        shape,
-        dimension_symbols,
-    } = outlet.dtype()
-    else {
-        return Err("is not a tensor; sequences and maps cannot be served (for scikit-learn models, export with zipmap off)".to_owned());
-    };
-    let datatype = output::datatype_of(*ty)
-        .ok_or_else(|| format!("has the datatype {ty}, which cannot be served"))?;
-    let symbols = dimension_symbols
-        .iter()
-        .map(String::as_str)
-        .chain(std::iter::repeat(""));
-    let dims: Vec<Dim> = shape
-        .iter()
-        .zip(symbols)
-        .map(|(size, symbol)| read_dim(*size, symbol))
-        .collect();
-    // ONNX Runtime reports a missing shape like a scalar's; only the file can tell them apart.
-    let unranked = dims.is_empty() && file.unranked.contains(outlet.name());
-    Ok(TensorSpec {
-        name: outlet.name().to_owned(),
-        datatype,
-        dims: (!unranked).then_some(dims),
-        labels: Vec::new(),
-    })
-}
-
-fn read_dim(size: i64, symbol: &str) -> Dim {
-    match usize::try_from(size) {
-        Ok(size) => Dim::Fixed(size),
-        Err(_) => Dim::dynamic(symbol),
-    }
-}
-
-fn apply_labels(outputs: &mut [TensorSpec], sidecar: &Sidecar) -> Result<(), String> {
-    for (name, settings) in &sidecar.outputs {
-        let known: Vec<&str> = outputs.iter().map(|spec| spec.name.as_str()).collect();
-        let unknown = format!(
-            "[outputs.{name}] is not an output; the model has {}",
-            known.join(", ")
-        );
-        let spec = outputs
-            .iter_mut()
-            .find(|spec| spec.name == *name)
-            .ok_or(unknown)?;
-        if let Some(Dim::Fixed(size)) = spec.dims().last()
-            && !settings.labels.is_empty()
-            && settings.labels.len() != *size
-        {
-            return Err(format!(
-                "[outputs.{name}] has {} labels for a last dimension of {size}",
-                settings.labels.len()
-            ));
-        }
-        spec.labels.clone_from(&settings.labels);
-    }
-    Ok(())
-}
-
-/// Ends a run through ONNX Runtime's run options, and remembers that it was asked to.
-struct RunInterrupt {
-    options: RunOptions,
-    asked: AtomicBool,
-}
-
-impl Interrupt for RunInterrupt {
-    fn interrupt(&self) {
-        self.asked.store(true, Ordering::Relaxed);
-        if let Err(error) = self.options.terminate() {
-            tracing::warn!(error = %error, "a run that nobody waits for could not be interrupted");
-        }
-    }
-}
-
-impl OrtModel {
-    fn new(
-        session: Session,
-        intra_op_threads: usize,
-        metadata: Arc<ModelMetadata>,
-        provider: ExecutionProvider,
-        bound: Option<ExecutionProvider>,
-        arena: Arc<Arena>,
-    ) -> Result<Self, ort::Error> {
-        let bound = bound.filter(|_| Binding::suits(&metadata));
-        let binding = bound
-            .map(|provider| Binding::new(&session, provider))
-            .transpose()?;
-        Ok(Self {
-            session,
-            binding,
-            metadata,
-            provider,
-            intra_op_threads,
-            interrupt: Arc::new(RunInterrupt {
-                options: RunOptions::new()?,
-                asked: AtomicBool::new(false),
-            }),
-            arena,
-            plan: Arc::default(),
-        })
-    }
-}
-
-impl OrtModel {
-    /// Threads that one run may use, the calling one included.
-    #[must_use]
-    pub fn intra_op_threads(&self) -> usize {
-        self.intra_op_threads
-    }
-
-    /// Says how the outputs of runs from now on are to be handed out to requests that share them.
-    pub fn divide_by(&mut self, plan: &Arc<DivisionPlan>) {
-        self.plan = Arc::clone(plan);
-    }
-}
-
-impl OrtModel {
-    fn run_once(&mut self, input: &BatchInput<'_>) -> Result<BatchOutput, RuntimeError> {
-        #[cfg(feature = "testkit")]
-        if let Some(text) = Faults::now().run {
-            let error = ort::Error::new(text);
-            return Err(classify(&error, false, self.provider));
-        }
-        let (session, options) = (&mut self.session, &self.interrupt.options);
-        let result = if let Some(binding) = &mut self.binding {
-            binding.run(session, &self.metadata, input, options, output::wrap_all)
-        } else {
-            let lent = input.iter().map(|view| view.elements).collect();
-            run_lent(session, input, options).map(|outputs| output::wrap_all(outputs, &lent))
-        };
-        let mut outputs = result.unwrap_or_else(|error| {
-            let interrupted = self.interrupt.asked.load(Ordering::Relaxed);
-            Err(classify(&error, interrupted, self.provider))
-        })?;
-        self.plan.apply(&mut outputs, input);
-        Ok(outputs)
-    }
-}
-
-/// Runs `session` on memory that is lent to it.
-fn run_lent<'s>(
-    session: &'s mut Session,
-    input: &BatchInput<'_>,
-    options: &'s RunOptions,
-) -> Result<SessionOutputs<'s>, ort::Error> {
-    let values: Result<SmallVec<[SessionInputValue<'_>; 4]>, ort::Error> =
-        input.iter().map(to_value).collect();
-    session.run_with_options(values?.as_slice(), options)
-}
-
-impl Model for OrtModel {
-    fn metadata(&self) -> &Arc<ModelMetadata> {
-        &self.metadata
-    }
-
-    fn run(&mut self, input: BatchInput<'_>) -> Result<BatchOutput, RuntimeError> {
-        // A late interrupt of the previous run must not end this one.
-        if self.interrupt.asked.swap(false, Ordering::Relaxed) {
-            self.interrupt
-                .options
-                .unterminate()
-                .map_err(|error| RuntimeError::Broken(error.to_string()))?;
-        }
-        let failed = match self.run_once(&input) {
-            Err(RuntimeError::OutOfMemory(_)) if self.provider == ExecutionProvider::Cpu => {
-                // The arena may hold enough, in pieces that do not suit.
-                self.arena.shrink();
-                let held = self.arena.held();
-                (self.run_once(&input), held)
-            }
-            result => return result,
-        };
-        let alone = |held: Option<usize>| match (held, self.arena.limit()) {
-            // Only this model's first runs can have taken it.
-            (None, _) => true,
-            (Some(held), Some(limit)) => held <= limit / 8,
-            (Some(_), None) => false,
-        };
-        match failed {
-            // Nobody else held much of it.
-            (Err(RuntimeError::OutOfMemory(text)), held) if alone(held) => {
-                Err(RuntimeError::TooLarge(text))
-            }
-            (result, _) => result,
-        }
-    }
-
-    fn interrupt(&self) -> Arc<dyn Interrupt> {
-        Arc::clone(&self.interrupt) as Arc<dyn Interrupt>
-    }
-}
-
-/// Sorts a failed run by whose fault it is.
-///
-/// On the CPU, an operator that fails on checked names, datatypes and shapes has met values that it cannot compute, such
-/// as an index out of range; those are the request's. Memory that does not suffice, and what a GPU says of itself, never
-/// are.
-fn classify(error: &ort::Error, interrupted: bool, provider: ExecutionProvider) -> RuntimeError {
-    let whole = error.to_string();
-    let text = one_line(&whole);
-    let on_gpu = provider != ExecutionProvider::Cpu;
-    // A GPU that is lost may well be what kept the run until it was interrupted.
-    if on_gpu && cuda::is_lost(&whole) {
-        return RuntimeError::DeviceLost(text);
-    }
-    if interrupted {
-        return RuntimeError::Interrupted;
-    }
-    let is_exhausted = if on_gpu {
-        cuda::is_out_of_memory
-    } else {
-        arena::is_exhausted
-    };
-    if is_exhausted(&whole) {
-        return RuntimeError::OutOfMemory(text);
-    }
-    if on_gpu && cuda::is_concerned(&whole) {
-        return RuntimeError::Broken(text);
-    }
-    match error.code() {
-        ErrorCode::GenericFailure
-        | ErrorCode::InvalidArgument
-        | ErrorCode::NotImplemented
-        | ErrorCode::RuntimeException => RuntimeError::Refused(text),
-        _ => RuntimeError::Broken(text),
-    }
-}
-
-macro_rules! value_of {
-    ($(($variant:ident, $element:ty, $name:literal, $size:literal)),+) => {
-        /// Lends `input` to ONNX Runtime; only strings are copied, because it keeps those in a form of its own.
-        fn to_value<'a>(input: &'a InputView<'a>) -> Result<SessionInputValue<'a>, ort::Error> {
-            let shape = input.shape.as_slice();
-            Ok(match input.elements {
-                TensorView::Bool(elements) => TensorRef::from_array_view((shape, elements))?.into(),
-                $(TensorView::$variant(elements) => TensorRef::from_array_view((shape, elements))?.into(),)+
-                TensorView::Bytes(strings) => Tensor::from_string_array((shape, strings))?.into(),
-            })
-        }
-    };
-}
-for_each_plain_datatype!(value_of);
