@@ -75,7 +75,9 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     (
         "hyper",
         &[
-            "http/connection.rs",
+            "http/connection/mod.rs",
+            "http/connection/service.rs",
+            "http/connection/body.rs",
             "healthcheck",
             "telemetry/collector.rs",
         ],
@@ -83,7 +85,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     (
         "hyper_util",
         &[
-            "http/connection.rs",
+            "http/connection/mod.rs",
             "healthcheck",
             "telemetry/collector.rs",
         ],

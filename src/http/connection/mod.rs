@@ -1,41 +1,30 @@
 //! One connection: HTTP/1.1 by hyper, with the deadlines that hyper does not have.
 //!
-//! What the deadlines are stands in `phase`; here is what tells it what happens, and does what it says.
+//! What the deadlines are stands in `phase`; `stream`, `service` and `body` tell it what happens, and `serve` does what it
+//! says.
 //! Invariant: a peer can hold a connection no longer than these deadlines allow, an answer that it takes is never cut,
 //! and stopping loses no request whose head was received.
 
-use std::convert::Infallible;
-use std::future::Future;
-use std::io::IoSlice;
-use std::pin::{Pin, pin};
+mod body;
+mod service;
+mod shared;
+mod stream;
+
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
-use axum::routing::future::RouteFuture;
-use bytes::Bytes;
-use http::header::{CONNECTION, HeaderValue};
-use http::{Request, Response};
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
-use pin_project_lite::pin_project;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
-use tower::Service as _;
 
 use super::drain::Drain;
-use super::phase::{Event, Limits, Micros, Phase, State, Verdict, micros};
-
-/// How many bytes are read and thrown away after the last answer.
-const LINGERING_BYTES: usize = 4 << 20;
-
-/// The most bytes of an answer that are copied to be sent as one piece.
-const SENT_TOGETHER: usize = 1024;
+use super::phase::{Limits, Micros, Phase, Verdict, micros};
+use service::WatchedService;
+use shared::Shared;
+use stream::WatchedStream;
 
 /// The bounds of one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,76 +54,6 @@ impl ConnectionConfig {
     }
 }
 
-/// What the stream, the service and the bodies of one connection know of each other. All live on one task, so plain
-/// atomic loads and stores suffice; they only make the connection's future `Send`.
-struct Shared {
-    start: Instant,
-    /// The fields of a [`State`].
-    phase: AtomicU8,
-    since: AtomicU64,
-    /// One more than the time; zero if the peer takes bytes.
-    blocked: AtomicU64,
-    arrears: AtomicU64,
-    /// Whether the body of the last request was left unread.
-    unread_body: AtomicBool,
-}
-
-impl Shared {
-    fn new() -> Self {
-        let shared = Self {
-            start: Instant::now(),
-            phase: AtomicU8::new(0),
-            since: AtomicU64::new(0),
-            blocked: AtomicU64::new(0),
-            arrears: AtomicU64::new(0),
-            unread_body: AtomicBool::new(false),
-        };
-        shared.store(State::new());
-        shared
-    }
-
-    fn now(&self) -> Micros {
-        micros(self.start.elapsed())
-    }
-
-    fn instant(&self, at: Micros) -> Instant {
-        self.start + Duration::from_micros(at)
-    }
-
-    fn state(&self) -> State {
-        State {
-            phase: Phase::from_index(self.phase.load(Ordering::Relaxed)),
-            since: self.since.load(Ordering::Relaxed),
-            blocked: self.blocked.load(Ordering::Relaxed).checked_sub(1),
-            arrears: self.arrears.load(Ordering::Relaxed),
-        }
-    }
-
-    fn store(&self, state: State) {
-        self.phase.store(state.phase.index(), Ordering::Relaxed);
-        self.since.store(state.since, Ordering::Relaxed);
-        let blocked = state.blocked.map_or(0, |since| since.saturating_add(1));
-        self.blocked.store(blocked, Ordering::Relaxed);
-        self.arrears.store(state.arrears, Ordering::Relaxed);
-    }
-
-    fn note(&self, event: Event) {
-        let before = self.state();
-        let after = before.on(event, || self.now());
-        if after != before {
-            self.store(after);
-        }
-    }
-
-    fn note_write(&self, result: &Poll<std::io::Result<usize>>) {
-        match result {
-            Poll::Ready(Ok(bytes)) => self.note(Event::BytesTaken(*bytes)),
-            Poll::Ready(Err(_)) => {}
-            Poll::Pending => self.note(Event::WriteBlocked),
-        }
-    }
-}
-
 /// Serves one connection until it ends, breaks a deadline, or is stopped.
 pub(super) async fn serve(
     stream: TcpStream,
@@ -155,13 +74,7 @@ async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
 ) {
     let limits = config.limits();
     let shared = Arc::new(Shared::new());
-    let stream = WatchedStream {
-        stream,
-        shared: Arc::clone(&shared),
-        end_withheld: false,
-        discarded: 0,
-        write_closed: false,
-    };
+    let stream = WatchedStream::new(stream, Arc::clone(&shared));
     let service = WatchedService {
         router,
         shared: Arc::clone(&shared),
@@ -205,264 +118,14 @@ async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// A stream that tells what comes and goes.
-struct WatchedStream<S> {
-    stream: S,
-    shared: Arc<Shared>,
-    /// Whether hyper was not told that the peer sends no more.
-    end_withheld: bool,
-    discarded: usize,
-    write_closed: bool,
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WatchedStream<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        // hyper takes the end of what a peer sends for its end, and drops an answer that is on its way. But it may have
-        // said only that this was its last request. One that is gone resets the connection when more is written.
-        let sending = self.shared.state().phase == Phase::Sending;
-        if sending && self.end_withheld {
-            return Poll::Pending;
-        }
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        if buffer.filled().len() > before {
-            self.shared.note(Event::BytesArrived);
-        } else if sending && buffer.remaining() > 0 {
-            self.end_withheld = true;
-            return Poll::Pending;
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.shared.note_write(&result);
-        result
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<std::io::Result<usize>> {
-        // The head of an answer and a small body are sent as one piece: the kernel takes longer to look at two than a
-        // copy does.
-        let mut together = [0; SENT_TOGETHER];
-        let stream = Pin::new(&mut self.stream);
-        let result = match join(slices, &mut together) {
-            Some(bytes) => stream.poll_write(context, bytes),
-            None => stream.poll_write_vectored(context, slices),
-        };
-        self.shared.note_write(&result);
-        result
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    /// hyper flushes when its own buffers are empty, and only then.
-    fn poll_flush(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        ready!(Pin::new(&mut self.stream).poll_flush(context))?;
-        self.shared.note(Event::AllWritten);
-        if std::mem::take(&mut self.end_withheld) {
-            // hyper was told to wait for what will not come.
-            context.waker().wake_by_ref();
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Ends the answer, and reads what the peer has sent meanwhile, or is still sending, so that the answer is not lost:
-    /// the kernel resets a connection that is closed with unread bytes.
-    fn poll_shutdown(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        if !self.write_closed {
-            ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
-            self.write_closed = true;
-            self.shared.note(Event::WriteClosed);
-        }
-        let mut scratch = [0; 8192];
-        loop {
-            let mut buffer = ReadBuf::new(&mut scratch);
-            let result = Pin::new(&mut self.stream).poll_read(context, &mut buffer);
-            let more_may_come =
-                self.discarded > 0 || self.shared.unread_body.load(Ordering::Relaxed);
-            if result.is_pending() && !more_may_come {
-                return Poll::Ready(Ok(()));
-            }
-            ready!(result)?;
-            let read = buffer.filled().len();
-            self.discarded += read;
-            if read == 0 || self.discarded >= LINGERING_BYTES {
-                return Poll::Ready(Ok(()));
-            }
-        }
-    }
-}
-
-/// What stands in `slices`, put together in `buffer` if it is several pieces and fits.
-fn join<'b>(slices: &[IoSlice<'_>], buffer: &'b mut [u8]) -> Option<&'b [u8]> {
-    let length: usize = slices.iter().map(|slice| slice.len()).sum();
-    if slices.len() < 2 || length > buffer.len() {
-        return None;
-    }
-    let mut end = 0;
-    for slice in slices {
-        let start = end;
-        end += slice.len();
-        buffer.get_mut(start..end)?.copy_from_slice(slice);
-    }
-    buffer.get(..end)
-}
-
-/// The router, seen from one connection.
-struct WatchedService {
-    router: Router,
-    shared: Arc<Shared>,
-    drain: Drain,
-}
-
-impl hyper::service::Service<Request<Incoming>> for WatchedService {
-    type Response = Response<AnswerBody>;
-    type Error = Infallible;
-    type Future = AnswerFuture;
-
-    fn call(&self, request: Request<Incoming>) -> AnswerFuture {
-        self.shared.note(Event::RequestBegan);
-        // Of the request before, hyper has read everything, or it would not have come to this one.
-        self.shared.unread_body.store(false, Ordering::Relaxed);
-        let request = request.map(|body| RequestBody {
-            body,
-            ended: false,
-            shared: Arc::clone(&self.shared),
-        });
-        AnswerFuture {
-            inner: self.router.clone().call(request),
-            shared: Arc::clone(&self.shared),
-            drain: self.drain.clone(),
-        }
-    }
-}
-
-pin_project! {
-    /// The router's answer, told to close the connection when the server drains.
-    struct AnswerFuture {
-        #[pin]
-        inner: RouteFuture<Infallible>,
-        shared: Arc<Shared>,
-        drain: Drain,
-    }
-}
-
-impl Future for AnswerFuture {
-    type Output = Result<Response<AnswerBody>, Infallible>;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let Ok(mut response) = ready!(this.inner.poll(context));
-        if this.drain.is_closing() {
-            response
-                .headers_mut()
-                .insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        Poll::Ready(Ok(response.map(|body| AnswerBody {
-            body,
-            shared: Arc::clone(this.shared),
-        })))
-    }
-}
-
-/// A request's body that notes whether it was read to its end.
-struct RequestBody {
-    body: Incoming,
-    ended: bool,
-    shared: Arc<Shared>,
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        // A chunked body does not know of itself that it has ended.
-        self.ended |= frame.is_none();
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for RequestBody {
-    fn drop(&mut self) {
-        if !self.ended && !self.body.is_end_stream() {
-            self.shared.unread_body.store(true, Ordering::Relaxed);
-        }
-    }
-}
-
-/// An answer's body. hyper drops it when it has all of it in its buffers, which is long before a slow peer has it.
-struct AnswerBody {
-    body: axum::body::Body,
-    shared: Arc<Shared>,
-}
-
-impl Body for AnswerBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for AnswerBody {
-    fn drop(&mut self) {
-        self.shared.note(Event::AnswerComplete);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use axum::http::StatusCode;
     use axum::routing::{get, post};
+    use bytes::Bytes;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
     use tokio::task::JoinHandle;
+    use tokio::time::Instant;
 
     use super::*;
 

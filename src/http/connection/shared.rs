@@ -1,0 +1,81 @@
+//! What the pieces of one connection know of each other: what it is doing, and since when.
+//!
+//! Invariant: the state changes by an event only, as `phase` says.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::http::phase::{Event, Micros, Phase, State, micros};
+
+/// What the stream, the service and the bodies of one connection know of each other. All live on one task, so plain
+/// atomic loads and stores suffice; they only make the connection's future `Send`.
+pub(super) struct Shared {
+    pub(super) start: Instant,
+    /// The fields of a [`State`].
+    phase: AtomicU8,
+    since: AtomicU64,
+    /// One more than the time; zero if the peer takes bytes.
+    blocked: AtomicU64,
+    arrears: AtomicU64,
+    /// Whether the body of the last request was left unread.
+    pub(super) unread_body: AtomicBool,
+}
+
+impl Shared {
+    pub(super) fn new() -> Self {
+        let shared = Self {
+            start: Instant::now(),
+            phase: AtomicU8::new(0),
+            since: AtomicU64::new(0),
+            blocked: AtomicU64::new(0),
+            arrears: AtomicU64::new(0),
+            unread_body: AtomicBool::new(false),
+        };
+        shared.store(State::new());
+        shared
+    }
+
+    pub(super) fn now(&self) -> Micros {
+        micros(self.start.elapsed())
+    }
+
+    pub(super) fn instant(&self, at: Micros) -> Instant {
+        self.start + Duration::from_micros(at)
+    }
+
+    pub(super) fn state(&self) -> State {
+        State {
+            phase: Phase::from_index(self.phase.load(Ordering::Relaxed)),
+            since: self.since.load(Ordering::Relaxed),
+            blocked: self.blocked.load(Ordering::Relaxed).checked_sub(1),
+            arrears: self.arrears.load(Ordering::Relaxed),
+        }
+    }
+
+    fn store(&self, state: State) {
+        self.phase.store(state.phase.index(), Ordering::Relaxed);
+        self.since.store(state.since, Ordering::Relaxed);
+        let blocked = state.blocked.map_or(0, |since| since.saturating_add(1));
+        self.blocked.store(blocked, Ordering::Relaxed);
+        self.arrears.store(state.arrears, Ordering::Relaxed);
+    }
+
+    pub(super) fn note(&self, event: Event) {
+        let before = self.state();
+        let after = before.on(event, || self.now());
+        if after != before {
+            self.store(after);
+        }
+    }
+
+    pub(super) fn note_write(&self, result: &Poll<std::io::Result<usize>>) {
+        match result {
+            Poll::Ready(Ok(bytes)) => self.note(Event::BytesTaken(*bytes)),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.note(Event::WriteBlocked),
+        }
+    }
+}
