@@ -95,7 +95,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("socket2", &["http/accept.rs"]),
     ("ort", &["runtime"]),
     ("nvml_wrapper", &["gpu"]),
-    ("prost", &["model/onnx.rs"]),
+    ("prost", &["model/proto.rs"]),
     ("sha2", &["model/onnx.rs", "http/api_keys.rs"]),
     ("toml", &["model/sidecar.rs"]),
     ("toml_edit", &["model/sidecar.rs"]),

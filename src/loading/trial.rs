@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use super::DEFAULT_MAX_BATCH_SIZE;
 use crate::model::repository::ModelSource;
+use crate::model::rows::Rows;
 use crate::model::{Batchability, Dim, ModelMetadata};
-use crate::runtime::batch_check::{self, Verdict};
+use crate::runtime::batch_check::{self, Doubt, Verdict};
 use crate::runtime::buckets::Buckets;
 use crate::runtime::division::DivisionPlan;
 use crate::runtime::session::{OpenedModel, OrtModel};
@@ -83,8 +84,18 @@ pub(super) fn try_rows(
         plan,
         tried,
     } = verdict;
+    let rows_apart = opened.rows();
+    let doubt = doubt.or_else(|| {
+        if trusted {
+            None
+        } else {
+            meeting(&metadata, &rows_apart)
+        }
+    });
     let tried = if trusted {
         format!("the sidecar's word ('check = false'), and {tried}")
+    } else if rows_apart.iter().all(|rows| *rows == Rows::Apart) {
+        format!("its graph, which keeps rows apart, and {tried}")
     } else {
         tried
     };
@@ -125,6 +136,18 @@ pub(super) fn try_rows(
         independent_rows: 1,
         plan: Arc::default(),
         tried,
+    })
+}
+
+/// Where the graph puts rows together, if it does.
+fn meeting(metadata: &ModelMetadata, rows: &[Rows]) -> Option<Doubt> {
+    let mut outputs = metadata.outputs.iter().zip(rows);
+    outputs.find_map(|(spec, rows)| match rows {
+        Rows::Mixed(by) => Some(Doubt::Graph {
+            output: spec.name.clone(),
+            by: by.to_string(),
+        }),
+        Rows::Apart | Rows::Unknown => None,
     })
 }
 

@@ -94,44 +94,55 @@ const SIZED: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// What `outputs` follow from in a graph of `nodes`, in the order of the graph; `constants` are the names of its weights,
-/// and `inputs` those that requests bring.
-pub(super) fn of_outputs<'a>(
-    constants: impl Iterator<Item = &'a str>,
-    inputs: impl Iterator<Item = &'a str>,
-    nodes: impl Iterator<Item = Node<'a>>,
-    outputs: impl Iterator<Item = &'a str>,
-) -> Vec<Flow> {
-    // An input that has a default is a weight: requests cannot set it.
-    let mut constant: HashSet<&str> = constants.collect();
-    let mut sized: HashSet<&str> = constant.iter().copied().chain(inputs).collect();
-    for node in nodes {
-        let all_in = |names: &HashSet<&str>, from: usize| {
-            let mut inputs = node.inputs.iter().skip(from);
-            inputs.all(|name| name.is_empty() || names.contains(name.as_str()))
-        };
-        // A subgraph may use any value of the graphs around it without naming it among its inputs.
-        let closed = !node.has_subgraph && !node.is_random();
-        let from_constants = closed && all_in(&constant, 0);
-        let by_shape = !node.has_subgraph
-            && all_in(&sized, 0)
-            && match work::parameters(&node) {
-                Some(first) => all_in(&constant, first),
-                None => work::is_by_shape(&node) || is_sized(&node),
+/// What follows from the sizes of the inputs in a graph, by name.
+pub(super) struct Known<'a> {
+    sized: HashSet<&'a str>,
+    constant: HashSet<&'a str>,
+}
+
+impl<'a> Known<'a> {
+    /// What follows from sizes in a graph of `nodes`, in the order of the graph; `constants` are the names of its weights,
+    /// and `inputs` those that requests bring.
+    pub(super) fn of(
+        constants: impl Iterator<Item = &'a str>,
+        inputs: impl Iterator<Item = &'a str>,
+        nodes: impl Iterator<Item = Node<'a>>,
+    ) -> Self {
+        // An input that has a default is a weight: requests cannot set it.
+        let mut constant: HashSet<&str> = constants.collect();
+        let mut sized: HashSet<&str> = constant.iter().copied().chain(inputs).collect();
+        for node in nodes {
+            let all_in = |names: &HashSet<&str>, from: usize| {
+                let mut inputs = node.inputs.iter().skip(from);
+                inputs.all(|name| name.is_empty() || names.contains(name.as_str()))
             };
-        let outputs = || node.outputs.iter().map(String::as_str);
-        if from_constants || by_shape {
-            sized.extend(outputs());
+            // A subgraph may use any value of the graphs around it without naming it among its inputs.
+            let closed = !node.has_subgraph && !node.is_random();
+            let from_constants = closed && all_in(&constant, 0);
+            let by_shape = !node.has_subgraph
+                && all_in(&sized, 0)
+                && match work::parameters(&node) {
+                    Some(first) => all_in(&constant, first),
+                    None => work::is_by_shape(&node) || is_sized(&node),
+                };
+            let outputs = || node.outputs.iter().map(String::as_str);
+            if from_constants || by_shape {
+                sized.extend(outputs());
+            }
+            if from_constants || (by_shape && work::is_of_shapes(&node)) {
+                constant.extend(outputs());
+            }
         }
-        if from_constants || (by_shape && work::is_of_shapes(&node)) {
-            constant.extend(outputs());
+        Self { sized, constant }
+    }
+
+    /// What the value of this name follows from.
+    pub(super) fn flow(&self, name: &str) -> Flow {
+        Flow {
+            sized: self.sized.contains(name),
+            constant: self.constant.contains(name),
         }
     }
-    let flow = |name| Flow {
-        sized: sized.contains(name),
-        constant: constant.contains(name),
-    };
-    outputs.map(flow).collect()
 }
 
 fn is_sized(node: &Node<'_>) -> bool {
@@ -148,13 +159,13 @@ mod tests {
     /// What `y` follows from, where `w` is a weight and `x` comes from a request.
     fn flow(lines: &[&str]) -> (bool, bool) {
         let nodes = work::nodes_of(lines);
-        let flows = of_outputs(
+        let known = Known::of(
             ["w"].into_iter(),
             ["x"].into_iter(),
             nodes.iter().map(work::OwnedNode::as_node),
-            ["y"].into_iter(),
         );
-        (flows[0].sized, flows[0].constant)
+        let flow = known.flow("y");
+        (flow.sized, flow.constant)
     }
 
     #[test]

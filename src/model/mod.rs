@@ -4,7 +4,9 @@
 
 pub mod flow;
 pub mod onnx;
+mod proto;
 pub mod repository;
+pub mod rows;
 pub mod sidecar;
 pub mod stamp;
 mod work;

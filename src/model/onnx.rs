@@ -8,11 +8,13 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use prost::Message;
+use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use super::flow::{self, Flow};
+use super::flow::{Flow, Known};
+use super::proto::{AttributeProto, GraphProto, ModelProto, NodeProto};
+use super::rows::{self, Rows};
 use super::work;
 
 /// The largest file that Protocol Buffers, and so ONNX, allows.
@@ -76,6 +78,8 @@ pub struct OnnxFile {
     pub bounded_work: bool,
     /// What each output follows from, by name.
     pub flows: BTreeMap<String, Flow>,
+    /// Whether each output keeps the rows of a batch apart, by name.
+    pub rows: BTreeMap<String, Rows>,
 }
 
 impl OnnxFile {
@@ -100,7 +104,8 @@ impl OnnxFile {
         if metadata.len() > MAX_BYTES {
             return Err(not_onnx("no ONNX file is larger than 2 GiB"));
         }
-        let bytes = fs::read(path).map_err(read_error)?;
+        // Shared with the messages that are read from them, which end with this function.
+        let bytes = Bytes::from(fs::read(path).map_err(read_error)?);
         let parent = path
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty())
@@ -110,8 +115,7 @@ impl OnnxFile {
         if bytes.is_empty() {
             return Err(not_onnx("it is empty"));
         }
-        let model =
-            ModelProto::decode(bytes.as_slice()).map_err(|_| not_onnx("it does not parse"))?;
+        let model = ModelProto::read(bytes.clone()).ok_or_else(|| not_onnx("it does not parse"))?;
         let Some(graph) = &model.graph else {
             return Err(not_onnx("it holds no graph"));
         };
@@ -134,15 +138,16 @@ impl OnnxFile {
             .input
             .iter()
             .chain(&graph.output)
-            .filter(|value| !value.has_shape());
+            .filter(|value| value.shape().is_none());
         let unranked = unranked.map(|value| value.name.clone()).collect();
         // A function of the file's own may have the name of any operator.
-        let flows = if model.functions.is_empty() {
-            graph.flows()
+        let is_plain = model.functions.is_empty();
+        let (flows, rows) = if is_plain {
+            follow(graph, &model)
         } else {
-            BTreeMap::new()
+            (BTreeMap::new(), BTreeMap::new())
         };
-        let bounded_work = model.functions.is_empty() && graph.has_bounded_work();
+        let bounded_work = is_plain && has_bounded_work(graph);
         let producer = [
             model.producer_name.as_str(),
             model.producer_version.as_str(),
@@ -150,27 +155,29 @@ impl OnnxFile {
         .join(" ")
         .trim()
         .to_owned();
+        let opsets = model.opset_import.iter();
+        let opsets = opsets.map(|opset| (default_domain(opset.domain.clone()), opset.version));
+        let opsets = opsets.collect();
+        let properties = model.metadata_props.iter();
+        let properties = properties.map(|entry| (entry.key.clone(), entry.value.clone()));
+        let properties = properties.collect();
+        let description = model.doc_string.clone();
+        // Nothing shares the bytes any more, so that they are not copied.
+        drop(model);
         Ok(Self {
             path: path.to_owned(),
             sha256: hexadecimal(&Sha256::digest(&bytes)),
-            bytes,
+            bytes: bytes.into(),
             folder,
-            opsets: model
-                .opset_import
-                .into_iter()
-                .map(|opset| (default_domain(opset.domain), opset.version))
-                .collect(),
+            opsets,
             producer,
-            description: model.doc_string,
-            properties: model
-                .metadata_props
-                .into_iter()
-                .map(|entry| (entry.key, entry.value))
-                .collect(),
+            description,
+            properties,
             unranked,
             external_bytes,
             bounded_work,
             flows,
+            rows,
         })
     }
 }
@@ -181,11 +188,49 @@ pub fn external_data(path: &Path) -> Vec<PathBuf> {
     let is_small_file = |metadata: &fs::Metadata| metadata.is_file() && metadata.len() <= MAX_BYTES;
     let readable = fs::metadata(path).is_ok_and(|metadata| is_small_file(&metadata));
     let bytes = readable.then(|| fs::read(path).ok()).flatten();
-    let model = bytes.and_then(|bytes| ModelProto::decode(bytes.as_slice()).ok());
+    let model = bytes.and_then(|bytes| ModelProto::read(bytes.into()));
     let locations = model.map(|model| model.external_locations());
     let folder = path.parent().unwrap_or(Path::new(""));
     let locations = locations.into_iter().flatten();
     locations.map(|name| folder.join(name)).collect()
+}
+
+fn weights(graph: &GraphProto) -> impl Iterator<Item = &str> {
+    graph.initializer.iter().map(|tensor| tensor.name.as_str())
+}
+
+fn has_bounded_work(graph: &GraphProto) -> bool {
+    work::is_bounded(weights(graph), graph.node.iter().map(node))
+}
+
+/// What each output of `graph` follows from, and whether it keeps rows apart, by name.
+fn follow(
+    graph: &GraphProto,
+    model: &ModelProto,
+) -> (BTreeMap<String, Flow>, BTreeMap<String, Rows>) {
+    let known = known(graph);
+    let outputs = || graph.output.iter().map(|value| &value.name);
+    let flows = outputs().map(|name| (name.clone(), known.flow(name)));
+    let rows = rows::of_outputs(graph, &model.opset_import, &known);
+    (flows.collect(), outputs().cloned().zip(rows).collect())
+}
+
+/// What follows from sizes in `graph`.
+pub(super) fn known(graph: &GraphProto) -> Known<'_> {
+    let inputs = graph.input.iter().map(|value| value.name.as_str());
+    Known::of(weights(graph), inputs, graph.node.iter().map(node))
+}
+
+fn node(node: &NodeProto) -> work::Node<'_> {
+    let is_graph =
+        |attribute: &AttributeProto| attribute.g.is_some() || !attribute.graphs.is_empty();
+    work::Node {
+        domain: &node.domain,
+        operator: &node.op_type,
+        inputs: &node.input,
+        outputs: &node.output,
+        has_subgraph: node.attribute.iter().any(is_graph),
+    }
 }
 
 /// The empty domain is the standard's own.
@@ -235,241 +280,4 @@ fn check_location(folder: &Path, location: &str) -> Result<(), String> {
         return Err("is a hard link".to_owned());
     }
     Ok(())
-}
-
-// The messages below name only the fields we read (onnx.proto3 of ONNX IR version 10); the decoder skips all others
-// without copying them, so weights cost nothing here.
-
-#[derive(Clone, PartialEq, Message)]
-struct ModelProto {
-    #[prost(string, tag = "2")]
-    producer_name: String,
-    #[prost(string, tag = "3")]
-    producer_version: String,
-    #[prost(string, tag = "6")]
-    doc_string: String,
-    #[prost(message, optional, tag = "7")]
-    graph: Option<GraphProto>,
-    #[prost(message, repeated, tag = "8")]
-    opset_import: Vec<OperatorSetIdProto>,
-    #[prost(message, repeated, tag = "14")]
-    metadata_props: Vec<StringStringEntryProto>,
-    #[prost(message, repeated, tag = "25")]
-    functions: Vec<FunctionProto>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct OperatorSetIdProto {
-    #[prost(string, tag = "1")]
-    domain: String,
-    #[prost(int64, tag = "2")]
-    version: i64,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct StringStringEntryProto {
-    #[prost(string, tag = "1")]
-    key: String,
-    #[prost(string, tag = "2")]
-    value: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct FunctionProto {
-    #[prost(message, repeated, tag = "7")]
-    node: Vec<NodeProto>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct GraphProto {
-    #[prost(message, repeated, tag = "1")]
-    node: Vec<NodeProto>,
-    #[prost(message, repeated, tag = "5")]
-    initializer: Vec<TensorProto>,
-    #[prost(message, repeated, tag = "11")]
-    input: Vec<ValueInfoProto>,
-    #[prost(message, repeated, tag = "12")]
-    output: Vec<ValueInfoProto>,
-    #[prost(message, repeated, tag = "15")]
-    sparse_initializer: Vec<SparseTensorProto>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct NodeProto {
-    #[prost(string, repeated, tag = "1")]
-    input: Vec<String>,
-    #[prost(string, repeated, tag = "2")]
-    output: Vec<String>,
-    #[prost(string, tag = "4")]
-    op_type: String,
-    #[prost(string, tag = "7")]
-    domain: String,
-    #[prost(message, repeated, tag = "5")]
-    attribute: Vec<AttributeProto>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct AttributeProto {
-    #[prost(message, optional, tag = "5")]
-    t: Option<TensorProto>,
-    #[prost(message, optional, tag = "6")]
-    g: Option<GraphProto>,
-    #[prost(message, repeated, tag = "10")]
-    tensors: Vec<TensorProto>,
-    #[prost(message, repeated, tag = "11")]
-    graphs: Vec<GraphProto>,
-    #[prost(message, optional, tag = "22")]
-    sparse_tensor: Option<SparseTensorProto>,
-    #[prost(message, repeated, tag = "23")]
-    sparse_tensors: Vec<SparseTensorProto>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct TensorProto {
-    #[prost(string, tag = "8")]
-    name: String,
-    #[prost(message, repeated, tag = "13")]
-    external_data: Vec<StringStringEntryProto>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct SparseTensorProto {
-    #[prost(message, optional, tag = "1")]
-    values: Option<TensorProto>,
-    #[prost(message, optional, tag = "2")]
-    indices: Option<TensorProto>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ValueInfoProto {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(message, optional, tag = "2")]
-    r#type: Option<TypeProto>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct TypeProto {
-    #[prost(message, optional, tag = "1")]
-    tensor_type: Option<TensorTypeProto>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct TensorTypeProto {
-    #[prost(message, optional, tag = "2")]
-    shape: Option<TensorShapeProto>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct TensorShapeProto {}
-
-impl ValueInfoProto {
-    fn has_shape(&self) -> bool {
-        self.r#type
-            .as_ref()
-            .and_then(|ty| ty.tensor_type.as_ref())
-            .is_some_and(|tensor| tensor.shape.is_some())
-    }
-}
-
-impl ModelProto {
-    /// Every external location that the model names.
-    fn external_locations(&self) -> BTreeSet<String> {
-        let mut locations = BTreeSet::new();
-        if let Some(graph) = &self.graph {
-            graph.collect_external(&mut locations);
-        }
-        let functions = self.functions.iter();
-        functions
-            .flat_map(|function| &function.node)
-            .for_each(|node| node.collect_external(&mut locations));
-        locations
-    }
-}
-
-impl GraphProto {
-    /// Adds every external location named by this graph or one nested in it.
-    fn collect_external(&self, locations: &mut BTreeSet<String>) {
-        self.initializer
-            .iter()
-            .for_each(|tensor| tensor.collect_external(locations));
-        self.sparse_initializer
-            .iter()
-            .for_each(|sparse| sparse.collect_external(locations));
-        self.node
-            .iter()
-            .for_each(|node| node.collect_external(locations));
-    }
-}
-
-impl GraphProto {
-    fn has_bounded_work(&self) -> bool {
-        let constants = self.initializer.iter().map(|tensor| tensor.name.as_str());
-        work::is_bounded(constants, self.node.iter().map(NodeProto::as_node))
-    }
-
-    fn flows(&self) -> BTreeMap<String, Flow> {
-        let outputs = || self.output.iter().map(|value| value.name.as_str());
-        let flows = flow::of_outputs(
-            self.initializer.iter().map(|tensor| tensor.name.as_str()),
-            self.input.iter().map(|value| value.name.as_str()),
-            self.node.iter().map(NodeProto::as_node),
-            outputs(),
-        );
-        outputs().map(str::to_owned).zip(flows).collect()
-    }
-}
-
-impl NodeProto {
-    fn as_node(&self) -> work::Node<'_> {
-        let is_graph =
-            |attribute: &AttributeProto| attribute.g.is_some() || !attribute.graphs.is_empty();
-        work::Node {
-            domain: &self.domain,
-            operator: &self.op_type,
-            inputs: &self.input,
-            outputs: &self.output,
-            has_subgraph: self.attribute.iter().any(is_graph),
-        }
-    }
-
-    fn collect_external(&self, locations: &mut BTreeSet<String>) {
-        for attribute in &self.attribute {
-            attribute
-                .t
-                .iter()
-                .chain(&attribute.tensors)
-                .for_each(|tensor| tensor.collect_external(locations));
-            attribute
-                .g
-                .iter()
-                .chain(&attribute.graphs)
-                .for_each(|graph| graph.collect_external(locations));
-            let sparse = attribute
-                .sparse_tensor
-                .iter()
-                .chain(&attribute.sparse_tensors);
-            sparse.for_each(|tensor| tensor.collect_external(locations));
-        }
-    }
-}
-
-impl SparseTensorProto {
-    fn collect_external(&self, locations: &mut BTreeSet<String>) {
-        self.values
-            .iter()
-            .chain(&self.indices)
-            .for_each(|tensor| tensor.collect_external(locations));
-    }
-}
-
-impl TensorProto {
-    /// A tensor that names a location is checked whether or not it is also marked as external: one field may lie.
-    fn collect_external(&self, locations: &mut BTreeSet<String>) {
-        let entries = self
-            .external_data
-            .iter()
-            .filter(|entry| entry.key == "location");
-        locations.extend(entries.map(|entry| entry.value.clone()));
-    }
 }

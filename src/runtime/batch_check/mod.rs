@@ -92,6 +92,13 @@ pub enum Doubt {
         /// What the rows held.
         of: String,
     },
+    /// The graph puts rows together, so that values that were not made up may make a row's output depend on others.
+    Graph {
+        /// The output.
+        output: String,
+        /// Where rows meet.
+        by: String,
+    },
     /// An output of a row is another one when more rows are executed.
     Size {
         /// The output.
@@ -124,6 +131,7 @@ impl Doubt {
             | Self::Length { .. }
             | Self::Unexplained { .. }
             | Self::Neighbours { .. }
+            | Self::Graph { .. }
             | Self::Size { .. } => "neighbours",
             Self::Random { .. } => "random",
             Self::Untested(_) => "untested",
@@ -167,6 +175,10 @@ impl fmt::Display for Doubt {
             } => write!(
                 formatter,
                 "output '{output}' of a row depends on the rows beside it: {one} and {other} in executions of {rows} rows of {of}"
+            ),
+            Self::Graph { output, by } => write!(
+                formatter,
+                "output '{output}' of a row may depend on the rows beside it: the graph puts rows together in {by}, although none of the rows that were tried showed it"
             ),
             Self::Size {
                 output,

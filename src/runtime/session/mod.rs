@@ -25,6 +25,7 @@ use super::{LoadError, cuda};
 use crate::model::flow::Flow;
 use crate::model::onnx::OnnxFile;
 use crate::model::repository::ModelSource;
+use crate::model::rows::Rows;
 use crate::model::{ModelMetadata, TensorSpec};
 use signature::read_metadata;
 
@@ -210,6 +211,16 @@ impl OpenedModel<'_> {
         let flow = |spec: &TensorSpec| self.file.flows.get(&spec.name).copied();
         let outputs = self.metadata.outputs.iter();
         outputs.map(|spec| flow(spec).unwrap_or(unknown)).collect()
+    }
+
+    /// Whether each output keeps the rows of a batch apart by the graph, in the order of the signature.
+    #[must_use]
+    pub fn rows(&self) -> Vec<Rows> {
+        let rows = |spec: &TensorSpec| self.file.rows.get(&spec.name).cloned();
+        let outputs = self.metadata.outputs.iter();
+        outputs
+            .map(|spec| rows(spec).unwrap_or(Rows::Unknown))
+            .collect()
     }
 
     /// Where the model was read from.

@@ -1,0 +1,214 @@
+//! Whether a graph keeps the rows of a batch apart, as far as the graph tells before anything runs.
+//!
+//! Trying a model shows what happens on the rows that are made up. Values that nobody makes up may make a row's answer
+//! another one, or another client's: a condition on all rows that is met once in a million, a sum over the batch that counts
+//! only beyond a bound. The graph tells what can meet at all: the place of the rows is followed from the inputs through the
+//! operators, and where one of them puts rows together, whatever becomes of it, what follows is not merged.
+//!
+//! Invariant: [`Rows::Apart`] is said only where every operator on the way is known to keep rows apart. [`Rows::Unknown`]
+//! says nothing: what was not followed is left to the trial.
+
+mod along;
+mod call;
+mod control;
+mod layers;
+mod movement;
+mod operators;
+mod product;
+mod selection;
+mod shapes;
+mod size;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use call::Call;
+use size::{Size, Symbols};
+use value::{Place, Reach, Value};
+
+use super::flow::Known;
+use super::proto::{GraphProto, NodeProto, OperatorSetIdProto, ValueInfoProto};
+use super::work;
+
+/// How the rows of a batch lie in an output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rows {
+    /// Each row of it depends on one row of the inputs, or on none.
+    Apart,
+    /// Rows meet in this operator.
+    Mixed(Arc<str>),
+    /// The graph was not followed that far.
+    Unknown,
+}
+
+/// How rows lie in the outputs of `graph`, in its order, if the first dimension of every input is the batch; `known` is what
+/// follows from the sizes of the inputs.
+pub(super) fn of_outputs(
+    graph: &GraphProto,
+    opsets: &[OperatorSetIdProto],
+    known: &Known<'_>,
+) -> Vec<Rows> {
+    let mut walk = Walk {
+        scopes: vec![HashMap::new()],
+        symbols: Symbols::new(),
+        opsets,
+        known,
+    };
+    walk.enter_inputs(graph);
+    walk.run(graph);
+    let outputs = graph.output.iter();
+    let rows = |output: &ValueInfoProto| match walk.value(&output.name).reach {
+        Reach::Nothing => Rows::Apart,
+        Reach::Rows(place) if place.axis == 0 && place.is_plain() => Rows::Apart,
+        Reach::Mixed(by) => Rows::Mixed(by),
+        // Its first dimension is another one than the rows.
+        Reach::Rows(_) | Reach::Unknown => Rows::Unknown,
+    };
+    outputs.map(rows).collect()
+}
+
+/// A walk through a graph, in its order.
+struct Walk<'a> {
+    /// What is known of the values by name, those of the innermost graph last.
+    scopes: Vec<HashMap<&'a str, Value>>,
+    symbols: Symbols,
+    opsets: &'a [OperatorSetIdProto],
+    known: &'a Known<'a>,
+}
+
+impl<'a> Walk<'a> {
+    /// The inputs that requests bring.
+    fn enter_inputs(&mut self, graph: &'a GraphProto) {
+        for input in &graph.input {
+            let dims = input.shape().map(|shape| {
+                let mut dims = Vec::new();
+                for (axis, dim) in shape.dim.iter().enumerate() {
+                    let fixed = dim.dim_value.and_then(|size| u64::try_from(size).ok());
+                    let name = dim
+                        .dim_param
+                        .as_deref()
+                        .filter(|name| super::Dim::dynamic(name) != super::Dim::Dynamic(None));
+                    dims.push(match (axis, fixed, name) {
+                        (0, ..) => Size::rows(),
+                        (_, Some(size), _) => Size::number(size),
+                        (_, None, Some(name)) => self.symbols.named(name),
+                        (_, None, None) => self.symbols.fresh(),
+                    });
+                }
+                dims
+            });
+            let value = match dims.filter(|dims| !dims.is_empty()) {
+                Some(dims) => Value::new(Reach::Rows(Place::at(0)), dims),
+                None => Value::shapeless(Reach::Unknown),
+            };
+            self.set(&input.name, value);
+        }
+    }
+
+    /// Follows the nodes of `graph` in the innermost scope.
+    fn run(&mut self, graph: &'a GraphProto) {
+        // An input that has a default is a weight: requests cannot set it.
+        for tensor in &graph.initializer {
+            self.set(&tensor.name, shapes::of_tensor(tensor));
+        }
+        for sparse in &graph.sparse_initializer {
+            if let Some(values) = &sparse.values {
+                self.set(&values.name, Value::shapeless(Reach::Nothing));
+            }
+        }
+        for node in &graph.node {
+            let outputs = self.node(node);
+            let is_outermost = self.scopes.len() == 1;
+            for (name, mut value) in node.output.iter().zip(outputs) {
+                if is_outermost && self.known.flow(name).constant {
+                    value.reach = Reach::Nothing;
+                }
+                self.set(name, value);
+            }
+        }
+    }
+
+    /// What the outputs of `node` are.
+    fn node(&mut self, node: &'a NodeProto) -> Vec<Value> {
+        let input = |name: &String| (!name.is_empty()).then(|| self.value(name));
+        let call = Call {
+            node,
+            inputs: node.input.iter().map(input).collect(),
+            opset: self.opset(&node.domain),
+            is_inner: self.scopes.len() > 1,
+        };
+        if let Some(mixed) = Self::inherited(&call) {
+            return vec![Value::shapeless(mixed); call.outputs()];
+        }
+        let followed = match node.op_type.as_str() {
+            "If" => self.branches(&call),
+            "Loop" => self.repetition(&call),
+            "Scan" => self.scan(&call),
+            _ => operators::follow(&call, &mut self.symbols),
+        };
+        let has_graph = node.attribute.iter().any(|attribute| attribute.g.is_some());
+        let mut outputs = match followed {
+            Some(outputs) => outputs,
+            // A graph inside may use any value around it.
+            None if has_graph => vec![Value::shapeless(Reach::Unknown); call.outputs()],
+            None => operators::unknown(&call),
+        };
+        outputs.resize(call.outputs(), Value::shapeless(Reach::Unknown));
+        if !has_graph && call.given().iter().all(|value| value.is_nothing()) {
+            for output in &mut outputs {
+                output.reach = Reach::Nothing;
+            }
+        }
+        outputs
+    }
+
+    /// What rows that met before `call` make of its outputs, or that a value decides for all rows at once here.
+    fn inherited(call: &Call<'_>) -> Option<Reach> {
+        let known = work::Node {
+            domain: &call.node.domain,
+            operator: &call.node.op_type,
+            inputs: &call.node.input,
+            outputs: &call.node.output,
+            has_subgraph: false,
+        };
+        if work::is_of_shapes(&known) && call.input(0)?.dims.is_some() {
+            return None;
+        }
+        let mut given = call.given().into_iter();
+        if let Some(value) = given.find(|value| matches!(value.reach, Reach::Mixed(_))) {
+            return Some(value.reach.clone());
+        }
+        let is_recurrent = matches!(call.node.op_type.as_str(), "GRU" | "LSTM" | "RNN");
+        let first = work::parameters(&known).filter(|_| !is_recurrent)?;
+        let mut parameters = call.inputs.iter().skip(first).flatten();
+        parameters
+            .any(|value| value.place().is_some())
+            .then(|| call.mixed())
+    }
+
+    fn opset(&self, domain: &str) -> i64 {
+        let is_standard = |domain: &str| matches!(domain, "" | "ai.onnx");
+        let same = |opset: &&OperatorSetIdProto| {
+            opset.domain == domain || (is_standard(&opset.domain) && is_standard(domain))
+        };
+        self.opsets
+            .iter()
+            .find(same)
+            .map_or(i64::MAX, |opset| opset.version)
+    }
+
+    fn value(&self, name: &str) -> Value {
+        let mut scopes = self.scopes.iter().rev();
+        let found = scopes.find_map(|scope| scope.get(name));
+        found.cloned().unwrap_or(Value::shapeless(Reach::Unknown))
+    }
+
+    fn set(&mut self, name: &'a str, value: Value) {
+        if let Some(scope) = self.scopes.last_mut() {
+            scope.insert(name, value);
+        }
+    }
+}
