@@ -230,7 +230,7 @@ fn an_output_without_rows_that_values_reach_tells_nobody_of_strangers() {
 #[test]
 fn what_was_not_measured_is_merged_and_said_not_to_be_measured() {
     // One row alone takes longer than there is time for.
-    let server = Server::fixture("image", &["--tuning-time", "1ms"]);
+    let server = Server::fixture("image", &["--tuning-time", "1us"]);
     assert_eq!(merging(&server), ("on".to_owned(), "unmeasured".to_owned()));
     assert_eq!(reason(&server), Value::Null);
     let loaded = server
@@ -255,24 +255,191 @@ fn what_was_not_measured_is_merged_and_said_not_to_be_measured() {
     );
 }
 
-/// What `inspect` says of batching, as the metrics would: on or off, and the kind of reason.
-fn inspected(path: &std::path::Path) -> Option<(String, String)> {
-    let output = program().arg("inspect").arg(path).output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    if !output.status.success() {
-        return None;
+/// What one of the commands says of batching.
+#[derive(Debug, PartialEq)]
+struct Verdict {
+    batching: String,
+    /// The kind of reason.
+    kind: String,
+    /// The reason in words.
+    words: String,
+    /// The rows that share an execution at most.
+    rows: usize,
+}
+
+impl Verdict {
+    /// What the metrics say, too.
+    fn in_short(&self) -> (String, String) {
+        (self.batching.clone(), self.kind.clone())
     }
+
+    /// Whether it may change with the time that runs take.
+    fn is_by_cost(&self) -> bool {
+        ["cost", "unmeasured", ""].contains(&self.kind.as_str())
+    }
+}
+
+/// What `inspect` says of batching under `settings`, or what it complains of.
+fn inspected(path: &str, settings: &Settings<'_>) -> Result<Verdict, String> {
+    let mut command = program();
+    command.arg("inspect").arg(path);
+    command.args(settings.flags).envs(settings.environment());
+    let output = command.output().unwrap();
+    if !output.status.success() {
+        return Err(String::from_utf8(output.stderr).unwrap());
+    }
+    let text = String::from_utf8(output.stdout).unwrap();
     let line = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
     let batching = line("batching   ").unwrap_or_else(|| panic!("{text}"));
-    let reason = line("reason     ").unwrap_or_default();
-    let kind = reason.split(':').next().unwrap();
-    let on = if batching.starts_with("none") {
-        "off"
-    } else {
-        "on"
-    };
+    let (kind, note) = line("reason     ")
+        .map(|reason| reason.split_once(": ").unwrap_or((reason, "")))
+        .unwrap_or_default();
     assert!(line("rests on   ").is_some(), "{text}");
-    Some((on.to_owned(), kind.to_owned()))
+    let (batching, words, rows) = if let Some(words) = batching.strip_prefix("none: ") {
+        ("off", words, 1)
+    } else {
+        let (_, rows) = batching.rsplit_once("up to ").unwrap();
+        ("on", note, rows.parse().unwrap())
+    };
+    Ok(Verdict {
+        batching: batching.to_owned(),
+        kind: kind.to_owned(),
+        words: words.to_owned(),
+        rows,
+    })
+}
+
+/// What a server says that serves `path` under `settings`.
+fn served(path: &str, settings: &Settings<'_>) -> Verdict {
+    let mut flags = vec!["--model", path];
+    flags.extend(settings.flags);
+    let environment = settings.environment();
+    let environment: Vec<(&str, &str)> = environment
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    let server = Server::start_with(&flags, &environment);
+    let (batching, kind) = merging(&server);
+    let loaded = server
+        .log
+        .wait_for(|line| line["message"] == "model loaded")
+        .unwrap();
+    assert_eq!(loaded["batching"], *batching, "{loaded}");
+    let words = loaded["batching_reason"].as_str().unwrap_or_default();
+    if batching == "off" {
+        assert_eq!(reason(&server), *words);
+    }
+    Verdict {
+        batching,
+        kind,
+        words: words.to_owned(),
+        rows: usize::try_from(loaded["merge_rows"].as_u64().unwrap()).unwrap(),
+    }
+}
+
+/// Flags, or the variables that mean the same.
+struct Settings<'a> {
+    flags: &'a [&'a str],
+    variables: &'a [&'a str],
+}
+
+impl<'a> Settings<'a> {
+    const NONE: Self = Self {
+        flags: &[],
+        variables: &[],
+    };
+
+    fn by_flags(flags: &'a [&'a str]) -> Self {
+        Self {
+            flags,
+            ..Self::NONE
+        }
+    }
+
+    fn by_environment(variables: &'a [&'a str]) -> Self {
+        Self {
+            variables,
+            ..Self::NONE
+        }
+    }
+
+    fn environment(&self) -> Vec<(String, String)> {
+        let name = |flag: &str| flag.trim_start_matches('-').replace('-', "_");
+        let pairs = self.variables.chunks(2);
+        pairs
+            .map(|pair| (name(pair[0]).to_uppercase(), pair[1].to_owned()))
+            .collect()
+    }
+}
+
+#[test]
+fn inspect_and_serve_give_one_verdict_under_the_same_settings() {
+    for (name, settings, kind, rows) in [
+        ("addone", &["--max-batch-size", "1"][..], "limit", 1),
+        ("addone", &["--max-batch-size", "8"], "", 8),
+        ("addone", &["--tuning-time", "off"], "unmeasured", 32),
+        // One row alone takes longer than there is time for.
+        ("image", &["--tuning-time", "1us"], "unmeasured", 32),
+        // More rows take more memory than runs may.
+        (
+            "roomy",
+            &["--max-batch-size", "32", "--max-inflight-bytes", "1MiB"],
+            "",
+            8,
+        ),
+        ("roomy", &["--max-batch-size", "32"], "", 32),
+        // No more rows are merged than were tried, whatever is allowed.
+        ("passthrough_wide", &["--max-batch-size", "32"], "", 8),
+    ] {
+        let path = fixture(name);
+        for settings in [
+            Settings::by_flags(settings),
+            Settings::by_environment(settings),
+        ] {
+            let (said, served) = (inspected(&path, &settings), served(&path, &settings));
+            assert_eq!(said.as_ref(), Ok(&served), "{name}");
+            assert_eq!((served.kind.as_str(), served.rows), (kind, rows), "{name}");
+        }
+    }
+}
+
+#[test]
+fn inspect_complains_of_a_setting_as_serve_does() {
+    let path = fixture("addone");
+    for (settings, code) in [
+        (["--device", "cuda"], 1),
+        (["--max-batch-size", "0"], 2),
+        (["--tuning-time", "2"], 2),
+    ] {
+        let complaint = |arguments: &[&str]| {
+            let output = program().args(arguments).args(settings).output().unwrap();
+            assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+            // What was wrong stands before what could be called instead.
+            let text = String::from_utf8(output.stderr).unwrap();
+            text.lines().next().unwrap().to_owned()
+        };
+        let served = complaint(&["serve", "--port", "0", "--model", &path]);
+        assert_eq!(complaint(&["inspect", &path]), served);
+        assert!(!served.contains("unexpected argument"), "{served}");
+    }
+}
+
+#[test]
+fn inspect_calls_a_model_as_serve_would_and_names_the_device() {
+    let settings = ["--model-name", "other", "--device", "auto"];
+    let output = program()
+        .args(["inspect", &fixture("addone")])
+        .args(settings)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    for part in [
+        "other version 1",
+        "/v1/models/other:predict",
+        "device     cpu: this ONNX Runtime is built without CUDA",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
 }
 
 #[test]
@@ -289,18 +456,15 @@ fn inspect_and_serve_give_one_verdict_of_every_model_here() {
     models.sort();
     let mut compared = 0;
     for path in models {
-        let Some(said) = inspected(&path) else {
+        let path = path.to_str().unwrap();
+        let Ok(said) = inspected(path, &Settings::NONE) else {
             continue;
         };
-        let served = merging(&Server::start(&["--model", path.to_str().unwrap()]));
+        let served = served(path, &Settings::NONE);
         // What a row costs is measured by each, and a busy machine may measure otherwise the second time.
-        let by_cost = |(on, reason): &(String, String)| {
-            reason == "cost" || reason == "unmeasured" || (on == "on" && reason.is_empty())
-        };
         assert!(
-            said == served || (by_cost(&said) && by_cost(&served)),
-            "{}: inspect says {said:?}, serve {served:?}",
-            path.display()
+            said.in_short() == served.in_short() || (said.is_by_cost() && served.is_by_cost()),
+            "{path}: inspect says {said:?}, serve {served:?}"
         );
         compared += 1;
     }

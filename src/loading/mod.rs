@@ -38,9 +38,6 @@ pub const DEFAULT_MAX_REQUEST_ROWS: usize = 16_384;
 /// The memory of runs where nobody says otherwise, as of `--max-inflight-bytes`.
 pub const DEFAULT_RUN_MEMORY: usize = 1 << 30;
 
-/// How long settings may be tried unless somebody says otherwise.
-pub const DEFAULT_TUNING_TIME: Duration = Duration::from_secs(2);
-
 /// What is served, and how it is executed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelsConfig {
@@ -230,6 +227,7 @@ impl Loader {
             trial,
             merging,
             merging_reason,
+            merge_rows,
             inherited,
         } = prepared;
         let provider = opened.provider;
@@ -240,11 +238,6 @@ impl Loader {
         let metadata = trial.metadata;
         let (max_batch_size, choice) = (freedom.max_batch_size, sessions.choice);
         let measured = !sessions.measurements.is_empty();
-        let merge_rows = if merging.is_on() {
-            choice.merge_rows
-        } else {
-            1
-        };
         let executor = self.executor(&opened, &metadata, &mut sessions, max_batch_size)?;
         if measured {
             tracing::info!(
@@ -352,6 +345,8 @@ pub(crate) struct Prepared<'a> {
     pub(crate) merging: Merging,
     /// Why they are not, or what is not known of it.
     pub(crate) merging_reason: Option<String>,
+    /// The most rows of an execution that requests share; 1 if they are not merged.
+    pub(crate) merge_rows: usize,
     /// Whether the settings are those of the model that is replaced.
     pub(crate) inherited: bool,
 }
@@ -404,6 +399,11 @@ pub(crate) fn prepare<'a>(
         }
     }
     opened.settle();
+    let merge_rows = if merging.is_on() {
+        sessions.choice.merge_rows
+    } else {
+        1
+    };
     Ok(Prepared {
         opened,
         sessions,
@@ -411,6 +411,7 @@ pub(crate) fn prepare<'a>(
         trial,
         merging,
         merging_reason,
+        merge_rows,
         inherited,
     })
 }
