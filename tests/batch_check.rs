@@ -326,14 +326,27 @@ fn served(path: &str, settings: &Settings<'_>) -> Verdict {
         .unwrap();
     assert_eq!(loaded["batching"], *batching, "{loaded}");
     let words = loaded["batching_reason"].as_str().unwrap_or_default();
-    if batching == "off" {
-        assert_eq!(reason(&server), *words);
+    let rows = usize::try_from(loaded["merge_rows"].as_u64().unwrap()).unwrap();
+    // All places say the same.
+    let ready = server.get("/ready").json()["models"][0].clone();
+    let metadata = server.get(&format!("/v2/models/{}", ready["name"].as_str().unwrap()));
+    let properties = metadata.json()["properties"].clone();
+    assert_eq!(ready["merge_rows"], rows, "{ready}");
+    assert_eq!(properties["merge_rows"], rows.to_string(), "{properties}");
+    for place in [&ready, &properties] {
+        let named = if batching == "off" {
+            [&place["not_batched_because"], &place["unmeasured"]]
+        } else {
+            [&place["unmeasured"], &place["not_batched_because"]]
+        };
+        let said = named.map(|value| value.as_str().unwrap_or_default());
+        assert_eq!(said, [words, ""], "{place}");
     }
     Verdict {
         batching,
         kind,
         words: words.to_owned(),
-        rows: usize::try_from(loaded["merge_rows"].as_u64().unwrap()).unwrap(),
+        rows,
     }
 }
 
@@ -399,6 +412,70 @@ fn inspect_and_serve_give_one_verdict_under_the_same_settings() {
             let (said, served) = (inspected(&path, &settings), served(&path, &settings));
             assert_eq!(said.as_ref(), Ok(&served), "{name}");
             assert_eq!((served.kind.as_str(), served.rows), (kind, rows), "{name}");
+        }
+    }
+}
+
+#[test]
+fn as_many_rows_share_an_execution_as_the_server_says() {
+    // Of so large rows no more than eight are tried.
+    let server = Server::fixture(
+        "passthrough_wide",
+        &[
+            "--max-batch-size",
+            "32",
+            "--instances",
+            "1",
+            "--max-queue-delay",
+            "20s",
+        ],
+    );
+    let ready = server.get("/ready").json()["models"][0].clone();
+    assert_eq!(
+        (&ready["max_batch_size"], &ready["merge_rows"]),
+        (&json!(32), &json!(8)),
+        "{ready}"
+    );
+    let row = vec![0; 500_000 * 4];
+    let request = Request::raw("/predict?outputs=y", row);
+    let request = request.header("Accept", "application/octet-stream");
+    // The first to come wait for company until there are as many as may share an execution.
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| assert_eq!(server.request(&request).status, 200));
+        }
+    });
+    let observed = |part: &str| server.metric(&format!("ml_executed_batch_size_{part}"), &[]);
+    assert_eq!(
+        (observed("sum"), observed("count")),
+        (Some(16.0), Some(2.0))
+    );
+}
+
+#[test]
+fn a_batch_size_is_stated_only_where_requests_have_rows() {
+    for (name, flags, size) in [
+        ("addone", &[][..], json!(32)),
+        ("addone", &["--max-batch-size", "1"], json!(1)),
+        ("fixed_batch", &[], Value::Null),
+        ("neighbours", &[], Value::Null),
+        ("scalar", &[], Value::Null),
+    ] {
+        let server = Server::fixture(name, flags);
+        let ready = server.get("/ready").json()["models"][0].clone();
+        assert_eq!(ready["max_batch_size"], size, "{ready}");
+        let metadata = server.get(&format!("/v2/models/{name}")).json();
+        let stated = metadata["properties"]["max_batch_size"].as_str();
+        assert_eq!(
+            stated,
+            size.as_u64().map(|size| size.to_string()).as_deref()
+        );
+        let loaded = server
+            .log
+            .wait_for(|line| line["message"] == "model loaded");
+        assert_eq!(loaded.unwrap()["max_batch_size"], size);
+        if name != "addone" || !flags.is_empty() {
+            assert_eq!(ready["merge_rows"], 1, "{ready}");
         }
     }
 }

@@ -289,13 +289,13 @@ impl Loader {
             model = metadata.name, version = metadata.version, signature = metadata.signature_text(),
             device, execution_provider = provider.name(), fallback = opened.fallback, onnxruntime = library.version(),
             instances = choice.placement.instances, intra_op_threads = choice.placement.intra_op_threads,
-            executor = executor.name(), max_batch_size, merge_rows,
+            executor = executor.name(), max_batch_size = metadata.has_rows().then_some(max_batch_size), merge_rows,
             batching = merging.label(), batching_reason = merging_reason, rows_tried = trial.tried, nodes = ?opened.assignment.counts(), seconds = started.elapsed().as_secs_f64(),
             "model loaded"
         );
         Ok(ServedModel {
             metrics: metrics.prediction(&metadata.name),
-            not_batched_because: merging_reason.filter(|_| !merging.is_on()),
+            merging_reason,
             metadata,
             declared: opened.metadata,
             scheduler,
