@@ -134,7 +134,12 @@ fn describe_batching(text: &mut String, prepared: &Prepared<'_>) -> std::fmt::Re
         (kind, Some(reason)) if merging.is_on() => writeln!(text, "reason     {kind}: {reason}")?,
         (kind, _) => writeln!(text, "reason     {kind}")?,
     }
-    writeln!(text, "rests on   {}", prepared.trial.tried)
+    let tried = &prepared.trial.tried;
+    if merging.reason() == "limit" {
+        writeln!(text, "rests on   the setting, whatever was tried: {tried}")
+    } else {
+        writeln!(text, "rests on   {tried}")
+    }
 }
 
 /// A request that works: JSON where it is short enough to read, else zeros as a raw tensor.

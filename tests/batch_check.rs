@@ -389,7 +389,7 @@ impl<'a> Settings<'a> {
 fn inspect_and_serve_give_one_verdict_under_the_same_settings() {
     for (name, settings, kind, rows) in [
         ("addone", &["--max-batch-size", "1"][..], "limit", 1),
-        ("addone", &["--max-batch-size", "8"], "", 8),
+        ("addone", &["--max-batch-size", "8"], "unmeasured", 8),
         ("addone", &["--tuning-time", "off"], "unmeasured", 32),
         // One row alone takes longer than there is time for.
         ("image", &["--tuning-time", "1us"], "unmeasured", 32),
@@ -397,12 +397,17 @@ fn inspect_and_serve_give_one_verdict_under_the_same_settings() {
         (
             "roomy",
             &["--max-batch-size", "32", "--max-inflight-bytes", "1MiB"],
-            "",
+            "unmeasured",
             8,
         ),
-        ("roomy", &["--max-batch-size", "32"], "", 32),
+        ("roomy", &["--max-batch-size", "32"], "unmeasured", 32),
         // No more rows are merged than were tried, whatever is allowed.
-        ("passthrough_wide", &["--max-batch-size", "32"], "", 8),
+        (
+            "passthrough_wide",
+            &["--max-batch-size", "32"],
+            "unmeasured",
+            8,
+        ),
     ] {
         let path = fixture(name);
         for settings in [
@@ -413,6 +418,48 @@ fn inspect_and_serve_give_one_verdict_under_the_same_settings() {
             assert_eq!(said.as_ref(), Ok(&served), "{name}");
             assert_eq!((served.kind.as_str(), served.rows), (kind, rows), "{name}");
         }
+    }
+}
+
+#[test]
+fn what_is_said_of_settings_that_were_written_down_was_measured_or_says_that_it_was_not() {
+    for (name, written, kind, end, rows) in [
+        (
+            "addone",
+            "merge_rows = 1",
+            "cost",
+            "(by [tuning] in the sidecar)",
+            1,
+        ),
+        ("addone", "merge_rows = 5", "", "", 5),
+        ("addone", "", "unmeasured", "was not measured", 32),
+        // Of so large rows eight are tried, and whether eight pay is not what was measured.
+        (
+            "passthrough_wide",
+            "merge_rows = 32",
+            "unmeasured",
+            "was not measured",
+            8,
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let model = folder.path().join("m.onnx");
+        fs::copy(fixture(name), &model).unwrap();
+        let output = program().arg("inspect").arg(&model).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let mut lines = text.lines();
+        let sha256 = lines.find_map(|line| line.strip_prefix("sha256     "));
+        let sha256 = sha256.unwrap();
+        let cpus = std::thread::available_parallelism().unwrap();
+        let settings = format!(
+            "[tuning]\nsha256 = \"{sha256}\"\ncpus = {cpus}\ninstances = 1\nintra_op_threads = 1\n{written}\n"
+        );
+        fs::write(model.with_extension("toml"), settings).unwrap();
+        let path = model.to_str().unwrap();
+        let served = served(path, &Settings::NONE);
+        assert_eq!(inspected(path, &Settings::NONE).as_ref(), Ok(&served));
+        assert_eq!((served.kind.as_str(), served.rows), (kind, rows), "{name}");
+        assert!(served.words.ends_with(end), "{served:?}");
     }
 }
 

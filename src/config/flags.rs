@@ -294,8 +294,8 @@ pub struct ExecutionFlags {
     pub tuning_time: OptionalTime,
 
     /// The most rows of an execution that requests share, and of a part of a larger request; 32 unless the sidecar says
-    /// otherwise, with fewer rows shared where more do not pay. 1 turns batching off. Set it to fix how many rows share
-    /// an execution.
+    /// otherwise, with fewer rows shared where more do not pay. 1 turns batching off: each request is executed as it
+    /// is. Set it to fix how many rows share an execution; whether they pay is not measured then.
     #[arg(long, env = "MAX_BATCH_SIZE", value_name = "ROWS")]
     pub max_batch_size: Option<NonZeroUsize>,
 

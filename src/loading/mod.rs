@@ -26,7 +26,7 @@ use crate::runtime::{LoadError, Model, warmup};
 use crate::telemetry::metrics::{Merging, Metrics, ModelInfo};
 
 pub use sessions::Fixed;
-use sessions::Sessions;
+use sessions::{Origin, Sessions};
 pub(crate) use trial::RowTrial;
 
 /// The most rows of an execution unless a flag, the environment or the sidecar says otherwise.
@@ -228,7 +228,6 @@ impl Loader {
             merging,
             merging_reason,
             merge_rows,
-            inherited,
         } = prepared;
         let provider = opened.provider;
         let on_gpu = provider != ExecutionProvider::Cpu;
@@ -238,6 +237,7 @@ impl Loader {
         let metadata = trial.metadata;
         let (max_batch_size, choice) = (freedom.max_batch_size, sessions.choice);
         let measured = !sessions.measurements.is_empty();
+        let inherited = sessions.origin == Origin::Before;
         let executor = self.executor(&opened, &metadata, &mut sessions, max_batch_size)?;
         if measured {
             tracing::info!(
@@ -347,8 +347,6 @@ pub(crate) struct Prepared<'a> {
     pub(crate) merging_reason: Option<String>,
     /// The most rows of an execution that requests share; 1 if they are not merged.
     pub(crate) merge_rows: usize,
-    /// Whether the settings are those of the model that is replaced.
-    pub(crate) inherited: bool,
 }
 
 /// Tries whether rows of `opened`, of which `first` is a session, may share executions.
@@ -387,10 +385,9 @@ pub(crate) fn prepare<'a>(
     let trial = try_rows(&opened, &mut first, fixed, session.cuda.tf32, source)?;
     let freedom = sessions::freedom(fixed, source, opened.provider, Some(&trial));
     let known = sessions::known(&freedom, written, replaced, opened.sha256());
-    let inherited = known.is_some() && replaced.is_some() && written.is_none();
     let mut sessions = sessions::make(&opened, first, &freedom, known, tuning_time)?;
-    let (merging, merging_reason) =
-        trial::merging(&trial, &freedom, &sessions.choice, &sessions.measurements);
+    let given = sessions::fixed_batch_size(fixed, source).is_some();
+    let (merging, merging_reason) = trial::merging(&trial, &freedom, &sessions, given);
     let on_gpu = opened.provider != ExecutionProvider::Cpu;
     for model in &mut sessions.models {
         model.divide_by(&trial.plan);
@@ -412,6 +409,5 @@ pub(crate) fn prepare<'a>(
         merging,
         merging_reason,
         merge_rows,
-        inherited,
     })
 }
