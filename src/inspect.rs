@@ -3,12 +3,11 @@
 //! Invariant: what is printed is found by the very code that serves.
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::container;
-use crate::loading::{
-    self, DEFAULT_RUN_MEMORY, DEFAULT_TUNING_TIME, Fixed, LoadingError, Prepared, sessions,
-};
+use crate::loading::{self, Fixed, LoadingError, Prepared, sessions};
 use crate::model::repository;
 use crate::model::{Dim, ModelMetadata, TensorSpec};
 use crate::runtime::LoadError;
@@ -20,23 +19,47 @@ use crate::tensor::DataType;
 /// Example bodies are printed for inputs of at most this many elements; larger ones are shown as raw tensors.
 const MAX_EXAMPLE: usize = 64;
 
-/// Describes the model, or the models of a repository, at `path`.
+/// What is to be described, and with which of the settings that change what is found out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InspectConfig {
+    /// An `.onnx` file, or a repository folder.
+    pub path: PathBuf,
+    /// The name of a single-file model.
+    pub name: Option<String>,
+    /// ONNX Runtime's library; searched if not given.
+    pub library: Option<PathBuf>,
+    /// The device to execute on.
+    pub device: Device,
+    /// How CUDA is used, where it is.
+    pub cuda: CudaConfig,
+    /// What is not to be chosen.
+    pub fixed: Fixed,
+    /// How long settings may be tried that the user has not fixed; not at all if not given.
+    pub tuning_time: Option<Duration>,
+    /// Bytes that requests, and as much again that runs on the CPU, may hold at once.
+    pub max_inflight_bytes: usize,
+}
+
+/// Describes the model, or the models of a repository, as they would be served.
 ///
 /// # Errors
 /// When there is none, or it could not be served.
-pub fn describe(path: &Path, library: Option<&Path>) -> Result<String, LoadingError> {
-    let sources = repository::find(path, None)?;
-    let library = Library::load(library).map_err(LoadError::from)?;
+pub fn describe(config: &InspectConfig) -> Result<String, LoadingError> {
+    let sources = repository::find(&config.path, config.name.as_deref())?;
+    let library = Library::load(config.library.as_deref()).map_err(LoadError::from)?;
     let mut text = String::new();
     for source in sources {
-        let config = SessionConfig {
-            device: Device::Cpu,
-            cuda: CudaConfig::default(),
-            run_memory: Some(RunMemory::within(container::memory(), DEFAULT_RUN_MEMORY)),
-            most_sessions: sessions::most_sessions(Fixed::default()),
+        let session = SessionConfig {
+            device: config.device,
+            cuda: config.cuda,
+            run_memory: Some(RunMemory::within(
+                container::memory(),
+                config.max_inflight_bytes,
+            )),
+            most_sessions: sessions::most_sessions(config.fixed),
         };
-        let settings = (Fixed::default(), Some(DEFAULT_TUNING_TIME));
-        let prepared = loading::prepare(&library, &source, config, settings, None)?;
+        let settings = (config.fixed, config.tuning_time);
+        let prepared = loading::prepare(&library, &source, session, settings, None)?;
         // Writing into a string cannot fail.
         let _ = describe_model(&mut text, &prepared, &source.path);
     }
@@ -80,6 +103,12 @@ fn describe_model(text: &mut String, prepared: &Prepared<'_>, path: &Path) -> st
             writeln!(text)?;
         }
     }
+    let opened = &prepared.opened;
+    write!(text, "device     {}", opened.provider.device())?;
+    match &opened.fallback {
+        Some(reason) => writeln!(text, ": {reason}")?,
+        None => writeln!(text)?,
+    }
     describe_batching(text, prepared)?;
     for (key, value) in &metadata.properties {
         writeln!(text, "property   {key}: {}", value.replace('\n', " "))?;
@@ -94,7 +123,7 @@ fn describe_batching(text: &mut String, prepared: &Prepared<'_>) -> std::fmt::Re
         writeln!(
             text,
             "batching   rows of several requests share an execution, up to {}",
-            prepared.sessions.choice.merge_rows
+            prepared.merge_rows
         )?;
     } else {
         let reason = prepared.merging_reason.as_deref().unwrap_or_default();
@@ -105,7 +134,12 @@ fn describe_batching(text: &mut String, prepared: &Prepared<'_>) -> std::fmt::Re
         (kind, Some(reason)) if merging.is_on() => writeln!(text, "reason     {kind}: {reason}")?,
         (kind, _) => writeln!(text, "reason     {kind}")?,
     }
-    writeln!(text, "rests on   {}", prepared.trial.tried)
+    let tried = &prepared.trial.tried;
+    if merging.reason() == "limit" {
+        writeln!(text, "rests on   the setting, whatever was tried: {tried}")
+    } else {
+        writeln!(text, "rests on   {tried}")
+    }
 }
 
 /// A request that works: JSON where it is short enough to read, else zeros as a raw tensor.

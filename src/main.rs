@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use model_serving::config::{
     Command, DEFAULT_PORT, HealthcheckFlags, InspectFlags, ServeFlags, TuneFlags,
 };
+use model_serving::inspect::InspectConfig;
 use model_serving::loading::Fixed;
 use model_serving::server::{self, StartError};
 use model_serving::signals::Signals;
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
     };
     let result = match command {
         Command::Serve(flags) => serve(*flags),
-        Command::Inspect(flags) => print_model(&flags),
+        Command::Inspect(flags) => print_model(*flags),
         Command::Tune(flags) => tune_model(&flags),
         Command::Healthcheck(flags) => check_health(flags),
     };
@@ -74,9 +75,19 @@ fn serve(flags: ServeFlags) -> Result<(), String> {
     result.map_err(|error| error.to_string())
 }
 
-fn print_model(flags: &InspectFlags) -> Result<(), String> {
-    let text = inspect::describe(&flags.model, flags.onnxruntime.as_deref())
-        .map_err(|error| error.to_string())?;
+fn print_model(flags: InspectFlags) -> Result<(), String> {
+    let execution = flags.execution;
+    let config = InspectConfig {
+        path: flags.model,
+        name: flags.model_name,
+        fixed: execution.fixed(),
+        cuda: execution.cuda(),
+        library: execution.onnxruntime,
+        device: execution.device,
+        tuning_time: execution.tuning_time.0,
+        max_inflight_bytes: execution.max_inflight_bytes.bytes(),
+    };
+    let text = inspect::describe(&config).map_err(|error| error.to_string())?;
     print(&text)
 }
 

@@ -35,12 +35,42 @@ pub struct ServedModel {
     pub fallback: Option<String>,
     /// Which nodes of its graph each provider executes.
     pub assignment: Assignment,
-    /// Why its requests are executed one by one, if they are.
-    pub not_batched_because: Option<String>,
+    /// Why its requests are executed one by one, or what is not known of merging them, for people.
+    pub merging_reason: Option<String>,
     /// What the metrics say about it.
     pub info: ModelInfo,
     /// What was left open of its settings and what was chosen, if that was measured.
     pub tuned: Option<(Freedom, Choice)>,
+}
+
+impl ServedModel {
+    /// Why its requests are executed one by one, if they are.
+    #[must_use]
+    pub fn not_batched_because(&self) -> Option<&str> {
+        let merges = self.info.merging.is_on();
+        self.merging_reason.as_deref().filter(|_| !merges)
+    }
+
+    /// What was not measured, if its requests are merged all the same.
+    #[must_use]
+    pub fn unmeasured(&self) -> Option<&str> {
+        let merges = self.info.merging.is_on();
+        self.merging_reason.as_deref().filter(|_| merges)
+    }
+
+    /// The most rows of an execution by the settings, where a request has rows to be counted.
+    #[must_use]
+    pub fn max_batch_size(&self) -> Option<usize> {
+        let rows = self.scheduler.config().max_batch_size;
+        self.metadata.has_rows().then_some(rows)
+    }
+
+    /// The most rows of one request, where it has rows to be counted.
+    #[must_use]
+    pub fn max_request_rows(&self) -> Option<usize> {
+        let rows = self.scheduler.config().max_request_rows;
+        self.metadata.has_rows().then_some(rows)
+    }
 }
 
 /// Models by their names.

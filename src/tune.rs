@@ -42,18 +42,29 @@ pub fn tune(
     let sources = repository::find(config.path, None).map_err(|error| error.to_string())?;
     let library = Library::load(config.library).map_err(|error| error.to_string())?;
     for source in &sources {
-        let (measurements, settings) = measure(config, &library, source)?;
+        let tuned = measure(config, &library, source)?;
         let mut text = format!("{} ({})\n\n", source.name, source.path.display());
         // Writing into a string cannot fail.
-        let _ = write_table(&mut text, &measurements, &settings);
+        let _ = write_table(&mut text, &tuned);
         print(&text)?;
         if config.write {
             let path = sidecar_of(&source.path);
-            settings.write(&path).map_err(|error| error.to_string())?;
+            tuned
+                .settings
+                .write(&path)
+                .map_err(|error| error.to_string())?;
             print(&format!("written to {}\n\n", path.display()))?;
         }
     }
     Ok(())
+}
+
+/// What came out of it for one model.
+struct TunedModel {
+    measurements: Vec<Measurement>,
+    /// The rows of several requests that share an execution at most, measured or not.
+    merge_rows: usize,
+    settings: TuningSettings,
 }
 
 fn sidecar_of(model: &Path) -> PathBuf {
@@ -64,7 +75,7 @@ fn measure(
     config: &TuneConfig<'_>,
     library: &Library,
     source: &ModelSource,
-) -> Result<(Vec<Measurement>, TuningSettings), String> {
+) -> Result<TunedModel, String> {
     let text = |error: crate::runtime::LoadError| error.to_string();
     let device = SessionConfig {
         device: Device::Cpu,
@@ -100,7 +111,7 @@ fn measure(
     let Choice {
         placement,
         merge_rows,
-        ..
+        measured,
     } = tuned.choice;
     let number = |number| NonZeroUsize::new(number).unwrap_or(NonZeroUsize::MIN);
     let settings = TuningSettings {
@@ -108,16 +119,22 @@ fn measure(
         cpus: number(freedom.cpus),
         instances: number(placement.instances),
         intra_op_threads: number(placement.intra_op_threads),
-        merge_rows: number(merge_rows),
+        // What is written down is taken for measured.
+        merge_rows: measured.then(|| number(merge_rows)),
     };
-    Ok((tuned.measurements, settings))
+    Ok(TunedModel {
+        measurements: tuned.measurements,
+        merge_rows,
+        settings,
+    })
 }
 
-fn write_table(
-    text: &mut String,
-    measurements: &[Measurement],
-    settings: &TuningSettings,
-) -> std::fmt::Result {
+fn write_table(text: &mut String, tuned: &TunedModel) -> std::fmt::Result {
+    let TunedModel {
+        measurements,
+        merge_rows,
+        settings,
+    } = tuned;
     writeln!(text, "instances  threads   rows      rows/s      ms/run")?;
     let instances = settings.instances.get();
     // The sessions of a model with short runs are measured one at a time.
@@ -136,7 +153,7 @@ fn write_table(
         }
         let chosen = (!together || measurement.placement.instances == instances)
             && measurement.placement.intra_op_threads == settings.intra_op_threads.get()
-            && measurement.rows == settings.merge_rows.get();
+            && measurement.rows == settings.merge_rows.map_or(1, NonZeroUsize::get);
         writeln!(
             text,
             "{:>9} {:>8} {:>6} {:>11.0} {:>11.3}{}",
@@ -148,9 +165,12 @@ fn write_table(
             if chosen { "  chosen" } else { "" }
         )?;
     }
-    let merging = match settings.merge_rows.get() {
-        1 => "requests are executed one by one".to_owned(),
-        rows => format!("up to {rows} rows of several requests share an execution"),
+    let merging = match (*merge_rows, settings.merge_rows) {
+        (1, _) => "requests are executed one by one".to_owned(),
+        (rows, Some(_)) => format!("up to {rows} rows of several requests share an execution"),
+        (rows, None) => format!(
+            "up to {rows} rows of several requests share an execution, and whether that pays was not measured"
+        ),
     };
     writeln!(
         text,

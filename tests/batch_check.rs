@@ -291,24 +291,315 @@ fn what_was_not_measured_is_merged_and_said_not_to_be_measured() {
     );
 }
 
-/// What `inspect` says of batching, as the metrics would: on or off, and the kind of reason.
-fn inspected(path: &std::path::Path) -> Option<(String, String)> {
-    let output = program().arg("inspect").arg(path).output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    if !output.status.success() {
-        return None;
+/// What one of the commands says of batching.
+#[derive(Debug, PartialEq)]
+struct Verdict {
+    batching: String,
+    /// The kind of reason.
+    kind: String,
+    /// The reason in words.
+    words: String,
+    /// The rows that share an execution at most.
+    rows: usize,
+}
+
+impl Verdict {
+    /// What the metrics say, too.
+    fn in_short(&self) -> (String, String) {
+        (self.batching.clone(), self.kind.clone())
     }
+
+    /// Whether it may change with the time that runs take.
+    fn is_by_cost(&self) -> bool {
+        ["cost", "unmeasured", ""].contains(&self.kind.as_str())
+    }
+}
+
+/// What `inspect` says of batching under `settings`, or what it complains of.
+fn inspected(path: &str, settings: &Settings<'_>) -> Result<Verdict, String> {
+    let mut command = program();
+    command.arg("inspect").arg(path);
+    command.args(settings.flags).envs(settings.environment());
+    let output = command.output().unwrap();
+    if !output.status.success() {
+        return Err(String::from_utf8(output.stderr).unwrap());
+    }
+    let text = String::from_utf8(output.stdout).unwrap();
     let line = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
     let batching = line("batching   ").unwrap_or_else(|| panic!("{text}"));
-    let reason = line("reason     ").unwrap_or_default();
-    let kind = reason.split(':').next().unwrap();
-    let on = if batching.starts_with("none") {
-        "off"
-    } else {
-        "on"
-    };
+    let (kind, note) = line("reason     ")
+        .map(|reason| reason.split_once(": ").unwrap_or((reason, "")))
+        .unwrap_or_default();
     assert!(line("rests on   ").is_some(), "{text}");
-    Some((on.to_owned(), kind.to_owned()))
+    let (batching, words, rows) = if let Some(words) = batching.strip_prefix("none: ") {
+        ("off", words, 1)
+    } else {
+        let (_, rows) = batching.rsplit_once("up to ").unwrap();
+        ("on", note, rows.parse().unwrap())
+    };
+    Ok(Verdict {
+        batching: batching.to_owned(),
+        kind: kind.to_owned(),
+        words: words.to_owned(),
+        rows,
+    })
+}
+
+/// What a server says that serves `path` under `settings`.
+fn served(path: &str, settings: &Settings<'_>) -> Verdict {
+    let mut flags = vec!["--model", path];
+    flags.extend(settings.flags);
+    let environment = settings.environment();
+    let environment: Vec<(&str, &str)> = environment
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    let server = Server::start_with(&flags, &environment);
+    let (batching, kind) = merging(&server);
+    let loaded = server
+        .log
+        .wait_for(|line| line["message"] == "model loaded")
+        .unwrap();
+    assert_eq!(loaded["batching"], *batching, "{loaded}");
+    let words = loaded["batching_reason"].as_str().unwrap_or_default();
+    let rows = usize::try_from(loaded["merge_rows"].as_u64().unwrap()).unwrap();
+    // All places say the same.
+    let ready = server.get("/ready").json()["models"][0].clone();
+    let metadata = server.get(&format!("/v2/models/{}", ready["name"].as_str().unwrap()));
+    let properties = metadata.json()["properties"].clone();
+    assert_eq!(ready["merge_rows"], rows, "{ready}");
+    assert_eq!(properties["merge_rows"], rows.to_string(), "{properties}");
+    for place in [&ready, &properties] {
+        let named = if batching == "off" {
+            [&place["not_batched_because"], &place["unmeasured"]]
+        } else {
+            [&place["unmeasured"], &place["not_batched_because"]]
+        };
+        let said = named.map(|value| value.as_str().unwrap_or_default());
+        assert_eq!(said, [words, ""], "{place}");
+    }
+    Verdict {
+        batching,
+        kind,
+        words: words.to_owned(),
+        rows,
+    }
+}
+
+/// Flags, or the variables that mean the same.
+struct Settings<'a> {
+    flags: &'a [&'a str],
+    variables: &'a [&'a str],
+}
+
+impl<'a> Settings<'a> {
+    const NONE: Self = Self {
+        flags: &[],
+        variables: &[],
+    };
+
+    fn by_flags(flags: &'a [&'a str]) -> Self {
+        Self {
+            flags,
+            ..Self::NONE
+        }
+    }
+
+    fn by_environment(variables: &'a [&'a str]) -> Self {
+        Self {
+            variables,
+            ..Self::NONE
+        }
+    }
+
+    fn environment(&self) -> Vec<(String, String)> {
+        let name = |flag: &str| flag.trim_start_matches('-').replace('-', "_");
+        let pairs = self.variables.chunks(2);
+        pairs
+            .map(|pair| (name(pair[0]).to_uppercase(), pair[1].to_owned()))
+            .collect()
+    }
+}
+
+#[test]
+fn inspect_and_serve_give_one_verdict_under_the_same_settings() {
+    for (name, settings, kind, rows) in [
+        ("addone", &["--max-batch-size", "1"][..], "limit", 1),
+        ("addone", &["--max-batch-size", "8"], "unmeasured", 8),
+        ("addone", &["--tuning-time", "off"], "unmeasured", 32),
+        // One row alone takes longer than there is time for.
+        ("image", &["--tuning-time", "1us"], "unmeasured", 32),
+        // More rows take more memory than runs may.
+        (
+            "roomy",
+            &["--max-batch-size", "32", "--max-inflight-bytes", "1MiB"],
+            "unmeasured",
+            8,
+        ),
+        ("roomy", &["--max-batch-size", "32"], "unmeasured", 32),
+        // No more rows are merged than were tried, whatever is allowed.
+        (
+            "passthrough_wide",
+            &["--max-batch-size", "32"],
+            "unmeasured",
+            8,
+        ),
+    ] {
+        let path = fixture(name);
+        for settings in [
+            Settings::by_flags(settings),
+            Settings::by_environment(settings),
+        ] {
+            let (said, served) = (inspected(&path, &settings), served(&path, &settings));
+            assert_eq!(said.as_ref(), Ok(&served), "{name}");
+            assert_eq!((served.kind.as_str(), served.rows), (kind, rows), "{name}");
+        }
+    }
+}
+
+#[test]
+fn what_is_said_of_settings_that_were_written_down_was_measured_or_says_that_it_was_not() {
+    for (name, written, kind, end, rows) in [
+        (
+            "addone",
+            "merge_rows = 1",
+            "cost",
+            "(by [tuning] in the sidecar)",
+            1,
+        ),
+        ("addone", "merge_rows = 5", "", "", 5),
+        ("addone", "", "unmeasured", "was not measured", 32),
+        // Of so large rows eight are tried, and whether eight pay is not what was measured.
+        (
+            "passthrough_wide",
+            "merge_rows = 32",
+            "unmeasured",
+            "was not measured",
+            8,
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let model = folder.path().join("m.onnx");
+        fs::copy(fixture(name), &model).unwrap();
+        let output = program().arg("inspect").arg(&model).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let mut lines = text.lines();
+        let sha256 = lines.find_map(|line| line.strip_prefix("sha256     "));
+        let sha256 = sha256.unwrap();
+        let cpus = std::thread::available_parallelism().unwrap();
+        let settings = format!(
+            "[tuning]\nsha256 = \"{sha256}\"\ncpus = {cpus}\ninstances = 1\nintra_op_threads = 1\n{written}\n"
+        );
+        fs::write(model.with_extension("toml"), settings).unwrap();
+        let path = model.to_str().unwrap();
+        let served = served(path, &Settings::NONE);
+        assert_eq!(inspected(path, &Settings::NONE).as_ref(), Ok(&served));
+        assert_eq!((served.kind.as_str(), served.rows), (kind, rows), "{name}");
+        assert!(served.words.ends_with(end), "{served:?}");
+    }
+}
+
+#[test]
+fn as_many_rows_share_an_execution_as_the_server_says() {
+    // Of so large rows no more than eight are tried.
+    let server = Server::fixture(
+        "passthrough_wide",
+        &[
+            "--max-batch-size",
+            "32",
+            "--instances",
+            "1",
+            "--max-queue-delay",
+            "20s",
+        ],
+    );
+    let ready = server.get("/ready").json()["models"][0].clone();
+    assert_eq!(
+        (&ready["max_batch_size"], &ready["merge_rows"]),
+        (&json!(32), &json!(8)),
+        "{ready}"
+    );
+    let row = vec![0; 500_000 * 4];
+    let request = Request::raw("/predict?outputs=y", row);
+    let request = request.header("Accept", "application/octet-stream");
+    // The first to come wait for company until there are as many as may share an execution.
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| assert_eq!(server.request(&request).status, 200));
+        }
+    });
+    let observed = |part: &str| server.metric(&format!("ml_executed_batch_size_{part}"), &[]);
+    assert_eq!(
+        (observed("sum"), observed("count")),
+        (Some(16.0), Some(2.0))
+    );
+}
+
+#[test]
+fn a_batch_size_is_stated_only_where_requests_have_rows() {
+    for (name, flags, size) in [
+        ("addone", &[][..], json!(32)),
+        ("addone", &["--max-batch-size", "1"], json!(1)),
+        ("fixed_batch", &[], Value::Null),
+        ("neighbours", &[], Value::Null),
+        ("scalar", &[], Value::Null),
+    ] {
+        let server = Server::fixture(name, flags);
+        let ready = server.get("/ready").json()["models"][0].clone();
+        assert_eq!(ready["max_batch_size"], size, "{ready}");
+        let metadata = server.get(&format!("/v2/models/{name}")).json();
+        let stated = metadata["properties"]["max_batch_size"].as_str();
+        assert_eq!(
+            stated,
+            size.as_u64().map(|size| size.to_string()).as_deref()
+        );
+        let loaded = server
+            .log
+            .wait_for(|line| line["message"] == "model loaded");
+        assert_eq!(loaded.unwrap()["max_batch_size"], size);
+        if name != "addone" || !flags.is_empty() {
+            assert_eq!(ready["merge_rows"], 1, "{ready}");
+        }
+    }
+}
+
+#[test]
+fn inspect_complains_of_a_setting_as_serve_does() {
+    let path = fixture("addone");
+    for (settings, code) in [
+        (["--device", "cuda"], 1),
+        (["--max-batch-size", "0"], 2),
+        (["--tuning-time", "2"], 2),
+    ] {
+        let complaint = |arguments: &[&str]| {
+            let output = program().args(arguments).args(settings).output().unwrap();
+            assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+            // What was wrong stands before what could be called instead.
+            let text = String::from_utf8(output.stderr).unwrap();
+            text.lines().next().unwrap().to_owned()
+        };
+        let served = complaint(&["serve", "--port", "0", "--model", &path]);
+        assert_eq!(complaint(&["inspect", &path]), served);
+        assert!(!served.contains("unexpected argument"), "{served}");
+    }
+}
+
+#[test]
+fn inspect_calls_a_model_as_serve_would_and_names_the_device() {
+    let settings = ["--model-name", "other", "--device", "auto"];
+    let output = program()
+        .args(["inspect", &fixture("addone")])
+        .args(settings)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    for part in [
+        "other version 1",
+        "/v1/models/other:predict",
+        "device     cpu: this ONNX Runtime is built without CUDA",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
 }
 
 #[test]
@@ -325,18 +616,15 @@ fn inspect_and_serve_give_one_verdict_of_every_model_here() {
     models.sort();
     let mut compared = 0;
     for path in models {
-        let Some(said) = inspected(&path) else {
+        let path = path.to_str().unwrap();
+        let Ok(said) = inspected(path, &Settings::NONE) else {
             continue;
         };
-        let served = merging(&Server::start(&["--model", path.to_str().unwrap()]));
+        let served = served(path, &Settings::NONE);
         // What a row costs is measured by each, and a busy machine may measure otherwise the second time.
-        let by_cost = |(on, reason): &(String, String)| {
-            reason == "cost" || reason == "unmeasured" || (on == "on" && reason.is_empty())
-        };
         assert!(
-            said == served || (by_cost(&said) && by_cost(&served)),
-            "{}: inspect says {said:?}, serve {served:?}",
-            path.display()
+            said.in_short() == served.in_short() || (said.is_by_cost() && served.is_by_cost()),
+            "{path}: inspect says {said:?}, serve {served:?}"
         );
         compared += 1;
     }

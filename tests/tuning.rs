@@ -218,6 +218,41 @@ fn tune_prints_a_table_and_the_next_start_takes_what_it_wrote() {
 }
 
 #[test]
+fn what_tune_had_no_time_to_measure_is_not_written_down_as_measured() {
+    let (_folder, path) = copy("image");
+    let mut command = program();
+    let output = command.arg("tune").arg(&path).args(["--time", "1us"]);
+    let text = String::from_utf8(output.output().unwrap().stdout).unwrap();
+    assert!(
+        text.contains("whether that pays was not measured"),
+        "{text}"
+    );
+    let written = fs::read_to_string(path.with_extension("toml")).unwrap();
+    assert!(!written.contains("merge_rows"), "{written}");
+    let server = Server::start(&["--model", path.to_str().unwrap()]);
+    assert!(!was_measured(&server));
+    let merged = [("batching", "on"), ("reason", "unmeasured")];
+    assert_eq!(server.metric("ml_model_batching_info", &merged), Some(1.0));
+}
+
+#[test]
+fn settings_that_were_measured_are_kept_also_beside_a_sidecar_that_is_ignored() {
+    let (_folder, path) = copy("addone");
+    let stale = "[tuning]\nsha256 = \"5c\"\ncpus = 1\ninstances = 1\nintra_op_threads = 1\nmerge_rows = 1\n";
+    fs::write(path.with_extension("toml"), stale).unwrap();
+    let server = Server::start(&["--model", path.to_str().unwrap()]);
+    let count = |wanted: &dyn Fn(&Value) -> bool| {
+        let lines = server.log.lines();
+        lines.iter().filter(|line| wanted(line)).count()
+    };
+    for reloads in 1..=2 {
+        server.signal(Signal::SIGHUP);
+        until(|| count(&|line| line["message"] == "model reloaded") == reloads);
+    }
+    assert_eq!(count(&|line| line["measured"].is_string()), 1);
+}
+
+#[test]
 fn settings_of_another_model_are_ignored_and_said_to_be() {
     let (_folder, path) = copy("addone");
     assert!(tune(&path, &[]).status.success());

@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Args, Parser};
 
-use crate::runtime::provider::Device;
+use crate::loading::Fixed;
+use crate::runtime::provider::{CudaConfig, Device};
 use crate::telemetry::collector::OptionalEndpoint;
 use crate::telemetry::logging::{LogFormat, LogLevel};
 use crate::units::{ByteSize, DurationText};
@@ -52,51 +53,9 @@ pub struct ServeFlags {
     #[arg(long, env = "PORT", value_name = "PORT")]
     pub port: Option<u16>,
 
-    /// The device: auto, cpu, cuda or cuda:N. cuda that cannot be had fails the start; auto says which it took and why.
-    #[arg(long, env = "DEVICE", value_name = "DEVICE", default_value = "auto")]
-    pub device: Device,
-
-    /// Bytes of the GPU's memory that one session may take for its tensors; all there is if not given. Set it when
-    /// several programs share the GPU.
-    #[arg(long, env = "GPU_MEMORY_LIMIT", value_name = "SIZE")]
-    pub gpu_memory_limit: Option<ByteSize>,
-
-    /// on multiplies FP32 with TF32's 10 bits of precision on GPUs that can; faster, and less exact. Set it when the
-    /// model was checked with it.
-    #[arg(long, env = "TF32", value_name = "on|off", default_value = "off")]
-    pub tf32: Switch,
-
-    /// Path of libonnxruntime.so (1.24 or newer); searched beside the executable, in .onnxruntime/ and in the system's
-    /// library folders if not given.
-    #[arg(long, env = "ORT_DYLIB_PATH", value_name = "PATH")]
-    pub onnxruntime: Option<PathBuf>,
-
-    /// Sessions per model, each with a thread that executes batches; chosen from the CPUs this container may use if not
-    /// given. Set 1 for a large model that has the machine to itself.
-    #[arg(long, env = "INSTANCES", value_name = "COUNT")]
-    pub instances: Option<NonZeroUsize>,
-
-    /// Threads per session; chosen from the CPUs this container may use, never the host's, if not given. Raise it for
-    /// lower latency of large models, lower it for more throughput of small ones.
-    #[arg(long, env = "INTRA_OP_THREADS", value_name = "COUNT")]
-    pub intra_op_threads: Option<NonZeroUsize>,
-
-    /// How long instances, threads and batch sizes that are not given may be tried while a model is loaded on the CPU, or
-    /// off. Set off, or write the settings down with model-serving tune, where every start must be alike; off
-    /// also makes threads of all instances.
-    #[arg(
-        long,
-        env = "TUNING_TIME",
-        value_name = "DURATION|off",
-        default_value = "2s"
-    )]
-    pub tuning_time: OptionalTime,
-
-    /// The most rows of an execution that requests share, and of a part of a larger request; 32 unless the sidecar says
-    /// otherwise, with fewer rows shared where more do not pay. 1 turns batching off. Set it to fix how many rows share
-    /// an execution.
-    #[arg(long, env = "MAX_BATCH_SIZE", value_name = "ROWS")]
-    pub max_batch_size: Option<NonZeroUsize>,
+    /// What executes the model, and how.
+    #[command(flatten)]
+    pub execution: ExecutionFlags,
 
     /// The most rows of one request, 16384 unless one execution may have more; further ones are refused with 400. What
     /// exceeds an execution is executed in parts where rows are independent, else as it is. A model without a batch axis
@@ -118,17 +77,6 @@ pub struct ServeFlags {
         default_value = "1024"
     )]
     pub max_queue_size: NonZeroUsize,
-
-    /// Bytes that requests may hold at once: bodies, tensors, and answers until their last byte has left; more are refused
-    /// with 429. The runs of each model on the CPU may hold as much again. Lowered to a quarter of the container's memory.
-    /// Raise it for models whose runs take much.
-    #[arg(
-        long,
-        env = "MAX_INFLIGHT_BYTES",
-        value_name = "SIZE",
-        default_value = "1GiB"
-    )]
-    pub max_inflight_bytes: ByteSize,
 
     /// The deadline of a request, unless it brings a shorter one in X-Request-Timeout-Ms.
     #[arg(
@@ -297,7 +245,73 @@ pub struct ServeFlags {
     pub otlp_endpoint: Option<OptionalEndpoint>,
 }
 
-/// Prints what a model is, and a request to try.
+// Whatever changes what is found out about a model when it is loaded, so that all commands that say so take the same flags.
+// (A doc comment here would become the description of these commands.)
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[expect(
+    missing_docs,
+    reason = "clap would print it as the description of the command"
+)]
+pub struct ExecutionFlags {
+    /// The device: auto, cpu, cuda or cuda:N. cuda that cannot be had fails the start; auto says which it took and why.
+    #[arg(long, env = "DEVICE", value_name = "DEVICE", default_value = "auto")]
+    pub device: Device,
+
+    /// Bytes of the GPU's memory that one session may take for its tensors; all there is if not given. Set it when
+    /// several programs share the GPU.
+    #[arg(long, env = "GPU_MEMORY_LIMIT", value_name = "SIZE")]
+    pub gpu_memory_limit: Option<ByteSize>,
+
+    /// on multiplies FP32 with TF32's 10 bits of precision on GPUs that can; faster, and less exact. Set it when the
+    /// model was checked with it.
+    #[arg(long, env = "TF32", value_name = "on|off", default_value = "off")]
+    pub tf32: Switch,
+
+    /// Path of libonnxruntime.so (1.24 or newer); searched beside the executable, in .onnxruntime/ and in the system's
+    /// library folders if not given.
+    #[arg(long, env = "ORT_DYLIB_PATH", value_name = "PATH")]
+    pub onnxruntime: Option<PathBuf>,
+
+    /// Sessions per model, each with a thread that executes batches; chosen from the CPUs this container may use if not
+    /// given. Set 1 for a large model that has the machine to itself.
+    #[arg(long, env = "INSTANCES", value_name = "COUNT")]
+    pub instances: Option<NonZeroUsize>,
+
+    /// Threads per session; chosen from the CPUs this container may use, never the host's, if not given. Raise it for
+    /// lower latency of large models, lower it for more throughput of small ones.
+    #[arg(long, env = "INTRA_OP_THREADS", value_name = "COUNT")]
+    pub intra_op_threads: Option<NonZeroUsize>,
+
+    /// How long instances, threads and batch sizes that are not given may be tried while a model is loaded on the CPU, or
+    /// off. Set off, or write the settings down with model-serving tune, where every start must be alike; off
+    /// also makes threads of all instances.
+    #[arg(
+        long,
+        env = "TUNING_TIME",
+        value_name = "DURATION|off",
+        default_value = "2s"
+    )]
+    pub tuning_time: OptionalTime,
+
+    /// The most rows of an execution that requests share, and of a part of a larger request; 32 unless the sidecar says
+    /// otherwise, with fewer rows shared where more do not pay. 1 turns batching off: each request is executed as it
+    /// is. Set it to fix how many rows share an execution; whether they pay is not measured then.
+    #[arg(long, env = "MAX_BATCH_SIZE", value_name = "ROWS")]
+    pub max_batch_size: Option<NonZeroUsize>,
+
+    /// Bytes that requests may hold at once: bodies, tensors, and answers until their last byte has left; more are refused
+    /// with 429. The runs of each model on the CPU may hold as much again. Lowered to a quarter of the container's memory.
+    /// Raise it for models whose runs take much.
+    #[arg(
+        long,
+        env = "MAX_INFLIGHT_BYTES",
+        value_name = "SIZE",
+        default_value = "1GiB"
+    )]
+    pub max_inflight_bytes: ByteSize,
+}
+
+/// Prints what a model is, how its requests would be merged with these settings, and a request to try.
 #[derive(Debug, Clone, PartialEq, Eq, Parser)]
 #[command(name = "model-serving inspect", version)]
 pub struct InspectFlags {
@@ -305,9 +319,36 @@ pub struct InspectFlags {
     #[arg(value_name = "MODEL.onnx")]
     pub model: PathBuf,
 
-    /// Path of libonnxruntime.so; searched if not given.
-    #[arg(long, env = "ORT_DYLIB_PATH", value_name = "PATH")]
-    pub onnxruntime: Option<PathBuf>,
+    /// The name of a single-file model in URLs and metrics; else its sidecar's name, else the file's stem. Set it when
+    /// dashboards need a stable name.
+    #[arg(long, env = "MODEL_NAME", value_name = "NAME")]
+    pub model_name: Option<String>,
+
+    /// What would execute the model, and how.
+    #[command(flatten)]
+    pub execution: ExecutionFlags,
+}
+
+impl ExecutionFlags {
+    /// What is not to be chosen.
+    #[must_use]
+    pub fn fixed(&self) -> Fixed {
+        Fixed {
+            instances: self.instances,
+            intra_op_threads: self.intra_op_threads,
+            max_batch_size: self.max_batch_size,
+        }
+    }
+
+    /// How CUDA is used, where it is.
+    #[must_use]
+    pub fn cuda(&self) -> CudaConfig {
+        CudaConfig {
+            memory_limit: self.gpu_memory_limit.map(ByteSize::bytes),
+            tf32: self.tf32.0,
+            ..CudaConfig::default()
+        }
+    }
 }
 
 /// Measures which instances, threads and batch sizes suit a model on this machine's CPUs, prints the table, and writes

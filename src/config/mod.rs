@@ -18,14 +18,13 @@ use crate::http::HttpConfig;
 use crate::http::accept::ListenerConfig;
 use crate::http::api_keys::ApiKeys;
 use crate::http::connection::ConnectionConfig;
-use crate::loading::{Fixed, ModelsConfig};
-use crate::runtime::provider::CudaConfig;
+use crate::loading::ModelsConfig;
 use crate::server::Config;
 use crate::shutdown::DrainConfig;
 use crate::telemetry::logging::LogConfig;
 
-use crate::units::{ByteSize, DurationText};
-pub use flags::{HealthcheckFlags, InspectFlags, ServeFlags, TuneFlags};
+use crate::units::DurationText;
+pub use flags::{ExecutionFlags, HealthcheckFlags, InspectFlags, ServeFlags, TuneFlags};
 
 /// The port if neither a flag nor the environment names one.
 pub const DEFAULT_PORT: u16 = 8000;
@@ -36,7 +35,7 @@ pub enum Command {
     /// Serve.
     Serve(Box<ServeFlags>),
     /// Print what a model is.
-    Inspect(InspectFlags),
+    Inspect(Box<InspectFlags>),
     /// Measure which settings suit a model, and write them down.
     Tune(Box<TuneFlags>),
     /// Ask a server how it is.
@@ -62,7 +61,9 @@ impl Command {
             arguments.remove(1);
         }
         match command.as_str() {
-            "inspect" => InspectFlags::try_parse_from(arguments).map(Self::Inspect),
+            "inspect" => {
+                InspectFlags::try_parse_from(arguments).map(|flags| Self::Inspect(Box::new(flags)))
+            }
             "tune" => TuneFlags::try_parse_from(arguments).map(|flags| Self::Tune(Box::new(flags))),
             "healthcheck" => HealthcheckFlags::try_parse_from(arguments).map(Self::Healthcheck),
             _ => ServeFlags::try_parse_from(arguments).map(|flags| Self::Serve(Box::new(flags))),
@@ -120,28 +121,21 @@ impl ServeFlags {
                 .saturating_mul(2),
             max_headers: self.max_headers.get().saturating_mul(2),
         };
+        let execution = self.execution;
         Ok(Config {
             host: self.host,
             port: self.port.or(platform_port).unwrap_or(DEFAULT_PORT),
             models: ModelsConfig {
                 path: self.model,
                 name: self.model_name,
-                library: self.onnxruntime,
-                device: self.device,
-                cuda: CudaConfig {
-                    memory_limit: self.gpu_memory_limit.map(ByteSize::bytes),
-                    tf32: self.tf32.0,
-                    ..CudaConfig::default()
-                },
-                fixed: Fixed {
-                    instances: self.instances,
-                    intra_op_threads: self.intra_op_threads,
-                    max_batch_size: self.max_batch_size,
-                },
+                fixed: execution.fixed(),
+                cuda: execution.cuda(),
+                library: execution.onnxruntime,
+                device: execution.device,
                 max_queue_delay: self.max_queue_delay.map(Into::into),
                 max_request_rows: self.max_request_rows.map(NonZeroUsize::get),
                 max_queue_size: self.max_queue_size.get(),
-                tuning_time: self.tuning_time.0,
+                tuning_time: execution.tuning_time.0,
             },
             http: HttpConfig {
                 request_timeout: positive("--request-timeout", self.request_timeout)?,
@@ -160,7 +154,7 @@ impl ServeFlags {
                 max_connections: self.max_connections.get(),
                 connection,
             },
-            max_inflight_bytes: self.max_inflight_bytes.bytes(),
+            max_inflight_bytes: execution.max_inflight_bytes.bytes(),
             watch_model: self.watch_model.0,
             drain: DrainConfig {
                 delay: self.drain_delay.into(),

@@ -42,12 +42,18 @@ struct ReadyModel<'a> {
     device_reason: Option<&'a str>,
     nodes: BTreeMap<&'a str, usize>,
     instances: usize,
-    max_batch_size: usize,
+    /// The most rows of an execution by the settings. Missing where a request has no rows to be counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_batch_size: Option<usize>,
     /// Missing where a request has no rows to be counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     max_request_rows: Option<usize>,
+    /// The most rows of an execution that requests really share; 1 where they are not merged.
+    merge_rows: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     not_batched_because: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unmeasured: Option<&'a str>,
 }
 
 /// `GET /health`: 200 from the first moment; 503 only when a restart is the cure.
@@ -85,12 +91,11 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
         device_reason: model.fallback.as_deref(),
         nodes: model.assignment.counts(),
         instances: model.scheduler.instances(),
-        max_batch_size: model.scheduler.config().max_batch_size,
-        max_request_rows: model
-            .metadata
-            .has_rows()
-            .then_some(model.scheduler.config().max_request_rows),
-        not_batched_because: model.not_batched_because.as_deref(),
+        max_batch_size: model.max_batch_size(),
+        max_request_rows: model.max_request_rows(),
+        merge_rows: model.scheduler.config().merge_rows,
+        not_batched_because: model.not_batched_because(),
+        unmeasured: model.unmeasured(),
     });
     let body = Ready {
         ready: error.is_none(),

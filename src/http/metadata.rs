@@ -66,8 +66,8 @@ fn describe(model: &ServedModel) -> Metadata<'_> {
         ("device", model.device.clone()),
         ("execution_provider", model.execution_provider.to_owned()),
         (
-            "max_batch_size",
-            model.scheduler.config().max_batch_size.to_string(),
+            "merge_rows",
+            model.scheduler.config().merge_rows.to_string(),
         ),
         ("sha256", metadata.sha256.clone()),
     ]);
@@ -82,12 +82,19 @@ fn describe(model: &ServedModel) -> Metadata<'_> {
     if let Some(reason) = &model.fallback {
         properties.insert("device_reason", reason.clone());
     }
-    if metadata.has_rows() {
-        let rows = model.scheduler.config().max_request_rows;
-        properties.insert("max_request_rows", rows.to_string());
+    let rows = [
+        ("max_batch_size", model.max_batch_size()),
+        ("max_request_rows", model.max_request_rows()),
+    ];
+    for (name, rows) in rows {
+        properties.extend(rows.map(|rows| (name, rows.to_string())));
     }
-    if let Some(reason) = &model.not_batched_because {
-        properties.insert("not_batched_because", reason.clone());
+    let reasons = [
+        ("not_batched_because", model.not_batched_because()),
+        ("unmeasured", model.unmeasured()),
+    ];
+    for (name, reason) in reasons {
+        properties.extend(reason.map(|reason| (name, reason.to_owned())));
     }
     Metadata {
         name: &metadata.name,

@@ -26,7 +26,7 @@ use crate::runtime::{LoadError, Model, warmup};
 use crate::telemetry::metrics::{Merging, Metrics, ModelInfo};
 
 pub use sessions::Fixed;
-use sessions::Sessions;
+use sessions::{Origin, Sessions};
 pub(crate) use trial::RowTrial;
 
 /// The most rows of an execution unless a flag, the environment or the sidecar says otherwise.
@@ -37,9 +37,6 @@ pub const DEFAULT_MAX_REQUEST_ROWS: usize = 16_384;
 
 /// The memory of runs where nobody says otherwise, as of `--max-inflight-bytes`.
 pub const DEFAULT_RUN_MEMORY: usize = 1 << 30;
-
-/// How long settings may be tried unless somebody says otherwise.
-pub const DEFAULT_TUNING_TIME: Duration = Duration::from_secs(2);
 
 /// What is served, and how it is executed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -230,7 +227,7 @@ impl Loader {
             trial,
             merging,
             merging_reason,
-            inherited,
+            merge_rows,
         } = prepared;
         let provider = opened.provider;
         let on_gpu = provider != ExecutionProvider::Cpu;
@@ -240,11 +237,7 @@ impl Loader {
         let metadata = trial.metadata;
         let (max_batch_size, choice) = (freedom.max_batch_size, sessions.choice);
         let measured = !sessions.measurements.is_empty();
-        let merge_rows = if merging.is_on() {
-            choice.merge_rows
-        } else {
-            1
-        };
+        let inherited = sessions.origin == Origin::Before;
         let executor = self.executor(&opened, &metadata, &mut sessions, max_batch_size)?;
         if measured {
             tracing::info!(
@@ -296,13 +289,13 @@ impl Loader {
             model = metadata.name, version = metadata.version, signature = metadata.signature_text(),
             device, execution_provider = provider.name(), fallback = opened.fallback, onnxruntime = library.version(),
             instances = choice.placement.instances, intra_op_threads = choice.placement.intra_op_threads,
-            executor = executor.name(), max_batch_size, merge_rows,
+            executor = executor.name(), max_batch_size = metadata.has_rows().then_some(max_batch_size), merge_rows,
             batching = merging.label(), batching_reason = merging_reason, rows_tried = trial.tried, nodes = ?opened.assignment.counts(), seconds = started.elapsed().as_secs_f64(),
             "model loaded"
         );
         Ok(ServedModel {
             metrics: metrics.prediction(&metadata.name),
-            not_batched_because: merging_reason.filter(|_| !merging.is_on()),
+            merging_reason,
             metadata,
             declared: opened.metadata,
             scheduler,
@@ -352,8 +345,8 @@ pub(crate) struct Prepared<'a> {
     pub(crate) merging: Merging,
     /// Why they are not, or what is not known of it.
     pub(crate) merging_reason: Option<String>,
-    /// Whether the settings are those of the model that is replaced.
-    pub(crate) inherited: bool,
+    /// The most rows of an execution that requests share; 1 if they are not merged.
+    pub(crate) merge_rows: usize,
 }
 
 /// Tries whether rows of `opened`, of which `first` is a session, may share executions.
@@ -392,10 +385,9 @@ pub(crate) fn prepare<'a>(
     let trial = try_rows(&opened, &mut first, fixed, session.cuda.tf32, source)?;
     let freedom = sessions::freedom(fixed, source, opened.provider, Some(&trial));
     let known = sessions::known(&freedom, written, replaced, opened.sha256());
-    let inherited = known.is_some() && replaced.is_some() && written.is_none();
     let mut sessions = sessions::make(&opened, first, &freedom, known, tuning_time)?;
-    let (merging, merging_reason) =
-        trial::merging(&trial, &freedom, &sessions.choice, &sessions.measurements);
+    let given = sessions::fixed_batch_size(fixed, source).is_some();
+    let (merging, merging_reason) = trial::merging(&trial, &freedom, &sessions, given);
     let on_gpu = opened.provider != ExecutionProvider::Cpu;
     for model in &mut sessions.models {
         model.divide_by(&trial.plan);
@@ -404,6 +396,11 @@ pub(crate) fn prepare<'a>(
         }
     }
     opened.settle();
+    let merge_rows = if merging.is_on() {
+        sessions.choice.merge_rows
+    } else {
+        1
+    };
     Ok(Prepared {
         opened,
         sessions,
@@ -411,6 +408,6 @@ pub(crate) fn prepare<'a>(
         trial,
         merging,
         merging_reason,
-        inherited,
+        merge_rows,
     })
 }

@@ -23,12 +23,25 @@ use crate::runtime::tuning::{self, Budget, Choice, Effort, Freedom, Measurement,
 /// and waking the connection again, cost on a busy machine.
 const SHORT_RUN: Duration = Duration::from_micros(500);
 
+/// Where settings come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// This start: what was measured in it, or what is done without measuring.
+    Start,
+    /// What the sidecar says under `[tuning]`.
+    Sidecar,
+    /// The model that is replaced.
+    Before,
+}
+
 /// What was made.
 pub(crate) struct Sessions {
     /// One model per instance.
     pub(crate) models: Vec<OrtModel>,
     /// The settings.
     pub(crate) choice: Choice,
+    /// Where they come from.
+    pub(crate) origin: Origin,
     /// Whether every model has run each size that is merged.
     pub(crate) warm: bool,
     /// What was measured for the settings, if anything.
@@ -47,7 +60,7 @@ pub struct Fixed {
 }
 
 /// The most rows that the user wants in one execution, if that is said.
-fn fixed_batch_size(flags: Fixed, source: &ModelSource) -> Option<NonZeroUsize> {
+pub(super) fn fixed_batch_size(flags: Fixed, source: &ModelSource) -> Option<NonZeroUsize> {
     flags
         .max_batch_size
         .or(source.sidecar.batching.max_batch_size)
@@ -106,7 +119,7 @@ pub(super) fn known(
     written: Option<&TuningSettings>,
     replaced: Option<(Freedom, Choice)>,
     sha256: &str,
-) -> Option<Choice> {
+) -> Option<(Choice, Origin)> {
     if let Some(written) = written {
         let stale = written.cpus.get() != freedom.cpus || written.sha256 != sha256;
         if stale {
@@ -114,15 +127,26 @@ pub(super) fn known(
                 "[tuning] in the sidecar was written for another machine or model, and is ignored; run 'model-serving tune' again"
             );
         } else if let Some(choice) = as_choice(written, freedom) {
-            return Some(choice);
+            return Some((choice, Origin::Sidecar));
         }
     }
     replaced
         .filter(|(then, _)| then.leaves_the_same_as(freedom))
-        .map(|(_, choice)| Choice {
-            merge_rows: choice.merge_rows.min(freedom.merge_limit()),
-            ..choice
+        .map(|(_, choice)| {
+            let (merge_rows, measured) = up_to(choice.merge_rows, freedom.merge_limit());
+            let measured = measured && choice.measured;
+            let choice = Choice {
+                merge_rows,
+                measured,
+                ..choice
+            };
+            (choice, Origin::Before)
         })
+}
+
+/// As many of `rows` as may be merged, and whether what was measured for `rows` speaks for them.
+fn up_to(rows: usize, limit: usize) -> (usize, bool) {
+    (rows.min(limit), rows <= limit)
 }
 
 /// What is written down, if the user has not fixed something else.
@@ -133,17 +157,17 @@ fn as_choice(written: &TuningSettings, freedom: &Freedom) -> Option<Choice> {
             .intra_op_threads
             .is_none_or(|fixed| fixed == threads);
     let limit = freedom.merge_limit();
+    let (merge_rows, measured) = match written.merge_rows {
+        Some(rows) if !freedom.merging_fixed => up_to(rows.get(), limit),
+        _ => (limit, false),
+    };
     fits.then_some(Choice {
         placement: Placement {
             instances,
             intra_op_threads: threads,
         },
-        merge_rows: if freedom.merging_fixed {
-            limit
-        } else {
-            written.merge_rows.get().min(limit)
-        },
-        measured: !freedom.merging_fixed,
+        merge_rows,
+        measured,
     })
 }
 
@@ -152,12 +176,12 @@ pub(super) fn make(
     opened: &OpenedModel<'_>,
     first: OrtModel,
     freedom: &Freedom,
-    known: Option<Choice>,
+    known: Option<(Choice, Origin)>,
     time: Option<Duration>,
 ) -> Result<Sessions, LoadError> {
     let on_gpu = opened.provider != ExecutionProvider::Cpu;
-    let choice = match (known, time) {
-        (Some(choice), _) => choice,
+    let (choice, origin) = match (known, time) {
+        (Some(known), _) => known,
         (None, Some(time)) if !on_gpu => {
             let budget = Budget {
                 time,
@@ -172,11 +196,12 @@ pub(super) fn make(
             return Ok(Sessions {
                 models,
                 choice,
+                origin: Origin::Start,
                 warm: choice.measured,
                 measurements,
             });
         }
-        _ => freedom.untuned(),
+        _ => (freedom.untuned(), Origin::Start),
     };
     let threads = choice.placement.intra_op_threads;
     let mut models = Vec::new();
@@ -193,6 +218,7 @@ pub(super) fn make(
     Ok(Sessions {
         models,
         choice,
+        origin,
         warm: false,
         measurements: Vec::new(),
     })

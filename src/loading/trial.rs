@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::DEFAULT_MAX_BATCH_SIZE;
+use super::sessions::{Origin, Sessions};
 use crate::model::repository::ModelSource;
 use crate::model::rows::Rows;
 use crate::model::{Batchability, Dim, ModelMetadata};
@@ -15,7 +16,7 @@ use crate::runtime::batch_check::{self, Doubt, Verdict};
 use crate::runtime::buckets::Buckets;
 use crate::runtime::division::DivisionPlan;
 use crate::runtime::session::{OpenedModel, OrtModel};
-use crate::runtime::tuning::{Choice, Freedom, Measurement};
+use crate::runtime::tuning::{Freedom, Measurement};
 use crate::runtime::{LoadError, Model, RuntimeError, warmup};
 use crate::telemetry::metrics::Merging;
 
@@ -63,7 +64,7 @@ pub(super) fn try_rows(
     }
     let trusted = source.sidecar.batching.check == Some(false);
     let flows = opened.flows();
-    // Where nothing is to be merged, it is of use all the same to know whether requests may be executed in parts.
+    // Where nothing is to be merged, it is of use all the same to know whether requests have rows, which are counted.
     let most = if max_batch_size == 1 {
         3
     } else {
@@ -169,14 +170,16 @@ fn as_it_ran(metadata: &ModelMetadata, plan: &DivisionPlan) -> ModelMetadata {
     metadata
 }
 
-/// Whether requests are merged, and why not, or what is not known of it, for people.
+/// Whether requests are merged, and why not, or what is not known of it, for people. How many rows are merged may be
+/// `given` by the user.
 #[must_use]
 pub(super) fn merging(
     trial: &RowTrial,
     freedom: &Freedom,
-    choice: &Choice,
-    measurements: &[Measurement],
+    sessions: &Sessions,
+    given: bool,
 ) -> (Merging, Option<String>) {
+    let choice = &sessions.choice;
     if let (Some(kind), Batchability::Never(reason)) = (trial.doubt, &trial.metadata.batchability) {
         return (Merging::Off(kind), Some(reason.clone()));
     }
@@ -188,23 +191,36 @@ pub(super) fn merging(
     if choice.merge_rows == 1 && choice.measured {
         let reason = format!(
             "a row costs as much in a batch as by itself on this machine ({})",
-            costs(choice, measurements)
+            costs(sessions)
         );
         return (Merging::Off("cost"), Some(reason));
     }
-    if choice.measured || freedom.merging_fixed {
-        (Merging::On, None)
-    } else {
-        let reason = "whether rows cost less in a batch than by themselves was not measured";
-        (Merging::Unmeasured, Some(reason.to_owned()))
+    if choice.measured {
+        return (Merging::On, None);
     }
+    let because = if given {
+        ", because the size of a batch is given (--max-batch-size, MAX_BATCH_SIZE, or the sidecar)"
+    } else if freedom.merging_fixed {
+        ", because that is done on the CPU only"
+    } else {
+        ""
+    };
+    let reason =
+        format!("whether rows cost less in a batch than by themselves was not measured{because}");
+    (Merging::Unmeasured, Some(reason))
 }
 
-/// What a row was measured to cost, by the sessions that were chosen.
-fn costs(choice: &Choice, measurements: &[Measurement]) -> String {
+/// What a row was measured to cost, by the sessions that were chosen, or who says that it was.
+fn costs(sessions: &Sessions) -> String {
+    match sessions.origin {
+        Origin::Start => {}
+        Origin::Sidecar => return "by [tuning] in the sidecar".to_owned(),
+        Origin::Before => return "as it was measured of the model before it".to_owned(),
+    }
     let mut sizes: Vec<&Measurement> = Vec::new();
-    let threads = choice.placement.intra_op_threads;
-    let of_choice = measurements
+    let threads = sessions.choice.placement.intra_op_threads;
+    let of_choice = sessions
+        .measurements
         .iter()
         .filter(|measurement| measurement.placement.intra_op_threads == threads);
     for measurement in of_choice {
@@ -215,9 +231,6 @@ fn costs(choice: &Choice, measurements: &[Measurement]) -> String {
             Some(known) => *known = measurement,
             None => sizes.push(measurement),
         }
-    }
-    if sizes.is_empty() {
-        return "by measurements before this start".to_owned();
     }
     let one = |size: &&Measurement| {
         let milliseconds = size.run.as_secs_f64() * 1e3;
@@ -310,6 +323,7 @@ mod tests {
     use super::*;
     use crate::model::TensorSpec;
     use crate::runtime::session::Placement;
+    use crate::runtime::tuning::Choice;
     use crate::runtime::{BatchInput, BatchOutput, Interrupt};
     use crate::tensor::DataType;
 
@@ -382,7 +396,12 @@ mod tests {
         assert_eq!(warmed(None), [1, 2, 4, 8, 16, 32]);
     }
 
-    fn said(doubt: Option<&'static str>, freedom: Freedom, choice: Choice) -> (Merging, String) {
+    fn said(
+        doubt: Option<&'static str>,
+        freedom: Freedom,
+        (choice, origin): (Choice, Origin),
+        given: bool,
+    ) -> (Merging, String) {
         let trial = RowTrial {
             metadata: match doubt {
                 None => metadata(),
@@ -402,8 +421,14 @@ mod tests {
             rows_per_second: 1.0,
             run: Duration::from_millis(milliseconds),
         };
-        let measurements = [measured(1, 9), measured(1, 3), measured(2, 6)];
-        let (merging, reason) = merging(&trial, &freedom, &choice, &measurements);
+        let sessions = Sessions {
+            models: Vec::new(),
+            choice,
+            origin,
+            warm: false,
+            measurements: vec![measured(1, 9), measured(1, 3), measured(2, 6)],
+        };
+        let (merging, reason) = merging(&trial, &freedom, &sessions, given);
         (merging, reason.unwrap_or_default())
     }
 
@@ -418,36 +443,60 @@ mod tests {
             independent_rows: 32,
             merging_fixed: false,
         };
-        let choice = |merge_rows, measured| Choice {
-            placement: Placement {
-                instances: 1,
-                intra_op_threads: 1,
-            },
-            merge_rows,
-            measured,
+        let of = |origin, merge_rows, measured| {
+            let choice = Choice {
+                placement: Placement {
+                    instances: 1,
+                    intra_op_threads: 1,
+                },
+                merge_rows,
+                measured,
+            };
+            (choice, origin)
         };
-        let (merging, reason) = said(None, freedom, choice(1, true));
+        let choice = |merge_rows, measured| of(Origin::Start, merge_rows, measured);
+        let (merging, reason) = said(None, freedom, choice(1, true), false);
         assert_eq!(merging, Merging::Off("cost"));
         assert!(
             reason.ends_with("(1 row(s) 3.000 ms, 2 row(s) 6.000 ms)"),
             "{reason}"
         );
-        let (merging, reason) = said(None, freedom, choice(32, false));
-        assert_eq!(merging, Merging::Unmeasured);
-        assert!(reason.contains("not measured"), "{reason}");
-        assert_eq!(said(None, freedom, choice(32, true)).0, Merging::On);
+        for (origin, end) in [
+            (Origin::Sidecar, "(by [tuning] in the sidecar)"),
+            (
+                Origin::Before,
+                "(as it was measured of the model before it)",
+            ),
+        ] {
+            let (merging, reason) = said(None, freedom, of(origin, 1, true), false);
+            assert_eq!(merging, Merging::Off("cost"));
+            assert!(reason.ends_with(end), "{reason}");
+        }
         let fixed = Freedom {
             merging_fixed: true,
             ..freedom
         };
-        assert_eq!(said(None, fixed, choice(32, false)).0, Merging::On);
+        for (freedom, given, end) in [
+            (freedom, false, "was not measured"),
+            (fixed, true, "or the sidecar)"),
+            (fixed, false, "on the CPU only"),
+        ] {
+            let (merging, reason) = said(None, freedom, choice(32, false), given);
+            assert_eq!(merging, Merging::Unmeasured);
+            assert!(reason.contains("not measured"), "{reason}");
+            assert!(reason.ends_with(end), "{reason}");
+        }
+        assert_eq!(said(None, freedom, choice(32, true), false).0, Merging::On);
         let one = Freedom {
             max_batch_size: 1,
             ..fixed
         };
-        assert_eq!(said(None, one, choice(1, false)).0, Merging::Off("limit"));
+        assert_eq!(
+            said(None, one, choice(1, false), true).0,
+            Merging::Off("limit")
+        );
         // What the model is goes before what it costs, or what the user wants.
-        let (merging, reason) = said(Some("neighbours"), one, choice(1, true));
+        let (merging, reason) = said(Some("neighbours"), one, choice(1, true), true);
         assert_eq!(
             (merging, reason.as_str()),
             (Merging::Off("neighbours"), "of this")

@@ -75,8 +75,8 @@ pub struct TuningSettings {
     pub instances: NonZeroUsize,
     /// Threads per session.
     pub intra_op_threads: NonZeroUsize,
-    /// Rows of several requests that share an execution at most.
-    pub merge_rows: NonZeroUsize,
+    /// Rows of several requests that share an execution at most, if that was measured.
+    pub merge_rows: Option<NonZeroUsize>,
 }
 
 /// What the graph cannot say about an output.
@@ -92,7 +92,7 @@ pub struct OutputSettings {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BatchingSettings {
-    /// The most rows of a request, and of an execution that requests share.
+    /// The most rows of an execution that requests share, and of a part of a larger request.
     pub max_batch_size: Option<NonZeroUsize>,
     /// How long the oldest request may wait for company.
     #[serde(default, deserialize_with = "duration")]
@@ -131,7 +131,9 @@ impl TuningSettings {
         table.insert("cpus", number(self.cpus));
         table.insert("instances", number(self.instances));
         table.insert("intra_op_threads", number(self.intra_op_threads));
-        table.insert("merge_rows", number(self.merge_rows));
+        if let Some(rows) = self.merge_rows {
+            table.insert("merge_rows", number(rows));
+        }
         let blank_line = if text.is_empty() { "" } else { "\n" };
         table.decor_mut().set_prefix(blank_line);
         document.insert("tuning", toml_edit::Item::Table(table));
@@ -199,7 +201,7 @@ mod tests {
             cpus: number(4),
             instances: number(2),
             intra_op_threads: number(2),
-            merge_rows: number(merge_rows),
+            merge_rows: Some(number(merge_rows)),
         }
     }
 
