@@ -246,7 +246,7 @@ impl Instance {
         let rows = large.next();
         let padded = parts::padded(rows.len(), self.buckets);
         let started = Instant::now();
-        self.queue.note_start(self.index, rows.len(), started);
+        self.queue.note_part(self.index, rows.len(), started);
         *self.status.running.lock() = Some(deadline);
         let result = self
             .run_gathered(|| parts::gather(&large.pending.request, rows.clone(), buffers, padded));

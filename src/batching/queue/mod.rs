@@ -148,8 +148,8 @@ impl RequestQueue {
     }
 
     /// Takes note that `instance` begins an execution of `rows` rows at `now`, of a request that it has in hand.
-    pub(super) fn note_start(&self, instance: usize, rows: usize, now: Instant) {
-        self.state.lock().note_start(instance, rows, now);
+    pub(super) fn note_part(&self, instance: usize, rows: usize, now: Instant) {
+        self.state.lock().note_part(instance, rows, now);
     }
 
     /// Whether the `rows` rows that are left of a request can be executed from `now` to `deadline`, as far as is known.

@@ -388,7 +388,9 @@ impl QueueState {
         (Some(batch), pointless)
     }
 
-    pub(super) fn note_start(&mut self, instance: usize, rows: usize, now: Instant) {
+    /// Takes note that `instance` begins an execution of `rows` rows at `now`: of a part of a request, which says nothing
+    /// about those that requests share.
+    pub(super) fn note_part(&mut self, instance: usize, rows: usize, now: Instant) {
         let run = Run {
             rows: self.padded(rows),
             started_at: now,
@@ -396,6 +398,11 @@ impl QueueState {
         if let Some(slot) = self.runs.get_mut(instance) {
             *slot = Some(run);
         }
+    }
+
+    /// The same of an execution of what waited.
+    fn note_start(&mut self, instance: usize, rows: usize, now: Instant) {
+        self.note_part(instance, rows, now);
         if !self.is_alone(rows) || rows == self.config.policy.merge_rows {
             let rows = to_f64(rows);
             if self.rows > self.alone_rows || rows > self.shared_rows {
@@ -774,6 +781,26 @@ mod tests {
         scene.push(1, 0, 250).unwrap();
         scene.push(1, 0, 400).unwrap();
         assert_eq!(scene.take(0, 250), [400]);
+    }
+
+    #[test]
+    fn parts_of_a_large_request_say_nothing_of_what_small_ones_share() {
+        let mut scene = Scene::new(1, 8, |_| 100);
+        for _ in 0..16 {
+            scene.push(1, 0, 10_000).unwrap();
+        }
+        let wait = |scene: &mut Scene| {
+            let forecast = scene.state.forecast(1, scene.start);
+            seconds(forecast.start).as_millis()
+        };
+        let before = wait(&mut scene);
+        for part in [2; 20] {
+            scene.state.note_part(0, part, scene.start);
+        }
+        let after = wait(&mut scene);
+        // The part in hand is all that is new.
+        assert!((200..220).contains(&before), "{before}");
+        assert!((300..320).contains(&after), "{after}");
     }
 
     #[test]
