@@ -124,6 +124,42 @@ fn answers_that_nobody_reads_are_bounded_in_sum_and_keep_nobody_else_out() {
 }
 
 #[test]
+fn answers_out_of_shared_executions_are_bounded_in_sum_however_large_they_are() {
+    const MOST: u64 = 256 << 10;
+    let flags = ["--instances", "1", "--max-batch-size", "32"];
+    let delay = ["--max-queue-delay", "100ms"];
+    // Of sixteen megabytes, which share no execution, and of four, which do.
+    for length in [4000_usize, 1000] {
+        let limit = ["--max-inflight-bytes", "256MiB"];
+        let server = Server::fixture("widen", &[&limit[..], &flags, &delay].concat());
+        let start = resident(&server);
+        let mut clients: Vec<Client> = (0..100).map(|_| server.connect()).collect();
+        for client in &mut clients {
+            let request = Request::raw("/predict", vec![0; 4 * length])
+                .header("X-Tensor-Shape", &format!("1,{length}"))
+                .header("Accept", "application/octet-stream");
+            client.write(&request.bytes()).unwrap();
+        }
+        let counted = |status: &str| {
+            let labels = [("status", status)];
+            server
+                .metric("ml_predictions_total", &labels)
+                .unwrap_or(0.0)
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while counted("success") + counted("overloaded") < 100.0 {
+            assert!(Instant::now() < deadline, "not every client is served");
+        }
+        let (answered, most) = (counted("success"), peak(&server) - start);
+        assert!(answered >= 14.0 && counted("overloaded") > 0.0);
+        assert!(
+            most < MOST + BESIDES,
+            "{answered} answers, {most} kB above the start"
+        );
+    }
+}
+
+#[test]
 fn an_answer_that_is_too_large_leaves_no_memory_behind() {
     let server = Server::fixture("big", &["--max-output-size", "8MiB"]);
     let start = resident(&server);

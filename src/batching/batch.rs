@@ -5,6 +5,7 @@
 use std::ops::Range;
 use std::time::Instant;
 
+use super::output_sizes::RowSize;
 use super::queue::Pending;
 use super::request::{OutputRows, ScheduleError};
 use crate::model::ModelMetadata;
@@ -110,6 +111,40 @@ impl Batch {
     pub fn split(mut self) -> (Self, Self) {
         let second = self.members.split_off(self.members.len() / 2);
         (Self::new(self.members), Self::new(second))
+    }
+
+    /// Keeps the first members, as many as there `may` be of their rows together, and one in any case. Returns the rest.
+    #[must_use]
+    pub(super) fn split_off(&mut self, may: impl Fn(usize) -> bool) -> Option<Self> {
+        let mut rows = 0;
+        let fits = |member: &&Pending| {
+            rows += member.request.rows();
+            may(rows)
+        };
+        let kept = self.members.iter().take_while(fits).count().max(1);
+        if kept >= self.members.len() {
+            return None;
+        }
+        let rest = Self::new(self.members.split_off(kept));
+        self.rows -= rest.rows;
+        Some(rest)
+    }
+
+    /// The bytes of one row of the member whose rows have the most; members differ in the lengths of their strings only.
+    pub(super) fn row_size(&self, metadata: &ModelMetadata) -> RowSize {
+        let of_rows = |member: &Pending, bytes: usize| bytes.div_ceil(member.request.rows().max(1));
+        let input = |member: &Pending| {
+            let inputs = member.request.inputs().iter();
+            of_rows(member, inputs.map(|tensor| tensor.view().byte_len()).sum())
+        };
+        let output = |member: &Pending| {
+            let bytes = member.request.told_output_bytes(metadata)?;
+            Some(of_rows(member, bytes))
+        };
+        RowSize {
+            input: self.members.iter().map(input).max().unwrap_or(0),
+            output: self.members.first().and_then(output),
+        }
     }
 
     /// Drops the members that nobody waits for at `now`, and hands them back to be refused.
@@ -330,6 +365,34 @@ mod tests {
         let alone = [output(&[3, 1], Division::Alone)];
         assert!(!batch(&[&[1.0], &[2.0, 3.0]]).can_scatter(&alone, 3));
         assert!(batch(&[&[1.0, 2.0, 3.0]]).can_scatter(&alone, 3));
+    }
+
+    #[test]
+    fn the_first_members_that_fit_are_kept_and_one_in_any_case() {
+        let values: [&[f32]; 4] = [&[1.0], &[2.0, 3.0], &[4.0], &[5.0]];
+        for (most, kept, rest) in [
+            (5, 5, None),
+            (4, 4, Some(1)),
+            (2, 1, Some(4)),
+            (0, 1, Some(4)),
+        ] {
+            let mut batch = batch(&values);
+            let split = batch.split_off(|rows| rows <= most);
+            assert_eq!(batch.rows(), kept, "{most}");
+            assert_eq!(split.map(|split| split.rows()), rest, "{most}");
+        }
+        assert!(batch(&values[1..2]).split_off(|_| false).is_none());
+    }
+
+    #[test]
+    fn the_size_of_a_row_is_that_of_its_inputs_and_of_what_the_signature_tells_of_its_outputs() {
+        let size = |dims: &[&str]| {
+            let metadata = testing::metadata(&[("x", &["N", "1"])], &[("y", dims)]);
+            batch(&[&[1.0, 2.0], &[3.0]]).row_size(&metadata)
+        };
+        let (told, untold) = (size(&["N", "10"]), size(&["N", ""]));
+        assert_eq!((told.input, told.output), (4, Some(40)));
+        assert_eq!((untold.input, untold.output), (4, None));
     }
 
     #[test]

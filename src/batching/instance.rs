@@ -12,13 +12,15 @@ use smallvec::{SmallVec, smallvec};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::batch::{Batch, InputBuffers};
+use super::output_sizes::OutputSizes;
 use super::parts::{self, InParts, PartRule, Stop};
 use super::queue::{Pending, RequestQueue};
-use super::request::{InferenceResponse, ScheduleError, Timings};
+use super::request::{InferenceRequest, InferenceResponse, OutputRows, ScheduleError, Timings};
 use crate::runtime::buckets::Buckets;
 use crate::runtime::device_health::DeviceHealth;
 use crate::runtime::{BatchInput, BatchOutput, Interrupt, Model, RuntimeError};
 use crate::telemetry::metrics::BatchingMetrics;
+use crate::tensor::{Division, OutputTensor};
 
 /// When it is worth trying again to get memory for a run.
 const MEMORY_RETRY: Duration = Duration::from_secs(1);
@@ -28,6 +30,11 @@ const HANG_GRACE: Duration = Duration::from_secs(20);
 
 /// A run beside the connections that takes longer, splitting and all, was not known to be short.
 const LONG_RUN: Duration = Duration::from_millis(10);
+
+/// Outputs of up to this size are shared by the members of a batch until each of them is encoded. Of larger ones each
+/// member gets a copy of its rows before the next execution: instances execute faster than answers are encoded, and the
+/// outputs of one execution after another would be kept meanwhile, which no budget counts.
+const SHARED_OUTPUTS: usize = 1 << 20;
 
 /// What others may know about an instance.
 pub(super) struct InstanceStatus {
@@ -105,6 +112,7 @@ pub(super) struct Instance {
     pub(super) device: Arc<DeviceHealth>,
     pub(super) buckets: Option<Buckets>,
     pub(super) parts: PartRule,
+    pub(super) output_sizes: OutputSizes,
     pub(super) metrics: BatchingMetrics,
 }
 
@@ -297,16 +305,14 @@ impl Instance {
         None
     }
 
-    /// Executes `batch` and answers its members. A merged batch that fails is split, so that only the culprit fails.
+    /// Executes `batch` and answers its members. A merged batch that fails is split, so that only the culprit fails; one
+    /// whose outputs would be large is executed in several executions.
     fn execute(&mut self, batch: Batch, buffers: &mut InputBuffers) {
         let padded = self.padded(batch.rows());
         // What is left of the batch, the next part on top. Each attempt answers its part or replaces it by smaller ones,
         // so that this ends.
-        let mut left: SmallVec<[Attempt; 4]> = self
-            .attempt(Attempt { batch, padded }, buffers)
-            .into_iter()
-            .flatten()
-            .collect();
+        let mut left = SmallVec::new();
+        self.attempt_first(Attempt { batch, padded }, buffers, &mut left);
         while let Some(mut attempt) = left.pop() {
             // Time has passed since it left the queue.
             for member in attempt.batch.remove_unwanted(Instant::now()) {
@@ -320,8 +326,34 @@ impl Instance {
                 continue;
             }
             attempt.padded = attempt.padded.max(attempt.batch.rows());
-            left.extend(self.attempt(attempt, buffers).into_iter().flatten());
+            self.attempt_first(attempt, buffers, &mut left);
         }
+    }
+
+    /// Attempts those members of `attempt` that may share an execution, from the first on. What is to be attempted after
+    /// that, by what is known then, is put on `left`.
+    fn attempt_first(
+        &mut self,
+        mut attempt: Attempt,
+        buffers: &mut InputBuffers,
+        left: &mut SmallVec<[Attempt; 4]>,
+    ) {
+        if let Some(batch) = self.split_off_too_much(&mut attempt.batch) {
+            attempt.padded = self.padded(attempt.batch.rows());
+            let padded = self.padded(batch.rows());
+            left.push(Attempt { batch, padded });
+        }
+        left.extend(self.attempt(attempt, buffers).into_iter().flatten());
+    }
+
+    /// Takes the members off `batch` with which its outputs would be too large for a shared execution.
+    fn split_off_too_much(&self, batch: &mut Batch) -> Option<Batch> {
+        if batch.members().len() < 2 {
+            return None;
+        }
+        let row = batch.row_size(self.model.metadata());
+        let most = self.output_sizes.most_rows(row, batch.rows());
+        batch.split_off(|rows| self.padded(rows) <= most)
     }
 
     /// Makes one attempt at a batch: answers its members, or says what is to be attempted instead, the first one last.
@@ -342,6 +374,13 @@ impl Instance {
         if !batch.members().iter().any(disagrees) {
             self.queue
                 .record(batch.rows(), elapsed, result.is_ok(), started + elapsed);
+            if let Ok((outputs, _)) = &result {
+                let row = batch.row_size(self.model.metadata());
+                if row.output.is_none() {
+                    self.output_sizes
+                        .record(row.input, bytes_of_row(outputs, padded));
+                }
+            }
         }
 
         match result {
@@ -392,7 +431,9 @@ impl Instance {
             .inference_duration
             .observe(timings.compute_infer.as_secs_f64());
         let batch_rows = batch.rows();
-        for (member, outputs) in batch.scatter(outputs, padded) {
+        let bytes = || -> usize { outputs.iter().map(|output| output.view().byte_len()).sum() };
+        let detach = batch.members().len() > 1 && bytes() > SHARED_OUTPUTS;
+        for (mut member, outputs) in batch.scatter(outputs, padded) {
             timings.queue = started.saturating_duration_since(member.enqueued_at);
             self.metrics
                 .queue_duration
@@ -402,6 +443,11 @@ impl Instance {
                     "an output lacks the rows of a request".into(),
                 )));
                 continue;
+            };
+            let outputs = if detach {
+                detached(&mut member.request, outputs)
+            } else {
+                outputs
             };
             member.answer(Ok(InferenceResponse {
                 outputs,
@@ -447,6 +493,26 @@ impl Instance {
         catch_unwind(AssertUnwindSafe(run))
             .unwrap_or_else(|_| Err(RuntimeError::Broken("the execution panicked".to_owned())))
     }
+}
+
+/// `outputs` of `request` in memory of their own. If none can be reserved for them, they are left where they are: it is for
+/// the edge to refuse such an answer, and to say why.
+fn detached(request: &mut InferenceRequest, outputs: Vec<OutputRows>) -> Vec<OutputRows> {
+    let parts = outputs.iter().filter(|rows| !rows.is_whole());
+    let bytes = parts.map(|rows| rows.view().byte_len()).sum();
+    if request.reserve(bytes).is_err() {
+        return outputs;
+    }
+    outputs.into_iter().map(OutputRows::detached).collect()
+}
+
+/// The bytes of a row of `outputs` of an execution of `padded` rows, without those that are the same for all rows.
+fn bytes_of_row(outputs: &[OutputTensor], padded: usize) -> usize {
+    let of_rows = outputs
+        .iter()
+        .filter(|output| output.division() != Division::Shared);
+    let bytes: usize = of_rows.map(|output| output.view().byte_len()).sum();
+    bytes.div_ceil(padded.max(1))
 }
 
 /// What the client of a failed execution is told.

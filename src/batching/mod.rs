@@ -10,6 +10,7 @@ pub mod batch;
 mod budget;
 mod forecast;
 mod instance;
+mod output_sizes;
 mod parts;
 pub mod policy;
 pub mod queue;
@@ -44,6 +45,7 @@ use crate::runtime::buckets::Buckets;
 use crate::runtime::device_health::DeviceHealth;
 use crate::telemetry::metrics::BatchingMetrics;
 use instance::{Instance, InstanceStatus};
+use output_sizes::OutputSizes;
 use parts::PartRule;
 use policy::BatchPolicy;
 use queue::{Pending, PushError, QueueConfig, RequestQueue};
@@ -68,6 +70,8 @@ pub struct BatchingConfig {
     pub buckets: Option<Buckets>,
     /// Whether runs of as many rows take about as long, so that what some took says what others will take.
     pub comparable_runs: bool,
+    /// The bytes that requests and answers may hold at once, beside which the outputs of shared executions must be small.
+    pub memory: usize,
 }
 
 /// Where instances execute.
@@ -166,6 +170,7 @@ impl Scheduler {
         });
         let mut statuses = Vec::new();
         let mut threads = Vec::new();
+        let instances = models.len();
         for (index, model) in models.into_iter().enumerate() {
             let status = Arc::new(InstanceStatus::new(model.interrupt()));
             statuses.push(Arc::clone(&status));
@@ -177,6 +182,7 @@ impl Scheduler {
                 device: Arc::clone(device),
                 buckets: config.buckets,
                 parts,
+                output_sizes: OutputSizes::new(config.memory, instances),
                 metrics: metrics.clone(),
             };
             *running.count.lock() += 1;

@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use super::budget::{Exhausted, Reservation};
 use crate::model::{Dim, ModelMetadata, TensorSpec};
-use crate::tensor::{Element, OutputTensor, Shape, Tensor, TensorView, element_count};
+use crate::tensor::{Element, OutputTensor, Shape, Tensor, TensorData, TensorView, element_count};
 
 /// Why a request was refused: one sentence that says what, where, what was expected and what was got.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -91,7 +91,22 @@ impl InferenceRequest {
     /// The bytes of this request's outputs, as far as the signature of `metadata`, its model's, tells them before a run.
     #[must_use]
     pub fn expected_output_bytes(&self, metadata: &ModelMetadata) -> usize {
-        let known = |symbol: &str| {
+        let known = self.output_bytes(metadata).flatten();
+        known.fold(0, usize::saturating_add)
+    }
+
+    /// The same, if the signature tells the size of every output.
+    pub(super) fn told_output_bytes(&self, metadata: &ModelMetadata) -> Option<usize> {
+        self.output_bytes(metadata)
+            .try_fold(0, |sum: usize, bytes| Some(sum.saturating_add(bytes?)))
+    }
+
+    /// The bytes of each output, where the signature tells.
+    fn output_bytes<'a>(
+        &'a self,
+        metadata: &'a ModelMetadata,
+    ) -> impl Iterator<Item = Option<usize>> + 'a {
+        let known = move |symbol: &str| {
             let mut inputs = metadata.inputs.iter().zip(&self.inputs);
             inputs.find_map(|(spec, tensor)| {
                 let mut dims = spec.dims().iter().zip(tensor.shape());
@@ -99,18 +114,17 @@ impl InferenceRequest {
                 dims.find_map(|(dim, size)| same(dim).then_some(*size))
             })
         };
-        let size = |(axis, dim): (usize, &Dim)| match dim {
+        let size = move |(axis, dim): (usize, &Dim)| match dim {
             Dim::Fixed(size) => Some(*size),
             Dim::Dynamic(Some(symbol)) => known(symbol),
             Dim::Dynamic(None) => (axis == 0 && metadata.has_batch_axis()).then_some(self.rows),
         };
-        let bytes = |spec: &TensorSpec| {
+        let bytes = move |spec: &TensorSpec| {
             let dims = spec.dims.as_ref()?.iter().enumerate().map(size);
             let shape = dims.collect::<Option<Shape>>()?;
             element_count(&shape)?.checked_mul(spec.datatype.size()?)
         };
-        let outputs = metadata.outputs.iter().filter_map(bytes);
-        outputs.fold(0, usize::saturating_add)
+        metadata.outputs.iter().map(bytes)
     }
 
     /// What to tell the client if the model refuses this request, when that is no wonder: in what its inputs disagree.
@@ -265,7 +279,7 @@ pub struct Timings {
     pub compute_infer: Duration,
 }
 
-/// One output of one request: some rows of an execution's output, without a copy.
+/// One output of one request: some rows of an execution's output, without a copy unless they were detached from it.
 #[derive(Debug, Clone)]
 pub struct OutputRows {
     tensor: OutputTensor,
@@ -309,10 +323,27 @@ impl OutputRows {
         &self.shape
     }
 
-    /// The bytes that are kept as long as these rows are: those of the whole execution.
+    /// The bytes that are kept as long as these rows are: those of the whole execution that they are part of.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
         self.tensor.view().byte_len()
+    }
+
+    /// The same rows in memory of their own, which keeps nothing of the execution; as they are if they are all of it.
+    #[must_use]
+    pub(super) fn detached(self) -> Self {
+        if self.is_whole() {
+            return self;
+        }
+        let mut data = TensorData::empty(self.view().datatype());
+        let copied = data.append(self.view());
+        let own = OutputTensor::new(self.shape.clone(), Arc::new(data)).filter(|_| copied);
+        own.map_or(self, Self::whole)
+    }
+
+    /// Whether these are all rows of the execution.
+    pub(super) fn is_whole(&self) -> bool {
+        self.elements.len() == self.tensor.view().len()
     }
 
     /// These rows as an array; `None` when the elements are of another type.
@@ -381,7 +412,6 @@ mod tests {
 
     use super::*;
     use crate::batching::testing;
-    use crate::tensor::TensorData;
 
     fn tensor(shape: &[usize]) -> Tensor {
         let count = shape.iter().product();
@@ -463,19 +493,29 @@ mod tests {
 
     #[test]
     fn the_size_of_the_outputs_is_known_where_the_inputs_tell_it() {
-        let expected = |outputs: &[(&str, &[&str])]| {
+        let both = |outputs: &[(&str, &[&str])]| {
             let metadata = testing::metadata(&[("x", &["N", "L"]), ("z", &["N", "4"])], outputs);
             let tensors = smallvec![tensor(&[3, 5]), tensor(&[3, 4])];
             let deadline = Instant::now() + Duration::from_secs(1);
             let request =
                 InferenceRequest::new(&metadata, tensors, 8, deadline, Reservation::none());
-            request.unwrap().expected_output_bytes(&metadata)
+            let request = request.unwrap();
+            (
+                request.expected_output_bytes(&metadata),
+                request.told_output_bytes(&metadata),
+            )
         };
+        let expected = |outputs| both(outputs).0;
         assert_eq!(expected(&[("y", &["N", "10"])]), 3 * 10 * 4);
         assert_eq!(expected(&[("y", &["N", "L", "2"])]), 3 * 5 * 2 * 4);
         assert_eq!(expected(&[("y", &["", "2"])]), 3 * 2 * 4);
         assert_eq!(expected(&[("y", &["N"]), ("u", &["N", "K"])]), 3 * 4);
         assert_eq!(expected(&[("y", &["N", ""])]), 0);
+        let (one, all) = (
+            both(&[("y", &["N"]), ("u", &["N", "K"])]),
+            both(&[("y", &["N"]), ("u", &["N", "L"])]),
+        );
+        assert_eq!((one.1, all.1), (None, Some(3 * 4 + 3 * 5 * 4)));
     }
 
     #[test]

@@ -186,6 +186,15 @@ impl FakeModel {
         )
     }
 
+    /// The same, but its signature does not tell how large its outputs are.
+    pub(crate) fn untold(self) -> Self {
+        let metadata = metadata(&[("x", &["N", ""])], &[("y", &["N", ""])]);
+        Self {
+            metadata: Arc::new(metadata),
+            ..self
+        }
+    }
+
     /// A model that never waits.
     pub(crate) fn open() -> Self {
         let (model, gate) = Self::gated();

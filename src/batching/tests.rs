@@ -16,6 +16,7 @@ fn config() -> BatchingConfig {
         default_timeout: Duration::from_secs(30),
         buckets: None,
         comparable_runs: true,
+        memory: 1 << 30,
     }
 }
 
@@ -36,6 +37,10 @@ fn start_on(executor: &Executor, models: Vec<FakeModel>, config: BatchingConfig)
     )
     .unwrap()
 }
+
+/// With so much memory for each of them, rows of the fake model share executions: an output of four bytes, which may be a
+/// small part of what may be held.
+const MEMORY_OF_A_ROW: usize = 4 * 32;
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)
@@ -84,6 +89,119 @@ async fn merges_what_came_while_the_instance_was_busy() {
     assert!(scheduler.join(soon()));
 }
 
+/// Keeps `model` busy at its gate with one row until all of `requests` wait. Returns their answers.
+async fn together(
+    (model, gate): (FakeModel, Arc<super::testing::Gate>),
+    config: BatchingConfig,
+    requests: Vec<InferenceRequest>,
+) -> Vec<InferenceResponse> {
+    let scheduler = start(model, config);
+    let submit = |request| {
+        let scheduler = scheduler.clone();
+        tokio::spawn(async move { scheduler.submit(request).await })
+    };
+    let busy = submit(request(&[0.0], soon()));
+    gate.wait_for_run();
+    let mut waiting = 0;
+    let mut answers = Vec::new();
+    for request in requests {
+        waiting += request.rows();
+        answers.push(submit(request));
+        // One after the other, so that their order is known.
+        while scheduler.shared.queue.rows() < waiting {
+            tokio::task::yield_now().await;
+        }
+    }
+    gate.open();
+    busy.await.unwrap().unwrap();
+    let mut responses = Vec::new();
+    for answer in answers {
+        responses.push(answer.await.unwrap().unwrap());
+    }
+    responses
+}
+
+/// A request of one row of `width` values.
+fn wide(width: usize, reservation: Reservation) -> InferenceRequest {
+    let metadata = metadata(&[("x", &["N", ""])], &[("y", &["N", ""])]);
+    let tensor = Tensor::new(
+        Shape::from_slice(&[1, width]),
+        TensorData::from(vec![1.0_f32; width]),
+    );
+    let inputs = std::iter::once(tensor.unwrap()).collect();
+    InferenceRequest::new(&metadata, inputs, 1, soon(), reservation).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_share_no_execution_whose_outputs_would_be_large() {
+    let buckets = Some(Buckets::up_to(8));
+    for (rows_of_memory, buckets, expected) in [
+        (100, None, &[1, 8][..]),
+        (4, None, &[1, 4, 4]),
+        (3, None, &[1, 3, 1, 3, 1]),
+        // Padded executions are as large as those of so many rows.
+        (3, buckets, &[1, 2, 2, 4, 1]),
+        // Who is alone is executed all the same.
+        (0, None, &[1, 1, 1, 1, 1, 3, 1]),
+    ] {
+        for told in [true, false] {
+            let (model, gate) = FakeModel::gated();
+            let model = if told { model } else { model.untold() };
+            let executions = model.executions();
+            let config = BatchingConfig {
+                memory: rows_of_memory * MEMORY_OF_A_ROW,
+                buckets,
+                ..config()
+            };
+            let given: [&[f32]; 6] = [&[1.0], &[2.0], &[3.0], &[4.0], &[5.0, 6.0, 7.0], &[8.0]];
+            let requests = given.iter().map(|values| request(values, soon())).collect();
+            let answers = together((model, gate), config, requests).await;
+            for (answer, given) in answers.iter().zip(given) {
+                assert_eq!(values(answer), plus_one(given));
+            }
+            assert_eq!(*executions.lock(), expected, "{rows_of_memory} {told}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_of_large_requests_shows_how_large_the_outputs_of_the_others_will_be() {
+    for (memory, expected) in [
+        (1 << 30, &[1, 30_000, 60_000][..]),
+        (30_000 * MEMORY_OF_A_ROW, &[1, 30_000, 30_000, 30_000]),
+    ] {
+        let (model, gate) = FakeModel::gated();
+        let model = model.untold();
+        let executions = model.executions();
+        let requests = (0..3).map(|_| wide(30_000, Reservation::none())).collect();
+        let config = BatchingConfig { memory, ..config() };
+        together((model, gate), config, requests).await;
+        assert_eq!(*executions.lock(), expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_answer_keeps_nothing_of_the_execution_that_it_shared() {
+    for (width, shared, free) in [
+        (1000, true, usize::MAX),
+        (200_000, false, usize::MAX),
+        // What there is no memory for is left where it is, and refused by whoever reserves memory for the answer.
+        (200_000, true, 0),
+    ] {
+        let budget = MemoryBudget::new(free);
+        let requests = (0..2).map(|_| wide(width, budget.reservation())).collect();
+        let answers = together(FakeModel::gated(), config(), requests).await;
+        for answer in answers {
+            assert_eq!(answer.batch_rows, 2);
+            assert_eq!(values(&answer), vec![2.0; width]);
+            assert_eq!(answer.outputs[0].shape(), [1, width]);
+            let rows_held = if shared { 2 } else { 1 };
+            assert_eq!(answer.outputs[0].held_bytes(), rows_held * 4 * width);
+        }
+        assert_eq!(budget.used(), 0);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn executions_are_padded_to_the_next_size_and_answers_are_not() {
     let model = FakeModel::open();
@@ -110,8 +228,16 @@ async fn executions_are_padded_to_the_next_size_and_answers_are_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_culprit_of_a_failed_batch_fails() {
+    // Of two rows, for each of which as many bytes of outputs may be shared.
+    let few_rows = 2 * MEMORY_OF_A_ROW;
+    for memory in [config().memory, few_rows] {
+        only_the_culprit_fails(BatchingConfig { memory, ..config() }).await;
+    }
+}
+
+async fn only_the_culprit_fails(config: BatchingConfig) {
     let (model, gate) = FakeModel::gated();
-    let scheduler = start(model, config());
+    let scheduler = start(model, config);
     // Negative values make the fake model refuse the whole execution; the first request keeps it busy.
     let mut answers = Vec::new();
     for (index, value) in [0.0, 1.0, -1.0, 2.0, 3.0, -2.0, 4.0]

@@ -219,7 +219,6 @@ impl Loader {
         let replaced = replaced.and_then(|replaced| replaced.tuned);
         let replaced = replaced.filter(|_| config.tuning_time.is_some());
         let settings = (config.fixed, config.tuning_time);
-        let prepared = prepare(library, source, session, settings, replaced)?;
         let Prepared {
             opened,
             mut sessions,
@@ -228,7 +227,7 @@ impl Loader {
             merging,
             merging_reason,
             merge_rows,
-        } = prepared;
+        } = prepare(library, source, session, settings, replaced)?;
         let provider = opened.provider;
         let on_gpu = provider != ExecutionProvider::Cpu;
         if let Device::Cuda(index) = provider.device() {
@@ -264,6 +263,7 @@ impl Loader {
             comparable_runs: opened.has_bounded_work()
                 && !metadata.has_open_sizes()
                 && !metadata.has_strings(),
+            memory: self.run_memory.usual,
         };
         let device = provider.device().to_string();
         let info = ModelInfo {
