@@ -14,7 +14,7 @@ use crate::runtime::LoadError;
 use crate::runtime::library::Library;
 use crate::runtime::provider::{CudaConfig, Device};
 use crate::runtime::session::{RunMemory, SessionConfig};
-use crate::tensor::DataType;
+use crate::tensor::{DataType, element_count};
 
 /// Example bodies are printed for inputs of at most this many elements; larger ones are shown as raw tensors.
 const MAX_EXAMPLE: usize = 64;
@@ -154,10 +154,10 @@ fn example(metadata: &ModelMetadata) -> String {
     let elements: usize = metadata
         .inputs
         .iter()
-        .map(|spec| sizes(spec).iter().product::<usize>())
-        .sum();
+        .map(|spec| element_count(&sizes(spec)).unwrap_or(usize::MAX))
+        .fold(0, usize::saturating_add);
     if let ([spec], true) = (metadata.inputs.as_slice(), elements > MAX_EXAMPLE) {
-        let bytes = elements * spec.datatype.size().unwrap_or(4);
+        let bytes = elements.saturating_mul(spec.datatype.size().unwrap_or(4));
         let sizes: Vec<String> = sizes(spec).iter().map(ToString::to_string).collect();
         return format!(
             "head -c {bytes} /dev/zero | curl {url} -H 'Content-Type: application/octet-stream' -H 'X-Tensor-Shape: {}' --data-binary @-",

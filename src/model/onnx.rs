@@ -141,7 +141,7 @@ impl OnnxFile {
             .filter(|value| value.shape().is_none());
         let unranked = unranked.map(|value| value.name.clone()).collect();
         // A function of the file's own may have the name of any operator.
-        let is_plain = model.functions.is_empty();
+        let is_plain = !graph.calls(&model.functions);
         let (flows, rows) = if is_plain {
             follow(graph, &model)
         } else {

@@ -1,7 +1,8 @@
 //! The fields of an ONNX file that we read ourselves, as Protocol Buffers messages (onnx.proto3 of ONNX IR version 10).
 //!
-//! Invariant: the decoder skips all other fields without copying them, and what a tensor holds stays where the file was
-//! read to, so that weights cost nothing here.
+//! Invariant: the decoder skips all other fields without copying them, and the raw bytes of a tensor stay where the file was
+//! read to, so that weights cost nothing here as they are usually written. Whole numbers that are written one by one, and
+//! the numbers of attributes, are copied for as long as the file is looked at.
 
 use std::collections::BTreeSet;
 
@@ -44,8 +45,12 @@ pub(super) struct StringStringEntryProto {
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct FunctionProto {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
     #[prost(message, repeated, tag = "7")]
     pub(super) node: Vec<NodeProto>,
+    #[prost(string, tag = "10")]
+    pub(super) domain: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -108,6 +113,8 @@ pub(super) struct TensorProto {
     pub(super) dims: Vec<i64>,
     #[prost(int32, tag = "2")]
     pub(super) data_type: i32,
+    #[prost(int32, repeated, tag = "5")]
+    pub(super) int32_data: Vec<i32>,
     #[prost(int64, repeated, tag = "7")]
     pub(super) int64_data: Vec<i64>,
     #[prost(string, tag = "8")]
@@ -190,6 +197,25 @@ impl ModelProto {
 }
 
 impl GraphProto {
+    /// Whether a node of this graph, or of one nested in it, is a call of one of `functions`.
+    pub(super) fn calls(&self, functions: &[FunctionProto]) -> bool {
+        let standard = |domain: &str| matches!(domain, "" | "ai.onnx");
+        let name = |function: &FunctionProto, node: &NodeProto| {
+            function.name == node.op_type
+                && (function.domain == node.domain
+                    || (standard(&function.domain) && standard(&node.domain)))
+        };
+        !functions.is_empty()
+            && self.node.iter().any(|node| {
+                let inner = |attribute: &AttributeProto| {
+                    let mut graphs = attribute.g.iter().chain(&attribute.graphs);
+                    graphs.any(|graph| graph.calls(functions))
+                };
+                functions.iter().any(|function| name(function, node))
+                    || node.attribute.iter().any(inner)
+            })
+    }
+
     /// Adds every external location named by this graph or one nested in it.
     fn collect_external(&self, locations: &mut BTreeSet<String>) {
         self.initializer

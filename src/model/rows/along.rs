@@ -2,7 +2,7 @@
 
 use super::call::{Axes, Call, all_axes};
 use super::size::{Size, Symbols};
-use super::value::{Reach, Value};
+use super::value::{Own, Reach, Value, broadcast};
 
 /// The version of the standard since which a softmax runs along one dimension.
 const SOFTMAX_ALONG_ONE: i64 = 13;
@@ -10,18 +10,24 @@ const SOFTMAX_ALONG_ONE: i64 = 13;
 pub(super) fn reduce(call: &Call<'_>) -> Option<Vec<Value>> {
     let value = call.input(0)?;
     let axes = match call.axes(1) {
+        // It may be the batch.
+        Axes::Unknown if value.place().is_some() => return Some(call.all_mixed()),
         Axes::Unknown => return None,
         Axes::Unnamed if call.int("noop_with_empty_axes", 0) != 0 => {
-            return Some(vec![value.clone()]);
+            // It may be the function of the reduction that is applied all the same.
+            return Some(vec![
+                value.clone().with_items(None).standing_for(Own::Other),
+            ]);
         }
         Axes::Unnamed => None,
         Axes::These(axes) => Some(axes),
     };
     let followed = value.is_nothing() || value.place().is_some();
     let (Some(dims), true) = (&value.dims, followed || axes.is_some()) else {
-        // What everything goes into holds every row, wherever they lie. In a graph inside another one it may as well be
-        // the product of sizes, of which nothing is known there.
-        let all = axes.is_none() && !value.is_nothing() && !call.is_inner;
+        // What everything goes into holds every row, wherever they lie, unless it is the product of sizes, of which
+        // nothing is known in a graph inside another one.
+        let of_sizes = call.is_inner || call.node.op_type == "ReduceProd";
+        let all = axes.is_none() && !value.is_nothing() && !of_sizes;
         return all.then(|| call.all_mixed());
     };
     let away: Vec<usize> = match &axes {
@@ -50,7 +56,7 @@ fn reduced(call: &Call<'_>, value: &Value, dims: &[Size], away: &[usize]) -> Val
     }
     let reach = match call.along(value, away) {
         Reach::Rows(place) if !keeps => {
-            let before = away.iter().filter(|axis| **axis < place.axis).count();
+            let before = (0..place.axis).filter(|axis| away.contains(axis)).count();
             Reach::Rows(place.moved(place.axis.saturating_sub(before)))
         }
         reach => reach,
@@ -78,7 +84,10 @@ pub(super) fn one(call: &Call<'_>, default: i64) -> Option<Vec<Value>> {
 
 pub(super) fn cumulative_sum(call: &Call<'_>) -> Option<Vec<Value>> {
     let value = call.input(0)?;
-    let numbers = call.input(1)?.numbers()?;
+    let Some(numbers) = call.input(1)?.numbers() else {
+        // It may be the batch.
+        return value.place().is_some().then(|| call.all_mixed());
+    };
     let axes = all_axes(&numbers, value.rank()?)?;
     Some(vec![same_sizes(call, value, &axes)?])
 }
@@ -86,19 +95,18 @@ pub(super) fn cumulative_sum(call: &Call<'_>) -> Option<Vec<Value>> {
 /// Along all dimensions from `first` on.
 pub(super) fn from(call: &Call<'_>, first: usize) -> Option<Vec<Value>> {
     let value = call.input(0)?;
-    if !parameters_are_constant(call, 1) {
-        return None;
+    match parameters(call, 1) {
+        Parameters::Constant => {}
+        Parameters::OfRows => return Some(call.all_mixed()),
+        Parameters::Unknown => return None,
     }
     let axes: Vec<usize> = (first..value.rank()?).collect();
     Some(vec![same_sizes(call, value, &axes)?])
 }
 
 /// Along all dimensions from the one that `axis` names on; the statistics have the size 1 there.
-pub(super) fn layer_normalization(call: &Call<'_>) -> Option<Vec<Value>> {
+pub(super) fn layer_normalization(call: &Call<'_>, symbols: &mut Symbols) -> Option<Vec<Value>> {
     let value = call.input(0)?;
-    if !parameters_are_constant(call, 1) {
-        return None;
-    }
     let rank = value.rank()?;
     let first = call.axis("axis", -1, rank)?;
     let axes: Vec<usize> = (first..rank).collect();
@@ -112,21 +120,35 @@ pub(super) fn layer_normalization(call: &Call<'_>) -> Option<Vec<Value>> {
         }
     });
     let mut outputs = vec![Value::new(normal.reach.clone(), ones.collect()); call.outputs()];
-    *outputs.first_mut()? = normal;
+    // Scale and bias are broadcast to it, and may be other ones for each row.
+    let mut all = call.given();
+    *all.first_mut()? = &normal;
+    *outputs.first_mut()? = broadcast(&all, &call.mixed(), symbols)?;
     Some(outputs)
 }
 
 pub(super) fn batch_normalization(call: &Call<'_>) -> Option<Vec<Value>> {
     let value = call.input(0)?;
-    if !parameters_are_constant(call, 1) {
-        return None;
+    match parameters(call, 1) {
+        Parameters::Constant => {}
+        Parameters::OfRows => return Some(call.all_mixed()),
+        Parameters::Unknown => return None,
     }
     let rank = value.rank()?;
     if call.int("training_mode", 0) == 0 {
         return Some(vec![same_sizes(call, value, &[])?; call.outputs()]);
     }
     let axes: Vec<usize> = (0..rank).filter(|axis| *axis != 1).collect();
-    Some(vec![same_sizes(call, value, &axes)?; call.outputs()])
+    let normal = same_sizes(call, value, &axes)?;
+    // The statistics are those of the channels.
+    let reach = match &normal.reach {
+        Reach::Rows(place) => Reach::Rows(place.moved(0)),
+        reach => reach.clone(),
+    };
+    let channels = value.dims.as_ref()?.get(1)?.clone();
+    let mut outputs = vec![Value::new(reach, vec![channels]); call.outputs()];
+    *outputs.first_mut()? = normal;
+    Some(outputs)
 }
 
 pub(super) fn mean_variance(call: &Call<'_>) -> Option<Vec<Value>> {
@@ -145,10 +167,23 @@ pub(super) fn ngrams(call: &Call<'_>, symbols: &mut Symbols) -> Option<Vec<Value
     Some(vec![Value::new(call.along(value, &[last]), dims)])
 }
 
-/// Whether nothing of a request reaches the inputs from `first` on.
-pub(super) fn parameters_are_constant(call: &Call<'_>, first: usize) -> bool {
-    let mut inputs = call.inputs.iter().skip(first).flatten();
-    inputs.all(Value::is_nothing)
+/// What the inputs of a layer depend on that hold for all of its rows, such as weights.
+pub(super) enum Parameters {
+    Constant,
+    OfRows,
+    Unknown,
+}
+
+/// The parameters of `call`: its inputs from `first` on.
+pub(super) fn parameters(call: &Call<'_>, first: usize) -> Parameters {
+    let inputs = || call.inputs.iter().skip(first).flatten();
+    if inputs().any(|value| value.place().is_some()) {
+        Parameters::OfRows
+    } else if inputs().all(Value::is_nothing) {
+        Parameters::Constant
+    } else {
+        Parameters::Unknown
+    }
 }
 
 fn same_sizes(call: &Call<'_>, value: &Value, axes: &[usize]) -> Option<Value> {

@@ -3,14 +3,14 @@
 use super::Walk;
 use super::call::{Call, axis};
 use super::size::{Size, Symbols};
-use super::value::{Place, Reach, Value, joined};
+use super::value::{Own, Place, Reach, Value, alternative};
 use crate::model::proto::GraphProto;
 
 /// Graphs inside each other that are followed.
-const DEEPEST: usize = 4;
+const DEEPEST: usize = 8;
 
 /// How often a loop is followed, until what its states reach stays the same.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 16;
 
 /// The version of the standard since which a scan knows of no batch.
 const SCAN_WITHOUT_BATCH: i64 = 9;
@@ -21,18 +21,27 @@ impl<'a> Walk<'a> {
         if call.input(0)?.place().is_some() {
             return Some(call.all_mixed());
         }
+        let condition = call.input(0)?.numbers();
+        let then = call.graph("then_branch")?;
+        let otherwise = call.graph("else_branch")?;
+        // Which of them it is, is sometimes known.
+        match condition.as_deref() {
+            Some([0]) => return self.inner(otherwise, Vec::new()),
+            Some([_]) => return self.inner(then, Vec::new()),
+            _ => {}
+        }
+        if call.input(0)?.counts {
+            return Some(call.all_mixed());
+        }
         let is_known = call.input(0)?.is_nothing();
-        let one = self.inner(call.graph("then_branch")?, Vec::new())?;
-        let other = self.inner(call.graph("else_branch")?, Vec::new())?;
-        let pairs = one.iter().zip(&other);
-        let together = pairs.map(|(one, other)| either(one, other, call, &mut self.symbols));
-        let together: Vec<Value> = together.collect();
-        Some(
-            together
-                .into_iter()
-                .map(|value| doubted(value, !is_known))
-                .collect(),
-        )
+        let one = self.inner(then, Vec::new())?;
+        let other = self.inner(otherwise, Vec::new())?;
+        let mut results = Vec::new();
+        for (one, other) in one.iter().zip(&other) {
+            let value = either(one, other, &mut Vec::new(), &mut self.symbols);
+            results.push(doubted(value, !is_known));
+        }
+        Some(results)
     }
 
     pub(super) fn repetition(&mut self, call: &Call<'a>) -> Option<Vec<Value>> {
@@ -52,7 +61,6 @@ impl<'a> Walk<'a> {
             .collect();
         let scalar = Value::new(Reach::Nothing, Vec::new());
         let (states, outputs) = self.settled(
-            call,
             body,
             states?,
             |states| {
@@ -117,7 +125,6 @@ impl<'a> Walk<'a> {
         let states: Option<Vec<Value>> =
             (0..count).map(|index| call.input(index).cloned()).collect();
         let (states, outputs) = self.settled(
-            call,
             body,
             states?,
             |states| {
@@ -140,36 +147,37 @@ impl<'a> Walk<'a> {
     /// states begin at `from`.
     fn settled(
         &mut self,
-        call: &Call<'a>,
         body: &'a GraphProto,
         mut states: Vec<Value>,
         inputs: impl Fn(&[Value]) -> Vec<Value>,
         from: usize,
     ) -> Option<(Vec<Value>, Vec<Value>)> {
         for state in &mut states {
-            state.items = None;
+            *state = state.clone().with_items(None).standing_for(Own::Other);
         }
+        // Sizes that are other ones from round to round.
+        let mut varying = Vec::new();
+        let mut mixed = None;
         for _ in 0..ROUNDS {
             let outputs = self.inner(body, inputs(&states))?;
             let mut next = Vec::new();
             for (index, state) in states.iter().enumerate() {
-                next.push(either(
-                    state,
-                    outputs.get(from + index)?,
-                    call,
-                    &mut self.symbols,
-                ));
+                let output = outputs.get(from + index)?;
+                next.push(either(state, output, &mut varying, &mut self.symbols));
             }
-            let is_settled = next
+            let met = outputs
                 .iter()
-                .zip(&states)
-                .all(|(next, state)| next.reach == state.reach && next.dims == state.dims);
-            states = next;
-            if is_settled {
+                .find(|value| matches!(value.reach, Reach::Mixed(_)));
+            mixed = mixed.or(met.map(|value| value.reach.clone()));
+            if next == states {
                 return Some((states, outputs));
             }
+            states = next;
         }
-        None
+        // Where it did not come to rest, what met once may be anywhere.
+        let value = Value::shapeless(mixed?);
+        let outputs = vec![value.clone(); body.output.len()];
+        Some((vec![value; states.len()], outputs))
     }
 
     /// What the outputs of a graph inside are.
@@ -178,7 +186,9 @@ impl<'a> Walk<'a> {
             return None;
         }
         self.scopes.push(std::collections::HashMap::new());
-        for (input, value) in graph.input.iter().zip(inputs) {
+        let is_weight = |name: &str| graph.initializer.iter().any(|tensor| tensor.name == name);
+        let open = graph.input.iter().filter(|input| !is_weight(&input.name));
+        for (input, value) in open.zip(inputs) {
             self.set(&input.name, value);
         }
         self.run(graph);
@@ -189,30 +199,24 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// One of two values.
-fn either(one: &Value, other: &Value, call: &Call<'_>, symbols: &mut Symbols) -> Value {
-    let reach = joined(one.reach.clone(), other.reach.clone(), &call.mixed());
+/// One of two values; sizes in which they differ are new ones, which are added to those that are `varying` already.
+fn either(one: &Value, other: &Value, varying: &mut Vec<Size>, symbols: &mut Symbols) -> Value {
+    let reach = alternative(one.reach.clone(), other.reach.clone());
     let (Some(a), Some(b)) = (&one.dims, &other.dims) else {
         return Value::shapeless(reach);
     };
     if a.len() != b.len() {
         return Value::shapeless(reach);
     }
-    let pairs = a.iter().zip(b);
-    let dims: Vec<Size> = pairs
-        .map(|(one, other)| {
-            if one == other {
-                one.clone()
-            } else {
-                symbols.fresh()
-            }
-        })
-        .collect();
-    // Rows lie where the sizes say so.
-    let reach = match reach {
-        Reach::Rows(place) if a.get(place.axis) != b.get(place.axis) => Reach::Unknown,
-        reach => reach,
-    };
+    let mut dims = Vec::new();
+    for (one, other) in a.iter().zip(b) {
+        dims.push(if one == other || varying.contains(one) {
+            one.clone()
+        } else {
+            varying.push(symbols.fresh());
+            varying.last().cloned().unwrap_or_else(|| symbols.fresh())
+        });
+    }
     Value::new(reach, dims)
 }
 
@@ -235,11 +239,7 @@ fn stacked(value: &Value, axis: usize, symbols: &mut Symbols) -> Value {
 /// `value`, of which it is not known whether it follows from values, if it `is_unknown`.
 fn doubted(value: Value, is_unknown: bool) -> Value {
     match value.reach {
-        Reach::Nothing | Reach::Rows(_) if is_unknown => Value {
-            items: None,
-            reach: Reach::Unknown,
-            ..value
-        },
+        Reach::Nothing | Reach::Rows(_) if is_unknown => value.unfollowed(),
         _ => value,
     }
 }

@@ -1,10 +1,10 @@
 //! Layers of networks and models of classical machine learning, whose rows are the first dimension of their inputs, or,
 //! of recurrent ones, another one that the standard names.
 
-use super::along::parameters_are_constant;
-use super::call::Call;
-use super::size::{Item, Size, Symbols};
-use super::value::{Place, Reach, Value, joined};
+use super::along::{Parameters, parameters};
+use super::call::{Call, all_axes};
+use super::size::{Size, Symbols};
+use super::value::{Place, Reach, Value, broadcast, joined};
 
 /// The window of a convolution or a pool along one dimension.
 struct Window {
@@ -104,8 +104,10 @@ pub(super) fn convolution(
     symbols: &mut Symbols,
 ) -> Option<Vec<Value>> {
     let value = call.input(0)?;
-    if !parameters_are_constant(call, 1) {
-        return None;
+    match parameters(call, 1) {
+        Parameters::Constant => {}
+        Parameters::OfRows => return Some(call.all_mixed()),
+        Parameters::Unknown => return None,
     }
     let kernel = call.input(weight)?.dims.as_ref()?;
     let (channels, kernel) = (kernel.first()?.clone(), kernel.get(2..)?);
@@ -124,8 +126,10 @@ pub(super) fn convolution(
 /// A convolution backwards.
 pub(super) fn transposed_convolution(call: &Call<'_>, symbols: &mut Symbols) -> Option<Vec<Value>> {
     let value = call.input(0)?;
-    if !parameters_are_constant(call, 1) {
-        return None;
+    match parameters(call, 1) {
+        Parameters::Constant => {}
+        Parameters::OfRows => return Some(call.all_mixed()),
+        Parameters::Unknown => return None,
     }
     let groups = Size::number(u64::try_from(call.int("group", 1)).ok()?);
     let channels = call.input(1)?.dims.as_ref()?.get(1)?.times(&groups)?;
@@ -136,8 +140,10 @@ pub(super) fn transposed_convolution(call: &Call<'_>, symbols: &mut Symbols) -> 
 
 pub(super) fn pool(call: &Call<'_>, symbols: &mut Symbols) -> Option<Vec<Value>> {
     let value = call.input(0)?;
-    if !parameters_are_constant(call, 1) {
-        return None;
+    match parameters(call, 1) {
+        Parameters::Constant => {}
+        Parameters::OfRows => return Some(call.all_mixed()),
+        Parameters::Unknown => return None,
     }
     let windows = Windows::of(call, call.ints("kernel_shape")?.to_vec());
     let dims = value.dims.as_ref()?;
@@ -146,13 +152,23 @@ pub(super) fn pool(call: &Call<'_>, symbols: &mut Symbols) -> Option<Vec<Value>>
         let size = windows.size(index, dim);
         behind.push(size.unwrap_or_else(|| symbols.fresh()));
     }
-    Some(vec![rows_first(call, value, behind)?; call.outputs()])
+    let pooled = rows_first(call, value, behind)?;
+    let mut outputs = vec![pooled; call.outputs()];
+    // Where the largest ones were is counted through all rows.
+    if let Some(places) = outputs.get_mut(1)
+        && places.place().is_some()
+    {
+        *places = Value::shapeless(call.mixed());
+    }
+    Some(outputs)
 }
 
 pub(super) fn global_pool(call: &Call<'_>) -> Option<Vec<Value>> {
     let value = call.input(0)?;
-    if !parameters_are_constant(call, 1) {
-        return None;
+    match parameters(call, 1) {
+        Parameters::Constant => {}
+        Parameters::OfRows => return Some(call.all_mixed()),
+        Parameters::Unknown => return None,
     }
     let dims = value.dims.as_ref()?;
     let mut behind = vec![dims.get(1)?.clone()];
@@ -189,36 +205,42 @@ pub(super) fn blocks(call: &Call<'_>, to_depth: bool, symbols: &mut Symbols) -> 
 pub(super) fn resize(call: &Call<'_>, symbols: &mut Symbols) -> Option<Vec<Value>> {
     let value = call.input(0)?;
     let dims = value.dims.as_ref()?;
+    let axes: Vec<usize> = match call.ints("axes") {
+        Some(axes) => all_axes(axes, dims.len())?,
+        None => (0..dims.len()).collect(),
+    };
     // Until version 10, the factors come where the region comes since.
     let scales = call.input(if call.opset < 11 { 1 } else { 2 });
     let items = |value: Option<&Value>| {
         let items = value?.items.clone()?;
-        (items.len() == dims.len()).then_some(items)
+        (items.len() == axes.len()).then_some(items)
     };
     let (scales, sizes) = (items(scales), items(call.input(3)));
-    let mut to = Vec::new();
-    for (axis, dim) in dims.iter().enumerate() {
-        let size = sizes.as_ref().and_then(|sizes| sizes.get(axis)?.as_size());
+    let mut to = dims.clone();
+    for (index, axis) in axes.iter().enumerate() {
+        let dim = to.get_mut(*axis)?;
+        let size = sizes.as_ref().and_then(|sizes| sizes.get(index)?.as_size());
         let scale = scales
             .as_ref()
-            .and_then(|scales| scales.get(axis)?.as_size());
+            .and_then(|scales| scales.get(index)?.as_size());
         let size = size.or_else(|| dim.times(&scale?));
-        to.push(size.unwrap_or_else(|| symbols.fresh()));
+        *dim = size.unwrap_or_else(|| symbols.fresh());
     }
+    let is_stretched = call
+        .text("keep_aspect_ratio_policy")
+        .is_none_or(|policy| policy == "stretch");
+    let is_cropped = call.text("coordinate_transformation_mode") == Some("tf_crop_and_resize");
     let reach = match value.place() {
+        Some(place) if !axes.contains(&place.axis) => value.reach.clone(),
+        // One factor for all dimensions, the batch among them.
+        Some(_) if !is_stretched => call.mixed(),
+        Some(_) if is_cropped => Reach::Unknown,
         Some(place) if to.get(place.axis) == dims.get(place.axis) => value.reach.clone(),
-        Some(_) if call.has("axes") => return None,
-        Some(place) if to.get(place.axis)?.has_rows() => call.mixed(),
+        Some(place) if to.get(place.axis)?.is_definite() => call.mixed(),
         Some(_) => Reach::Unknown,
         None => value.reach.clone(),
     };
-    Some(vec![match reach {
-        Reach::Mixed(_) | Reach::Unknown => Value {
-            dims: Some(to),
-            ..Value::shapeless(reach)
-        },
-        reach => Value::new(reach, to),
-    }])
+    Some(vec![Value::new(reach, to)])
 }
 
 pub(super) fn grid_sample(call: &Call<'_>) -> Option<Vec<Value>> {
@@ -299,6 +321,36 @@ fn moved(reach: Reach, axis: usize) -> Reach {
     }
 }
 
+/// A sum of the first two inputs and a bias, normalised along its last dimension.
+pub(super) fn skip_normalization(
+    call: &Call<'_>,
+    bias: usize,
+    symbols: &mut Symbols,
+) -> Option<Vec<Value>> {
+    let mut added = vec![call.input(0)?, call.input(1)?];
+    added.extend(call.input(bias));
+    let sum = broadcast(&added, &call.mixed(), symbols)?;
+    let mut others = (2..call.inputs.len()).filter(|index| *index != bias);
+    let constant = |index: usize| call.input(index).is_none_or(Value::is_nothing);
+    if !others.all(constant) {
+        return Some(call.all_mixed());
+    }
+    let last = sum.rank()?.checked_sub(1)?;
+    let normal = Value::new(call.along(&sum, &[last]), sum.dims.clone()?);
+    let mut outputs = vec![Value::shapeless(Reach::Unknown); call.outputs()];
+    *outputs.first_mut()? = normal;
+    Some(outputs)
+}
+
+/// Vectors that numbers stand for, from tables.
+pub(super) fn embedding(call: &Call<'_>, symbols: &mut Symbols) -> Option<Vec<Value>> {
+    let mut tables = (2..=6).filter_map(|index| call.input(index));
+    if tables.any(|table| !table.is_nothing()) {
+        return Some(call.all_mixed());
+    }
+    with_rows_first(call, 1, symbols)
+}
+
 /// A layer whose inputs have their rows first, as has its first output, which has as many dimensions as the first input and
 /// `more`. The sizes behind the first are as in the input, except for the last one.
 pub(super) fn with_rows_first(
@@ -308,7 +360,7 @@ pub(super) fn with_rows_first(
 ) -> Option<Vec<Value>> {
     let value = call.input(0)?;
     let reach = first_of_all(call)?;
-    let mut dims = value.dims.clone()?;
+    let mut dims = value.dims.clone().filter(|dims| dims.len() > 1)?;
     if more == 0 {
         dims.pop();
         dims.push(symbols.fresh());
@@ -326,6 +378,9 @@ pub(super) fn classical(
     symbols: &mut Symbols,
 ) -> Option<Vec<Value>> {
     let value = call.input(0)?;
+    if is_one_row(value) {
+        return Some(call.all_mixed());
+    }
     let dims = value.dims.as_ref().filter(|dims| dims.len() == 2)?;
     let reach = first_of_all(call)?;
     let output = |rank: &usize| {
@@ -354,9 +409,17 @@ pub(super) fn one_hot_features(call: &Call<'_>, symbols: &mut Symbols) -> Option
 }
 
 pub(super) fn feature_vector(call: &Call<'_>, symbols: &mut Symbols) -> Option<Vec<Value>> {
+    if call.given().into_iter().any(is_one_row) {
+        return Some(call.all_mixed());
+    }
     let rows = call.input(0)?.dims.as_ref()?.first()?.clone();
     let reach = first_of_all(call)?;
     Some(vec![Value::new(reach, vec![rows, symbols.fresh()])])
+}
+
+/// Whether rows lie along the only dimension, which these models take for the features of one row.
+fn is_one_row(value: &Value) -> bool {
+    value.place().is_some() && value.rank() == Some(1)
 }
 
 /// What all inputs reach together, if the rows of each that has rows are its first dimension.
@@ -371,15 +434,24 @@ fn first_of_all(call: &Call<'_>) -> Option<Reach> {
     Some(reach)
 }
 
-/// Elements of the first input as they are in other units, which may differ from channel to channel.
+/// Elements of the first input as they are in other units, which may differ along one dimension, or from block to block of it.
 pub(super) fn in_other_units(call: &Call<'_>) -> Option<Vec<Value>> {
     let value = call.input(0)?;
-    if !parameters_are_constant(call, 1) {
-        return None;
+    let dims = value.dims.as_ref()?;
+    let mut reach = value.reach.clone();
+    for unit in call.inputs.iter().skip(1).flatten() {
+        let own = match (&unit.reach, unit.rank()?) {
+            (Reach::Rows(place), 1) if dims.len() > 1 => {
+                Reach::Rows(place.moved(call.axis("axis", 1, dims.len())?))
+            }
+            (own, _) => own.clone(),
+        };
+        reach = joined(reach, own, &call.mixed());
     }
-    let items: Option<Vec<Item>> = None;
-    Some(vec![Value {
-        items,
-        ..value.clone()
-    }])
+    let value = Value::new(reach, dims.clone());
+    let blocks = call
+        .axis("axis", 1, dims.len())
+        .filter(|_| call.int("block_size", 0) > 0);
+    let along: Vec<usize> = blocks.into_iter().collect();
+    Some(vec![Value::new(call.along(&value, &along), dims.clone())])
 }

@@ -6,14 +6,17 @@
 //! operators, and where one of them puts rows together, whatever becomes of it, what follows is not merged.
 //!
 //! Invariant: [`Rows::Apart`] is said only where every operator on the way is known to keep rows apart. [`Rows::Unknown`]
-//! says nothing: what was not followed is left to the trial.
+//! says nothing: what was not followed is left to the trial, and so is merged if that finds nothing. A rule that gives up
+//! opens the way; one that knows of a meeting must say so.
 
 mod along;
 mod call;
 mod control;
+mod cutting;
 mod layers;
 mod movement;
 mod operators;
+mod order;
 mod product;
 mod selection;
 mod shapes;
@@ -27,11 +30,15 @@ use std::sync::Arc;
 
 use call::Call;
 use size::{Size, Symbols};
-use value::{Place, Reach, Value};
+use value::{MOST_DIMS, Own, Place, Reach, Value};
 
 use super::flow::Known;
 use super::proto::{GraphProto, NodeProto, OperatorSetIdProto, ValueInfoProto};
 use super::work;
+
+/// Nodes that are followed, those in loops as often as they are. No real graph has as many, and no file is to hold up a
+/// start.
+const MOST_STEPS: usize = 300_000;
 
 /// How the rows of a batch lie in an output.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,11 +58,15 @@ pub(super) fn of_outputs(
     opsets: &[OperatorSetIdProto],
     known: &Known<'_>,
 ) -> Vec<Rows> {
+    let opsets = opsets.iter();
     let mut walk = Walk {
         scopes: vec![HashMap::new()],
         symbols: Symbols::new(),
-        opsets,
+        opsets: opsets
+            .map(|opset| (standard_name(&opset.domain), opset.version))
+            .collect(),
         known,
+        steps: 0,
     };
     walk.enter_inputs(graph);
     walk.run(graph);
@@ -75,15 +86,18 @@ struct Walk<'a> {
     /// What is known of the values by name, those of the innermost graph last.
     scopes: Vec<HashMap<&'a str, Value>>,
     symbols: Symbols,
-    opsets: &'a [OperatorSetIdProto],
+    opsets: HashMap<&'a str, i64>,
     known: &'a Known<'a>,
+    /// Nodes that were followed so far.
+    steps: usize,
 }
 
 impl<'a> Walk<'a> {
     /// The inputs that requests bring.
     fn enter_inputs(&mut self, graph: &'a GraphProto) {
         for input in &graph.input {
-            let dims = input.shape().map(|shape| {
+            let shape = input.shape().filter(|shape| shape.dim.len() <= MOST_DIMS);
+            let dims = shape.map(|shape| {
                 let mut dims = Vec::new();
                 for (axis, dim) in shape.dim.iter().enumerate() {
                     let fixed = dim.dim_value.and_then(|size| u64::try_from(size).ok());
@@ -119,8 +133,13 @@ impl<'a> Walk<'a> {
                 self.set(&values.name, Value::shapeless(Reach::Nothing));
             }
         }
-        for node in &graph.node {
-            let outputs = self.node(node);
+        for node in order::of(graph) {
+            self.steps += 1;
+            let outputs = if self.steps > MOST_STEPS {
+                vec![Value::shapeless(Reach::Unknown); node.output.len()]
+            } else {
+                self.node(node)
+            };
             let is_outermost = self.scopes.len() == 1;
             for (name, mut value) in node.output.iter().zip(outputs) {
                 if is_outermost && self.known.flow(name).constant {
@@ -143,6 +162,7 @@ impl<'a> Walk<'a> {
         if let Some(mixed) = Self::inherited(&call) {
             return vec![Value::shapeless(mixed); call.outputs()];
         }
+        let is_of_shapes = work::is_of_shapes(&as_work(node));
         let followed = match node.op_type.as_str() {
             "If" => self.branches(&call),
             "Loop" => self.repetition(&call),
@@ -157,9 +177,24 @@ impl<'a> Walk<'a> {
             None => operators::unknown(&call),
         };
         outputs.resize(call.outputs(), Value::shapeless(Reach::Unknown));
-        if !has_graph && call.given().iter().all(|value| value.is_nothing()) {
-            for output in &mut outputs {
+        let all_nothing = call.given().iter().all(|value| value.is_nothing());
+        let mut given = call.given().into_iter();
+        let by_unknown = !is_of_shapes && given.any(|value| value.reach == Reach::Unknown);
+        let counts = Self::counted_by(&call);
+        for output in &mut outputs {
+            if counts && output.place().is_some() && output.own == Own::Other {
+                // Of a row's answer, strangers are not to change that either.
+                *output = Value::shapeless(call.mixed());
+            } else if by_unknown && !matches!(output.reach, Reach::Mixed(_)) {
+                *output = output.clone().unfollowed();
+            }
+            if !has_graph && all_nothing {
                 output.reach = Reach::Nothing;
+            }
+            if output.is_nothing() {
+                output.counts = output.has_row_counts()
+                    || output.own != Own::Other
+                    || (counts && output.numbers().is_none());
             }
         }
         outputs
@@ -167,13 +202,7 @@ impl<'a> Walk<'a> {
 
     /// What rows that met before `call` make of its outputs, or that a value decides for all rows at once here.
     fn inherited(call: &Call<'_>) -> Option<Reach> {
-        let known = work::Node {
-            domain: &call.node.domain,
-            operator: &call.node.op_type,
-            inputs: &call.node.input,
-            outputs: &call.node.output,
-            has_subgraph: false,
-        };
+        let known = as_work(call.node);
         if work::is_of_shapes(&known) && call.input(0)?.dims.is_some() {
             return None;
         }
@@ -181,23 +210,43 @@ impl<'a> Walk<'a> {
         if let Some(value) = given.find(|value| matches!(value.reach, Reach::Mixed(_))) {
             return Some(value.reach.clone());
         }
-        let is_recurrent = matches!(call.node.op_type.as_str(), "GRU" | "LSTM" | "RNN");
-        let first = work::parameters(&known).filter(|_| !is_recurrent)?;
-        let mut parameters = call.inputs.iter().skip(first).flatten();
-        parameters
+        Self::shaped_by(call)
             .any(|value| value.place().is_some())
             .then(|| call.mixed())
     }
 
-    fn opset(&self, domain: &str) -> i64 {
-        let is_standard = |domain: &str| matches!(domain, "" | "ai.onnx");
-        let same = |opset: &&OperatorSetIdProto| {
-            opset.domain == domain || (is_standard(&opset.domain) && is_standard(domain))
-        };
-        self.opsets
+    /// The inputs of `call` that hold for all rows at once: sizes, axes, how often.
+    fn shaped_by<'b>(call: &'b Call<'_>) -> impl Iterator<Item = &'b Value> {
+        let known = as_work(call.node);
+        // The lengths and first states of sequences are those of their rows.
+        let is_recurrent = matches!(known.operator, "GRU" | "LSTM" | "RNN");
+        let first = work::parameters(&known).filter(|_| !is_recurrent);
+        let inputs = call.inputs.iter().skip(first.unwrap_or(usize::MAX));
+        inputs.flatten()
+    }
+
+    /// Whether an input of `call` that is not a mere size or axis tells how many rows there are.
+    fn counted_by(call: &Call<'_>) -> bool {
+        let known = as_work(call.node);
+        // A row that is chosen by its own number is chosen whatever is beside it.
+        if matches!(
+            known.operator,
+            "Gather" | "GatherND" | "ScatterElements" | "ScatterND"
+        ) {
+            return false;
+        }
+        let sizes = work::parameters(&known).filter(|_| known.operator != "Range");
+        let mut data = call
+            .inputs
             .iter()
-            .find(same)
-            .map_or(i64::MAX, |opset| opset.version)
+            .take(sizes.unwrap_or(usize::MAX))
+            .flatten();
+        data.any(|value| value.counts)
+    }
+
+    fn opset(&self, domain: &str) -> i64 {
+        let version = self.opsets.get(standard_name(domain));
+        version.copied().unwrap_or(i64::MAX)
     }
 
     fn value(&self, name: &str) -> Value {
@@ -210,5 +259,23 @@ impl<'a> Walk<'a> {
         if let Some(scope) = self.scopes.last_mut() {
             scope.insert(name, value);
         }
+    }
+}
+
+/// The name that the standard's own domain has here, or `domain`.
+fn standard_name(domain: &str) -> &str {
+    match domain {
+        "ai.onnx" => "",
+        other => other,
+    }
+}
+
+fn as_work(node: &NodeProto) -> work::Node<'_> {
+    work::Node {
+        domain: &node.domain,
+        operator: &node.op_type,
+        inputs: &node.input,
+        outputs: &node.output,
+        has_subgraph: false,
     }
 }

@@ -5,8 +5,8 @@
 
 use super::call::Call;
 use super::size::{Item, Symbols};
-use super::value::{Reach, Value, broadcast};
-use super::{along, layers, movement, product, selection, shapes};
+use super::value::{Own, Reach, Value, broadcast};
+use super::{along, cutting, layers, movement, product, selection, shapes};
 
 /// Operators of the standard that compute each element from those at the same place, broadcast.
 const ELEMENTWISE: &[&str] = &[
@@ -105,9 +105,10 @@ fn standard(call: &Call<'_>, operator: &str, symbols: &mut Symbols) -> Option<Ve
         "Size" => shapes::size(call),
         "ConstantOfShape" => shapes::filled(call, symbols),
         "Range" => shapes::range(call, symbols),
-        "Identity" | "Trilu" => same(call, true),
-        "Cast" | "CastLike" => cast(call),
-        "Dropout" => same(call, false),
+        "Identity" => same(call, true),
+        "Cast" => cast(call),
+        "CastLike" | "Dropout" => same(call, false),
+        "Trilu" => triangle(call),
         "QuantizeLinear" | "DequantizeLinear" => layers::in_other_units(call),
         "Reshape" => movement::reshape(call, symbols),
         "Flatten" => movement::flatten(call),
@@ -115,8 +116,8 @@ fn standard(call: &Call<'_>, operator: &str, symbols: &mut Symbols) -> Option<Ve
         "Unsqueeze" => movement::unsqueeze(call),
         "Transpose" => movement::transpose(call),
         "Concat" => movement::concat(call, symbols),
-        "Split" => movement::split(call, symbols),
-        "Slice" => movement::slice(call, symbols),
+        "Split" => cutting::split(call, symbols),
+        "Slice" => cutting::slice(call, symbols),
         "Expand" => movement::expand(call, symbols),
         "Tile" => movement::tile(call, symbols),
         "Pad" => movement::pad(call, symbols),
@@ -128,6 +129,8 @@ fn standard(call: &Call<'_>, operator: &str, symbols: &mut Symbols) -> Option<Ve
         "OneHot" => selection::one_hot(call, symbols),
         "TopK" => selection::top_k(call, symbols),
         "Compress" | "Unique" => selection::compress(call),
+        // Without words to leave out, each text is written in another way.
+        "StringNormalizer" if !call.has("stopwords") => same(call, false),
         // All values decide together what comes out, or which picture a piece is taken of.
         "NonZero"
         | "NonMaxSuppression"
@@ -143,7 +146,7 @@ fn standard(call: &Call<'_>, operator: &str, symbols: &mut Symbols) -> Option<Ve
         "GroupNormalization" | "LRN" => along::from(call, 1),
         "InstanceNormalization" => along::from(call, 2),
         "LayerNormalization" | "RMSNormalization" | "SimplifiedLayerNormalization" => {
-            along::layer_normalization(call)
+            along::layer_normalization(call, symbols)
         }
         "BatchNormalization" => along::batch_normalization(call),
         "MeanVarianceNormalization" => along::mean_variance(call),
@@ -170,7 +173,8 @@ fn standard(call: &Call<'_>, operator: &str, symbols: &mut Symbols) -> Option<Ve
 fn classical(call: &Call<'_>, operator: &str, symbols: &mut Symbols) -> Option<Vec<Value>> {
     match operator {
         "LabelEncoder" | "CategoryMapper" => elementwise(call, symbols),
-        "Binarizer" | "Imputer" | "Normalizer" | "Scaler" => layers::features(call),
+        "Binarizer" => same(call, false),
+        "Imputer" | "Normalizer" | "Scaler" => layers::features(call),
         "ArrayFeatureExtractor" => selection::array_features(call),
         "FeatureVectorizer" => layers::feature_vector(call, symbols),
         "OneHotEncoder" => layers::one_hot_features(call, symbols),
@@ -193,6 +197,13 @@ fn ours(call: &Call<'_>, operator: &str, symbols: &mut Symbols) -> Option<Vec<Va
             layers::in_other_units(call)
         }
         "QLinearAdd" | "QLinearMul" => {
+            let mut units = call.inputs.iter().enumerate();
+            let is_unit = |index: usize| index != 0 && index != 3;
+            if units.any(|(index, value)| {
+                is_unit(index) && value.as_ref().is_some_and(|value| !value.is_nothing())
+            }) {
+                return Some(call.all_mixed());
+            }
             let broadcast = broadcast(&[call.input(0)?, call.input(3)?], &call.mixed(), symbols)?;
             Some(vec![broadcast])
         }
@@ -200,15 +211,15 @@ fn ours(call: &Call<'_>, operator: &str, symbols: &mut Symbols) -> Option<Vec<Va
         "MatMulIntegerToFloat" | "MatMulInteger16" => factors(call, 1, symbols),
         "FusedGemm" => product::gemm(call, symbols).map(one),
         "FusedConv" => layers::convolution(call, 1, symbols),
-        "QLinearConv" => layers::convolution(call, 3, symbols),
-        "DynamicQuantizeMatMul" => Some(call.all_mixed()),
-        "Attention"
-        | "MultiHeadAttention"
-        | "QAttention"
-        | "MatMulNBits"
-        | "SkipLayerNormalization"
-        | "SkipSimplifiedLayerNormalization" => layers::with_rows_first(call, 0, symbols),
-        "EmbedLayerNormalization" => layers::with_rows_first(call, 1, symbols),
+        "QLinearConv" if call.int("channels_last", 0) == 0 => layers::convolution(call, 3, symbols),
+        // Quantised by the largest of all values.
+        "DynamicQuantizeLSTM" | "DynamicQuantizeMatMul" => Some(call.all_mixed()),
+        "Attention" | "MultiHeadAttention" | "QAttention" | "MatMulNBits" => {
+            layers::with_rows_first(call, 0, symbols)
+        }
+        "SkipLayerNormalization" => layers::skip_normalization(call, 4, symbols),
+        "SkipSimplifiedLayerNormalization" => layers::skip_normalization(call, 3, symbols),
+        "EmbedLayerNormalization" => layers::embedding(call, symbols),
         _ => None,
     }
 }
@@ -239,37 +250,50 @@ fn factors(call: &Call<'_>, right: usize, symbols: &mut Symbols) -> Option<Vec<V
 
 fn elementwise(call: &Call<'_>, symbols: &mut Symbols) -> Option<Vec<Value>> {
     let value = broadcast(&call.given(), &call.mixed(), symbols)?;
-    let items = if value.is_nothing() {
-        shapes::arithmetic(call)
-    } else {
-        None
-    };
-    Some(vec![Value { items, ..value }; call.outputs()])
+    let value = value.with_items(shapes::arithmetic(call));
+    Some(vec![value; call.outputs()])
 }
 
-/// The first input as it is; its elements too, if they are `kept`.
+/// The first input as it is; what is known of its elements too, if they are `kept`.
 fn same(call: &Call<'_>, kept: bool) -> Option<Vec<Value>> {
-    let value = call.input(0)?;
-    let items = value.items.clone().filter(|_| kept);
-    let value = Value {
-        items,
-        ..value.clone()
+    let value = call.input(0)?.clone();
+    let value = if kept {
+        value
+    } else {
+        value.with_items(None).standing_for(Own::Other)
     };
     Some(vec![value; call.outputs()])
 }
 
+/// What is kept is so by its place in the last two dimensions.
+fn triangle(call: &Call<'_>) -> Option<Vec<Value>> {
+    let rank = call.input(0)?.rank()?;
+    let matrix = [rank.checked_sub(2)?, rank.checked_sub(1)?];
+    let reach = call.along(call.input(0)?, &matrix);
+    Some(vec![Value::new(reach, call.input(0)?.dims.clone()?)])
+}
+
 fn cast(call: &Call<'_>) -> Option<Vec<Value>> {
+    /// Datatypes, as the standard numbers them, which hold whole numbers of some size; and truth values.
+    const WHOLE: [i64; 4] = [1, 6, 7, 11];
     const BOOL: i64 = 9;
-    let mut outputs = same(call, true)?;
-    if call.int("to", BOOL) == BOOL {
-        let flag = |item: &Item| match item {
-            Item::Number(number) => Item::Number(i64::from(*number != 0)),
-            Item::Size(_) | Item::Opaque => Item::Opaque,
-        };
-        for output in &mut outputs {
-            let items = output.items.as_ref();
-            output.items = items.map(|items| items.iter().map(flag).collect());
-        }
+    let to = call.int("to", 0);
+    if WHOLE.contains(&to) {
+        let value = call.input(0)?.clone();
+        let items = value.items.as_ref();
+        let items = items.map(|items| items.iter().map(Item::or_opaque_if_large).collect());
+        return Some(vec![value.with_items(items)]);
+    }
+    let mut outputs = same(call, false)?;
+    let items = call.input(0)?.items.as_ref().filter(|_| to == BOOL);
+    let flag = |item: &Item| match item {
+        Item::Number(number) => Item::Number(i64::from(*number != 0)),
+        Item::Size(_) | Item::Opaque => Item::Opaque,
+    };
+    if let (Some(output), Some(items)) = (outputs.first_mut(), items) {
+        *output = output
+            .clone()
+            .with_items(Some(items.iter().map(flag).collect()));
     }
     Some(outputs)
 }

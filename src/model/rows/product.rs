@@ -4,6 +4,9 @@ use super::call::Call;
 use super::size::{Size, Symbols};
 use super::value::{Place, Reach, Value, joined};
 
+/// Longer equations than anybody writes; there are as many labels as letters.
+const LONGEST_EQUATION: usize = 256;
+
 pub(super) fn matmul(
     call: &Call<'_>,
     left: &Value,
@@ -13,8 +16,8 @@ pub(super) fn matmul(
     let (one, other) = (left.dims.as_ref()?, right.dims.as_ref()?);
     // A vector is a matrix of one row, or of one column, which is left out of the product.
     let (is_row, is_column) = (one.len() == 1, other.len() == 1);
-    let one = as_matrix(left, is_row, 0);
-    let other = as_matrix(right, is_column, 1);
+    let one = as_matrix(call, left, is_row, 0);
+    let other = as_matrix(call, right, is_column, 1);
     let (a, b) = (one.dims.as_ref()?, other.dims.as_ref()?);
     let (outer_a, [rows, _]) = a.split_last_chunk()?;
     let (outer_b, [_, columns]) = b.split_last_chunk()?;
@@ -43,16 +46,16 @@ pub(super) fn matmul(
     if !is_row && !is_column {
         return Some(value);
     }
-    Some(value.reshaped(to))
+    Some(value.reshaped(to, &call.mixed()))
 }
 
-fn as_matrix(value: &Value, is_vector: bool, new: usize) -> Value {
+fn as_matrix(call: &Call<'_>, value: &Value, is_vector: bool, new: usize) -> Value {
     let mut dims = value.dims.clone().unwrap_or_default();
     if !is_vector {
         return value.clone();
     }
     dims.insert(new, Size::one());
-    value.reshaped(dims)
+    value.reshaped(dims, &call.mixed())
 }
 
 /// What a product of `rank` dimensions depends on because of one factor, of which it sums over the axis `summed`.
@@ -73,7 +76,7 @@ pub(super) fn gemm(call: &Call<'_>, symbols: &mut Symbols) -> Option<Value> {
             return None;
         };
         let reach = match value.place() {
-            Some(place) => Reach::Rows(place.moved(1 - place.axis)),
+            Some(place) => Reach::Rows(place.moved(1_usize.checked_sub(place.axis)?)),
             None => value.reach.clone(),
         };
         Some(Value::new(reach, vec![columns.clone(), rows.clone()]))
@@ -90,7 +93,10 @@ pub(super) fn gemm(call: &Call<'_>, symbols: &mut Symbols) -> Option<Value> {
 }
 
 pub(super) fn einsum(call: &Call<'_>) -> Option<Vec<Value>> {
-    let equation: String = call.text("equation")?.split_whitespace().collect();
+    let equation = call
+        .text("equation")
+        .filter(|text| text.len() <= LONGEST_EQUATION)?;
+    let equation: String = equation.split_whitespace().collect();
     if equation.contains('.') {
         return None;
     }

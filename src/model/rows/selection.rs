@@ -2,7 +2,7 @@
 
 use super::call::{Call, axis};
 use super::size::{Item, Size, Symbols};
-use super::value::{Place, Reach, Value};
+use super::value::{Own, Place, Reach, Value, joined};
 
 pub(super) fn gather(call: &Call<'_>) -> Option<Vec<Value>> {
     let (data, indices) = (call.input(0)?, call.input(1)?);
@@ -14,6 +14,15 @@ pub(super) fn gather(call: &Call<'_>) -> Option<Vec<Value>> {
         (Reach::Nothing, Reach::Rows(place)) => Reach::Rows(place.moved(place.axis + at)),
         // An index may be any row's, and rows meet each index of every other one.
         (Reach::Rows(_), Reach::Rows(_)) => call.mixed(),
+        // Each row by its own number.
+        (Reach::Rows(place), Reach::Nothing)
+            if place.axis == at
+                && place.is_plain()
+                && indices.own == Own::Number(0)
+                && chosen.len() == 1 =>
+        {
+            Reach::Rows(place.clone())
+        }
         (Reach::Rows(place), Reach::Nothing) if place.axis == at => call.mixed(),
         (Reach::Rows(place), Reach::Nothing) if place.axis > at => {
             Reach::Rows(place.moved(place.axis + chosen.len() - 1))
@@ -21,10 +30,9 @@ pub(super) fn gather(call: &Call<'_>) -> Option<Vec<Value>> {
         (reach, Reach::Nothing) => reach.clone(),
         _ => Reach::Unknown,
     };
-    Some(vec![Value {
-        items: chosen_items(data, indices, at),
-        ..Value::new(reach, dims)
-    }])
+    Some(vec![
+        Value::new(reach, dims).with_items(chosen_items(data, indices, at)),
+    ])
 }
 
 fn chosen_items(data: &Value, indices: &Value, at: usize) -> Option<Vec<Item>> {
@@ -39,13 +47,19 @@ fn chosen_items(data: &Value, indices: &Value, at: usize) -> Option<Vec<Item>> {
 
 pub(super) fn gather_elements(call: &Call<'_>) -> Option<Vec<Value>> {
     let (data, indices) = (call.input(0)?, call.input(1)?);
-    let rank = data.rank()?;
-    let at = call.axis("axis", 0, rank)?;
-    if data.place().is_some_and(|place| place.axis == at) {
+    let (from, to) = (data.dims.as_ref()?, indices.dims.as_ref()?);
+    let at = call.axis("axis", 0, from.len())?;
+    // Along the other dimensions, there may be fewer indices than elements; each is for the first ones then.
+    let is_whole =
+        |place: &Place| from.len() == to.len() && from.get(place.axis) == to.get(place.axis);
+    if data
+        .place()
+        .is_some_and(|place| place.axis == at || !is_whole(place))
+    {
         return Some(call.all_mixed());
     }
-    let reach = super::value::joined(data.reach.clone(), indices.reach.clone(), &call.mixed());
-    Some(vec![Value::new(reach, indices.dims.clone()?)])
+    let reach = joined(data.reach.clone(), indices.reach.clone(), &call.mixed());
+    Some(vec![Value::new(reach, to.clone())])
 }
 
 pub(super) fn gather_nd(call: &Call<'_>) -> Option<Vec<Value>> {
@@ -64,6 +78,9 @@ pub(super) fn gather_nd(call: &Call<'_>) -> Option<Vec<Value>> {
     let addressed = shared..shared.checked_add(depth)?;
     let rest = from.get(addressed.end..)?;
     let dims = [outer, rest].concat();
+    if is_own(data, indices) && shared == 0 && depth > 0 {
+        return Some(vec![Value::new(indices.reach.clone(), dims)]);
+    }
     let reach = match (&data.reach, &indices.reach) {
         (Reach::Rows(place), _) if addressed.contains(&place.axis) => call.mixed(),
         (Reach::Rows(one), Reach::Rows(other)) if one.axis < shared => {
@@ -73,7 +90,14 @@ pub(super) fn gather_nd(call: &Call<'_>) -> Option<Vec<Value>> {
                 call.mixed()
             }
         }
-        (Reach::Rows(place), Reach::Nothing) if place.axis < shared => Reach::Rows(place.clone()),
+        (Reach::Rows(place), Reach::Nothing) if place.axis < shared => {
+            // Fewer are repeated, each for several rows.
+            if from.get(place.axis) == chosen.get(place.axis) {
+                Reach::Rows(place.clone())
+            } else {
+                call.mixed()
+            }
+        }
         (Reach::Rows(place), Reach::Nothing) => {
             Reach::Rows(place.moved(place.axis - addressed.end + outer.len()))
         }
@@ -91,24 +115,27 @@ pub(super) fn scatter_elements(call: &Call<'_>) -> Option<Vec<Value>> {
     let (data, indices, updates) = (call.input(0)?, call.input(1)?, call.input(2)?);
     let at = call.axis("axis", 0, data.rank()?)?;
     let all = [data, indices, updates];
-    if all
-        .iter()
-        .any(|value| value.place().is_some_and(|place| place.axis == at))
-    {
+    let places = || all.iter().filter_map(|value| value.place());
+    // Along the other dimensions, there may be fewer than there are elements to write to.
+    let is_whole = |place: &Place| {
+        let size = |value: &Value| value.dims.as_ref()?.get(place.axis).cloned();
+        all.iter().all(|value| size(value) == size(data))
+    };
+    if places().any(|place| place.axis == at) {
         // Indices that are constant may put each row where it was.
         let reach = if indices.is_nothing() {
             Reach::Unknown
         } else {
             call.mixed()
         };
-        return Some(vec![Value {
-            dims: data.dims.clone(),
-            ..Value::shapeless(reach)
-        }]);
+        return Some(vec![Value::new(reach, data.dims.clone()?)]);
+    }
+    if !places().all(is_whole) {
+        return Some(call.all_mixed());
     }
     let mut reach = Reach::Nothing;
     for value in all {
-        reach = super::value::joined(reach, value.reach.clone(), &call.mixed());
+        reach = joined(reach, value.reach.clone(), &call.mixed());
     }
     Some(vec![Value::new(reach, data.dims.clone()?)])
 }
@@ -116,6 +143,9 @@ pub(super) fn scatter_elements(call: &Call<'_>) -> Option<Vec<Value>> {
 pub(super) fn scatter_nd(call: &Call<'_>) -> Option<Vec<Value>> {
     let (data, indices, updates) = (call.input(0)?, call.input(1)?, call.input(2)?);
     let dims = data.dims.clone();
+    if is_own(data, indices) && (updates.is_nothing() || updates.reach == indices.reach) {
+        return Some(vec![data.clone()]);
+    }
     let reach = match (&data.reach, &indices.reach, &updates.reach) {
         (Reach::Nothing, Reach::Nothing, Reach::Nothing) => Reach::Nothing,
         // What a row says where to write may be another row's place.
@@ -127,6 +157,13 @@ pub(super) fn scatter_nd(call: &Call<'_>) -> Option<Vec<Value>> {
         dims,
         ..Value::shapeless(reach)
     }])
+}
+
+/// Whether the first address of each element is the number of the row that it belongs to, in `data` that have rows first.
+fn is_own(data: &Value, indices: &Value) -> bool {
+    let place = indices.place();
+    data.has_rows_first()
+        && place.is_some_and(|place| place.is_plain() && indices.own == Own::First(place.axis))
 }
 
 pub(super) fn one_hot(call: &Call<'_>, symbols: &mut Symbols) -> Option<Vec<Value>> {
@@ -162,7 +199,9 @@ pub(super) fn top_k(call: &Call<'_>, symbols: &mut Symbols) -> Option<Vec<Value>
 /// What keeps some of the elements, by the values: how many, and so where the next ones lie, depends on all.
 pub(super) fn compress(call: &Call<'_>) -> Option<Vec<Value>> {
     let value = call.input(0)?;
-    let by_constants = call.input(1).is_none_or(Value::is_nothing);
+    // Which ones are unique, the values say.
+    let by_constants =
+        call.node.op_type == "Compress" && call.input(1).is_none_or(Value::is_nothing);
     let rank = value.rank();
     let along = if call.has("axis") {
         rank.and_then(|rank| call.axis("axis", 0, rank)).map(Some)
@@ -192,7 +231,7 @@ pub(super) fn reverse_sequence(call: &Call<'_>) -> Option<Vec<Value>> {
     };
     let at = call.axis("time_axis", 0, rank)?;
     let along = call.along(value, &[at]);
-    let reach = super::value::joined(along, lengths, &call.mixed());
+    let reach = joined(along, lengths, &call.mixed());
     Some(vec![Value::new(reach, value.dims.clone()?)])
 }
 
@@ -208,13 +247,15 @@ pub(super) fn array_features(call: &Call<'_>) -> Option<Vec<Value>> {
     }
     dims.push(count.clone());
     let reach = match (&data.reach, &indices.reach) {
-        (Reach::Nothing, Reach::Rows(_)) => match indices.reshaped(vec![count]).reach {
-            Reach::Rows(place) => Reach::Rows(Place {
-                axis: dims.len() - 1,
-                ..place
-            }),
-            reach => reach,
-        },
+        (Reach::Nothing, Reach::Rows(_)) => {
+            match indices.reshaped(vec![count], &call.mixed()).reach {
+                Reach::Rows(place) => Reach::Rows(Place {
+                    axis: dims.len() - 1,
+                    ..place
+                }),
+                reach => reach,
+            }
+        }
         (Reach::Rows(_), Reach::Rows(_)) => call.mixed(),
         (Reach::Rows(place), Reach::Nothing) if place.axis + 1 == from.len() => call.mixed(),
         (reach, Reach::Nothing) => reach.clone(),

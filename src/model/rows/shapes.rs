@@ -2,11 +2,8 @@
 
 use super::call::{Call, dims_of};
 use super::size::{Item, Size, Symbols};
-use super::value::{Reach, Value};
+use super::value::{MOST_DIMS, MOST_ITEMS, Own, Reach, Value};
 use crate::model::proto::TensorProto;
-
-/// Larger tensors are no shapes.
-const MOST_ITEMS: usize = 64;
 
 /// Datatypes, as the standard numbers them.
 const FLOAT: i32 = 1;
@@ -16,12 +13,12 @@ const BOOL: i32 = 9;
 
 /// A tensor of the file.
 pub(super) fn of_tensor(tensor: &TensorProto) -> Value {
-    let Some(dims) = dims_of(tensor) else {
-        return Value::shapeless(Reach::Nothing);
-    };
-    Value {
-        items: items_of(tensor),
-        ..Value::new(Reach::Nothing, dims)
+    let dims = (tensor.dims.len() <= MOST_DIMS)
+        .then(|| dims_of(tensor))
+        .flatten();
+    match dims {
+        Some(dims) => Value::new(Reach::Nothing, dims).with_items(items_of(tensor)),
+        None => Value::shapeless(Reach::Nothing),
     }
 }
 
@@ -33,12 +30,24 @@ fn items_of(tensor: &TensorProto) -> Option<Vec<Item>> {
     let count = usize::try_from(count)
         .ok()
         .filter(|count| *count <= MOST_ITEMS)?;
-    if !tensor.int64_data.is_empty() || count == 0 {
-        let items = tensor.int64_data.iter();
-        let items: Vec<Item> = items.map(|number| Item::Number(*number)).collect();
+    let (raw, plain) = (&tensor.raw_data, &tensor.int64_data);
+    // What holds where a tensor is written down twice, or in another file, is not for us to say.
+    if !tensor.external_data.is_empty() || !(raw.is_empty() || plain.is_empty()) {
+        return None;
+    }
+    if (!plain.is_empty() && tensor.data_type == INT64) || count == 0 {
+        let items = plain.iter().map(|number| Item::Number(*number));
+        let items: Vec<Item> = items.collect();
         return (items.len() == count).then_some(items);
     }
-    let raw = &tensor.raw_data;
+    if !tensor.int32_data.is_empty() {
+        let items = tensor.int32_data.iter();
+        let items: Vec<Item> = items
+            .map(|number| Item::Number(i64::from(*number)))
+            .collect();
+        let is_plain = raw.is_empty() && tensor.data_type == INT32;
+        return (is_plain && items.len() == count).then_some(items);
+    }
     let items: Vec<Item> = match tensor.data_type {
         INT64 => numbers(raw, |bytes| Item::Number(i64::from_le_bytes(bytes))),
         INT32 => numbers(raw, |bytes| {
@@ -75,7 +84,10 @@ pub(super) fn constant(call: &Call<'_>) -> Option<Vec<Value>> {
         let item = Item::Number(call.int("value_int", 0));
         return Some(vec![Value::of_items(vec![item], Vec::new())]);
     }
-    if let Some(numbers) = call.ints("value_ints") {
+    if let Some(numbers) = call
+        .ints("value_ints")
+        .filter(|numbers| numbers.len() <= MOST_ITEMS)
+    {
         let items: Vec<Item> = numbers.iter().map(|number| Item::Number(*number)).collect();
         let len = Size::number(u64::try_from(items.len()).ok()?);
         return Some(vec![Value::of_items(items, vec![len])]);
@@ -128,10 +140,7 @@ pub(super) fn filled(call: &Call<'_>, symbols: &mut Symbols) -> Option<Vec<Value
     // What is unknown of the shape reaches the value.
     let reach = shape.reach.clone();
     Some(vec![match reach {
-        Reach::Nothing => Value {
-            items,
-            ..Value::new(Reach::Nothing, dims)
-        },
+        Reach::Nothing => Value::new(Reach::Nothing, dims).with_items(items),
         reach => Value::shapeless(reach),
     }])
 }
@@ -149,10 +158,17 @@ pub(super) fn range(call: &Call<'_>, symbols: &mut Symbols) -> Option<Vec<Value>
     {
         let count = size.as_number().filter(|count| *count <= MOST_ITEMS as u64);
         let count = count.and_then(|count| i64::try_from(count).ok());
-        return Some(vec![Value {
-            items: count.map(|count| (0..count).map(Item::Number).collect()),
-            ..Value::new(Reach::Nothing, vec![size])
-        }]);
+        let own = if size == Size::rows() {
+            Own::Number(0)
+        } else {
+            Own::Other
+        };
+        let items = count.map(|count| (0..count).map(Item::Number).collect());
+        return Some(vec![
+            Value::new(Reach::Nothing, vec![size])
+                .with_items(items)
+                .standing_for(own),
+        ]);
     }
     Some(vec![Value::new(Reach::Nothing, vec![symbols.fresh()])])
 }
@@ -160,6 +176,10 @@ pub(super) fn range(call: &Call<'_>, symbols: &mut Symbols) -> Option<Vec<Value>
 /// The elements of a result that is computed element by element of small tensors.
 pub(super) fn arithmetic(call: &Call<'_>) -> Option<Vec<Item>> {
     let given = call.given();
+    let operands = if call.node.op_type == "Where" { 3 } else { 2 };
+    if given.len() != operands {
+        return None;
+    }
     let all: Option<Vec<&Vec<Item>>> = given.iter().map(|value| value.items.as_ref()).collect();
     let all = all?;
     let is_flat = given
@@ -186,7 +206,11 @@ pub(super) fn arithmetic(call: &Call<'_>) -> Option<Vec<Item>> {
                 _ => item(1, place).cloned(),
             };
         }
-        Some(combined(operator, one, item(1, place)?))
+        let (one, other) = (
+            one.or_opaque_if_large(),
+            item(1, place)?.or_opaque_if_large(),
+        );
+        Some(combined(operator, &one, &other).or_opaque_if_large())
     };
     (0..count).map(result).collect()
 }

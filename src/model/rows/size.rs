@@ -12,6 +12,9 @@ const ROWS: u32 = 0;
 /// More factors than any real graph multiplies; what has more is not followed.
 const MOST_SYMBOLS: usize = 16;
 
+/// Up to here, numbers are the same in all datatypes that shapes are computed in.
+const LARGEST_EXACT: u64 = 1 << 20;
+
 /// A product of a number and of sizes that are known by a symbol only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Size {
@@ -50,6 +53,11 @@ impl Size {
 
     pub(super) fn is_one(&self) -> bool {
         self.as_number() == Some(1)
+    }
+
+    /// Whether nothing but the number of rows is unknown of it.
+    pub(super) fn is_definite(&self) -> bool {
+        self.symbols.iter().all(|symbol| *symbol == ROWS)
     }
 
     /// Whether it grows with the rows of the execution.
@@ -134,6 +142,14 @@ impl Item {
         match size.as_number() {
             Some(number) => i64::try_from(number).map_or(Self::Opaque, Self::Number),
             None => Self::Size(size.clone()),
+        }
+    }
+
+    /// The same, unless it is so large that a datatype might round it or wrap around.
+    pub(super) fn or_opaque_if_large(&self) -> Self {
+        match self {
+            Self::Number(number) if number.unsigned_abs() > LARGEST_EXACT => Self::Opaque,
+            item => item.clone(),
         }
     }
 

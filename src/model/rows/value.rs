@@ -1,14 +1,18 @@
 //! What is known of a value of the graph: where the rows of the batch lie in it, its sizes, and, of a small one, its elements.
 //!
-//! Invariant: where a value has rows, its sizes are known, and its element at an index depends on the values of one row only:
-//! the one that [`Place`] tells from the index.
+//! Invariant: where a value has rows, its sizes are known, the one where they lie is what [`Place`] says, and the element at
+//! an index depends on the values of one row only: the one that the place tells from the index. Dimensions and known
+//! elements are few, however many a file has.
 
 use std::sync::Arc;
 
 use super::size::{Item, Size, Symbols};
 
 /// More dimensions than any real tensor has.
-const MOST_DIMS: usize = 16;
+pub(super) const MOST_DIMS: usize = 16;
+
+/// Larger tensors are no shapes.
+pub(super) const MOST_ITEMS: usize = 64;
 
 /// Where rows lie: the dimension `axis` has the size `outer * rows * inner`, and its index `i` belongs to the row
 /// `i / inner % rows`.
@@ -34,6 +38,11 @@ impl Place {
             axis,
             ..self.clone()
         }
+    }
+
+    /// The size of the dimension.
+    pub(super) fn size(&self) -> Option<Size> {
+        Size::product([&self.outer, &Size::rows(), &self.inner])
     }
 
     /// Whether the dimension is the batch, and nothing else.
@@ -63,15 +72,56 @@ pub(super) struct Value {
     pub(super) dims: Option<Vec<Size>>,
     /// The elements of a small tensor that nothing reaches.
     pub(super) items: Option<Vec<Item>>,
+    pub(super) own: Own,
+    /// Whether its elements tell how many rows there are, or which one it is, though no value reaches them.
+    pub(super) counts: bool,
+}
+
+/// Whether elements are the numbers of the rows that they belong to, so that a row that is chosen by them is its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Own {
+    Other,
+    /// Each is the index along this dimension, which is the batch.
+    Number(usize),
+    /// Of those along the last dimension, the first one is.
+    First(usize),
 }
 
 impl Value {
     pub(super) fn new(reach: Reach, dims: Vec<Size>) -> Self {
+        if dims.len() > MOST_DIMS {
+            return Self::shapeless(reach);
+        }
+        let fits = match &reach {
+            Reach::Rows(place) => place.size().as_ref() == dims.get(place.axis),
+            Reach::Nothing | Reach::Mixed(_) | Reach::Unknown => true,
+        };
         Self {
-            reach,
+            reach: if fits { reach } else { Reach::Unknown },
             dims: Some(dims),
             items: None,
+            own: Own::Other,
+            counts: false,
         }
+    }
+
+    /// The same with these elements, if they are few.
+    pub(super) fn with_items(self, items: Option<Vec<Item>>) -> Self {
+        Self {
+            items: items.filter(|items| items.len() <= MOST_ITEMS && self.is_nothing()),
+            ..self
+        }
+    }
+
+    /// Whether one of its elements is known to be a size that grows with the rows.
+    pub(super) fn has_row_counts(&self) -> bool {
+        let mut items = self.items.iter().flatten();
+        items.any(|item| item.as_size().is_some_and(|size| size.has_rows()))
+    }
+
+    /// The same, whose elements stand for `own`.
+    pub(super) fn standing_for(self, own: Own) -> Self {
+        Self { own, ..self }
     }
 
     pub(super) fn shapeless(reach: Reach) -> Self {
@@ -84,15 +134,23 @@ impl Value {
             reach,
             dims: None,
             items: None,
+            own: Own::Other,
+            counts: false,
         }
     }
 
     /// A tensor of one dimension, or of none, whose elements are known.
     pub(super) fn of_items(items: Vec<Item>, dims: Vec<Size>) -> Self {
+        Self::new(Reach::Nothing, dims).with_items(Some(items))
+    }
+
+    /// The same, of which it is not known what it depends on.
+    pub(super) fn unfollowed(self) -> Self {
         Self {
-            reach: Reach::Nothing,
-            dims: Some(dims),
-            items: Some(items),
+            reach: Reach::Unknown,
+            items: None,
+            own: Own::Other,
+            ..self
         }
     }
 
@@ -133,19 +191,32 @@ impl Value {
         Some(vec![Item::Opaque; len])
     }
 
-    /// The same elements in the same order, in dimensions of the sizes `to`.
-    pub(super) fn reshaped(&self, to: Vec<Size>) -> Self {
+    /// The same elements in the same order, in dimensions of the sizes `to`; `mixed` is what to say where rows lie across
+    /// each other then.
+    pub(super) fn reshaped(&self, to: Vec<Size>, mixed: &Reach) -> Self {
         let reach = match (&self.reach, &self.dims) {
             (Reach::Rows(place), Some(from)) => match relocated(place, from, &to) {
                 Some(place) => Reach::Rows(place),
+                // Sizes that are but numbers and rows leave no doubt.
+                None if from.iter().chain(&to).all(Size::is_definite) => mixed.clone(),
                 None => Reach::Unknown,
             },
             (reach, _) => reach.clone(),
         };
-        Self {
-            reach,
-            dims: Some(to),
-            items: self.items.clone(),
+        let own = self.own_in(&to);
+        Self::new(reach, to)
+            .with_items(self.items.clone())
+            .standing_for(own)
+    }
+
+    /// What elements that are the numbers of their rows stand for in dimensions of the sizes `to`.
+    fn own_in(&self, to: &[Size]) -> Own {
+        let (Own::Number(axis), Some(from)) = (self.own, &self.dims) else {
+            return Own::Other;
+        };
+        match relocated(&Place::at(axis), from, to) {
+            Some(place) if place.is_plain() => Own::Number(place.axis),
+            _ => Own::Other,
         }
     }
 }
@@ -161,8 +232,8 @@ fn relocated(place: &Place, from: &[Size], to: &[Size]) -> Option<Place> {
     to.iter().enumerate().find_map(|(axis, size)| {
         let outer = outer.over(&Size::product(to.get(..axis)?)?)?;
         let inner = inner.over(&Size::product(to.get(axis + 1..)?)?)?;
-        let whole = Size::product([&outer, &Size::rows(), &inner])?;
-        (whole == *size).then_some(Place { axis, outer, inner })
+        let place = Place { axis, outer, inner };
+        (place.size().as_ref() == Some(size)).then_some(place)
     })
 }
 
@@ -196,14 +267,26 @@ pub(super) fn joined(one: Reach, other: Reach, mixed: &Reach) -> Reach {
         (Reach::Unknown, _) | (_, Reach::Unknown) => Reach::Unknown,
         (Reach::Nothing, reach) | (reach, Reach::Nothing) => reach,
         (Reach::Rows(one), Reach::Rows(other)) => {
+            let all = |place: &Place| place.outer.times(&place.inner);
             if one == other {
                 Reach::Rows(one)
-            } else if one.axis == other.axis {
+            } else if one.axis == other.axis && all(&one) != all(&other) {
+                // They may be the same all the same, by sizes that are not known.
                 Reach::Unknown
             } else {
                 mixed.clone()
             }
         }
+    }
+}
+
+/// What one of two values depends on, whichever it is.
+pub(super) fn alternative(one: Reach, other: Reach) -> Reach {
+    match (one, other) {
+        (mixed @ Reach::Mixed(_), _) | (_, mixed @ Reach::Mixed(_)) => mixed,
+        (Reach::Nothing, reach) | (reach, Reach::Nothing) => reach,
+        (one, other) if one == other => one,
+        _ => Reach::Unknown,
     }
 }
 
@@ -240,22 +323,26 @@ mod tests {
         let batch = Size::rows();
         let value = rows(1, &[steps.clone(), batch.clone(), width.clone()]);
         let folded = steps.times(&batch).unwrap();
-        let flat = value.reshaped(vec![folded.clone(), width.clone()]);
+        let mixed = Reach::Mixed("node".into());
+        let flat = value.reshaped(vec![folded.clone(), width.clone()], &mixed);
         let place = Place {
             axis: 0,
             outer: steps.clone(),
             inner: Size::one(),
         };
         assert_eq!(flat.reach, Reach::Rows(place));
-        let back = flat.reshaped(vec![
-            steps.clone(),
-            batch.clone(),
-            Size::number(2),
-            Size::number(4),
-        ]);
+        let back = flat.reshaped(
+            vec![
+                steps.clone(),
+                batch.clone(),
+                Size::number(2),
+                Size::number(4),
+            ],
+            &mixed,
+        );
         assert_eq!(back.reach, Reach::Rows(Place::at(1)));
         // Turned round without being transposed, an index of the first dimension holds several rows.
-        let turned = value.reshaped(vec![batch.clone(), steps, width]);
+        let turned = value.reshaped(vec![batch.clone(), steps, width], &mixed);
         assert_eq!(turned.reach, Reach::Unknown);
     }
 
