@@ -20,8 +20,8 @@ use crate::runtime::tuning::{Freedom, Measurement};
 use crate::runtime::{LoadError, Model, RuntimeError, warmup};
 use crate::telemetry::metrics::Merging;
 
-/// How long sizes may be warmed up that nothing has to be prepared for.
-const WARM_UP: Duration = Duration::from_secs(1);
+/// How long sizes may be warmed up that nothing has to be prepared for: most of them have been run by the trial.
+const WARM_UP: Duration = Duration::from_millis(250);
 
 /// The most rows that are made up on the CPU, where a size needs no preparation of its own. A start is not to take longer,
 /// nor to take more memory, because larger executions are allowed: what holds for these is taken to hold for larger ones.
@@ -392,7 +392,7 @@ mod tests {
             warm_up_within(&mut model, 32, limit, &elapsed, Path::new("fake.onnx")).unwrap();
             executed.lock().clone()
         };
-        assert_eq!(warmed(Some(WARM_UP)), [1, 2, 4]);
+        assert_eq!(warmed(Some(Duration::from_secs(1))), [1, 2, 4]);
         assert_eq!(warmed(None), [1, 2, 4, 8, 16, 32]);
     }
 
