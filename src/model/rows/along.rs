@@ -95,11 +95,6 @@ pub(super) fn cumulative_sum(call: &Call<'_>) -> Option<Vec<Value>> {
 /// Along all dimensions from `first` on.
 pub(super) fn from(call: &Call<'_>, first: usize) -> Option<Vec<Value>> {
     let value = call.input(0)?;
-    match parameters(call, 1) {
-        Parameters::Constant => {}
-        Parameters::OfRows => return Some(call.all_mixed()),
-        Parameters::Unknown => return None,
-    }
     let axes: Vec<usize> = (first..value.rank()?).collect();
     Some(vec![same_sizes(call, value, &axes)?])
 }
@@ -129,11 +124,6 @@ pub(super) fn layer_normalization(call: &Call<'_>, symbols: &mut Symbols) -> Opt
 
 pub(super) fn batch_normalization(call: &Call<'_>) -> Option<Vec<Value>> {
     let value = call.input(0)?;
-    match parameters(call, 1) {
-        Parameters::Constant => {}
-        Parameters::OfRows => return Some(call.all_mixed()),
-        Parameters::Unknown => return None,
-    }
     let rank = value.rank()?;
     if call.int("training_mode", 0) == 0 {
         return Some(vec![same_sizes(call, value, &[])?; call.outputs()]);
@@ -165,25 +155,6 @@ pub(super) fn ngrams(call: &Call<'_>, symbols: &mut Symbols) -> Option<Vec<Value
     let last = dims.len().checked_sub(1)?;
     *dims.get_mut(last)? = symbols.fresh();
     Some(vec![Value::new(call.along(value, &[last]), dims)])
-}
-
-/// What the inputs of a layer depend on that hold for all of its rows, such as weights.
-pub(super) enum Parameters {
-    Constant,
-    OfRows,
-    Unknown,
-}
-
-/// The parameters of `call`: its inputs from `first` on.
-pub(super) fn parameters(call: &Call<'_>, first: usize) -> Parameters {
-    let inputs = || call.inputs.iter().skip(first).flatten();
-    if inputs().any(|value| value.place().is_some()) {
-        Parameters::OfRows
-    } else if inputs().all(Value::is_nothing) {
-        Parameters::Constant
-    } else {
-        Parameters::Unknown
-    }
 }
 
 fn same_sizes(call: &Call<'_>, value: &Value, axes: &[usize]) -> Option<Value> {

@@ -1,7 +1,6 @@
 //! Layers of networks and models of classical machine learning, whose rows are the first dimension of their inputs, or,
 //! of recurrent ones, another one that the standard names.
 
-use super::along::{Parameters, parameters};
 use super::call::{Call, all_axes};
 use super::size::{Size, Symbols};
 use super::value::{Place, Reach, Value, broadcast, joined};
@@ -104,11 +103,6 @@ pub(super) fn convolution(
     symbols: &mut Symbols,
 ) -> Option<Vec<Value>> {
     let value = call.input(0)?;
-    match parameters(call, 1) {
-        Parameters::Constant => {}
-        Parameters::OfRows => return Some(call.all_mixed()),
-        Parameters::Unknown => return None,
-    }
     let kernel = call.input(weight)?.dims.as_ref()?;
     let (channels, kernel) = (kernel.first()?.clone(), kernel.get(2..)?);
     let kernel = kernel
@@ -126,11 +120,6 @@ pub(super) fn convolution(
 /// A convolution backwards.
 pub(super) fn transposed_convolution(call: &Call<'_>, symbols: &mut Symbols) -> Option<Vec<Value>> {
     let value = call.input(0)?;
-    match parameters(call, 1) {
-        Parameters::Constant => {}
-        Parameters::OfRows => return Some(call.all_mixed()),
-        Parameters::Unknown => return None,
-    }
     let groups = Size::number(u64::try_from(call.int("group", 1)).ok()?);
     let channels = call.input(1)?.dims.as_ref()?.get(1)?.times(&groups)?;
     let mut behind = vec![channels];
@@ -140,11 +129,6 @@ pub(super) fn transposed_convolution(call: &Call<'_>, symbols: &mut Symbols) -> 
 
 pub(super) fn pool(call: &Call<'_>, symbols: &mut Symbols) -> Option<Vec<Value>> {
     let value = call.input(0)?;
-    match parameters(call, 1) {
-        Parameters::Constant => {}
-        Parameters::OfRows => return Some(call.all_mixed()),
-        Parameters::Unknown => return None,
-    }
     let windows = Windows::of(call, call.ints("kernel_shape")?.to_vec());
     let dims = value.dims.as_ref()?;
     let mut behind = vec![dims.get(1)?.clone()];
@@ -165,11 +149,6 @@ pub(super) fn pool(call: &Call<'_>, symbols: &mut Symbols) -> Option<Vec<Value>>
 
 pub(super) fn global_pool(call: &Call<'_>) -> Option<Vec<Value>> {
     let value = call.input(0)?;
-    match parameters(call, 1) {
-        Parameters::Constant => {}
-        Parameters::OfRows => return Some(call.all_mixed()),
-        Parameters::Unknown => return None,
-    }
     let dims = value.dims.as_ref()?;
     let mut behind = vec![dims.get(1)?.clone()];
     behind.extend(dims.iter().skip(2).map(|_| Size::one()));

@@ -143,6 +143,8 @@ impl<'a> Walk<'a> {
             let is_outermost = self.scopes.len() == 1;
             for (name, mut value) in node.output.iter().zip(outputs) {
                 if is_outermost && self.known.flow(name).constant {
+                    // Of what was not followed, it may be the number of rows.
+                    value.counts |= value.reach == Reach::Unknown;
                     value.reach = Reach::Nothing;
                 }
                 self.set(name, value);

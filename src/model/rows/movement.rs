@@ -270,11 +270,5 @@ pub(super) fn pad(call: &Call<'_>, symbols: &mut Symbols) -> Option<Vec<Value>> 
         });
         *dim = padded.map_or_else(|| symbols.fresh(), Size::number);
     }
-    Some(vec![match reach {
-        Reach::Rows(_) | Reach::Nothing => Value::new(reach, to),
-        reach => Value {
-            dims: Some(to),
-            ..Value::shapeless(reach)
-        },
-    }])
+    Some(vec![Value::new(reach, to)])
 }

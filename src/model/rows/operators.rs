@@ -81,8 +81,8 @@ const ELEMENTWISE: &[&str] = &[
     "Xor",
 ];
 
-/// The same of ONNX Runtime's own.
-const ELEMENTWISE_OURS: &[&str] = &["BiasGelu", "FastGelu", "Gelu", "QuickGelu"];
+/// The same of ONNX Runtime's contrib operators.
+const ELEMENTWISE_CONTRIB: &[&str] = &["BiasGelu", "FastGelu", "Gelu", "QuickGelu"];
 
 /// What the outputs of `call` are, if that is known.
 pub(super) fn follow(call: &Call<'_>, symbols: &mut Symbols) -> Option<Vec<Value>> {
@@ -90,7 +90,7 @@ pub(super) fn follow(call: &Call<'_>, symbols: &mut Symbols) -> Option<Vec<Value
     match call.node.domain.as_str() {
         "" | "ai.onnx" => standard(call, operator, symbols),
         "ai.onnx.ml" => classical(call, operator, symbols),
-        "com.microsoft" | "com.microsoft.nchwc" => ours(call, operator, symbols),
+        "com.microsoft" | "com.microsoft.nchwc" => contrib(call, operator, symbols),
         _ => None,
     }
 }
@@ -143,21 +143,21 @@ fn standard(call: &Call<'_>, operator: &str, symbols: &mut Symbols) -> Option<Ve
         "CumSum" => along::cumulative_sum(call),
         "Softmax" | "LogSoftmax" | "Hardmax" => along::softmax(call),
         "LpNormalization" => along::one(call, -1),
-        "GroupNormalization" | "LRN" => along::from(call, 1),
-        "InstanceNormalization" => along::from(call, 2),
+        "GroupNormalization" | "LRN" => with_weights(call, || along::from(call, 1)),
+        "InstanceNormalization" => with_weights(call, || along::from(call, 2)),
         "LayerNormalization" | "RMSNormalization" | "SimplifiedLayerNormalization" => {
             along::layer_normalization(call, symbols)
         }
-        "BatchNormalization" => along::batch_normalization(call),
+        "BatchNormalization" => with_weights(call, || along::batch_normalization(call)),
         "MeanVarianceNormalization" => along::mean_variance(call),
         "TfIdfVectorizer" => along::ngrams(call, symbols),
         "MatMul" | "MatMulInteger" => factors(call, 1, symbols),
         "QLinearMatMul" => factors(call, 3, symbols),
         "Gemm" => product::gemm(call, symbols).map(one),
         "Einsum" => product::einsum(call),
-        "Conv" | "ConvInteger" => layers::convolution(call, 1, symbols),
-        "QLinearConv" => layers::convolution(call, 3, symbols),
-        "ConvTranspose" => layers::transposed_convolution(call, symbols),
+        "Conv" | "ConvInteger" => with_weights(call, || layers::convolution(call, 1, symbols)),
+        "QLinearConv" => with_weights(call, || layers::convolution(call, 3, symbols)),
+        "ConvTranspose" => with_weights(call, || layers::transposed_convolution(call, symbols)),
         "AveragePool" | "LpPool" | "MaxPool" => layers::pool(call, symbols),
         "GlobalAveragePool" | "GlobalLpPool" | "GlobalMaxPool" => layers::global_pool(call),
         "DepthToSpace" => layers::blocks(call, false, symbols),
@@ -188,8 +188,8 @@ fn classical(call: &Call<'_>, operator: &str, symbols: &mut Symbols) -> Option<V
     }
 }
 
-fn ours(call: &Call<'_>, operator: &str, symbols: &mut Symbols) -> Option<Vec<Value>> {
-    if ELEMENTWISE_OURS.contains(&operator) {
+fn contrib(call: &Call<'_>, operator: &str, symbols: &mut Symbols) -> Option<Vec<Value>> {
+    if ELEMENTWISE_CONTRIB.contains(&operator) {
         return elementwise(call, symbols);
     }
     match operator {
@@ -210,8 +210,10 @@ fn ours(call: &Call<'_>, operator: &str, symbols: &mut Symbols) -> Option<Vec<Va
         "FusedMatMul" | "TransposeMatMul" if !turns(call) => factors(call, 1, symbols),
         "MatMulIntegerToFloat" | "MatMulInteger16" => factors(call, 1, symbols),
         "FusedGemm" => product::gemm(call, symbols).map(one),
-        "FusedConv" => layers::convolution(call, 1, symbols),
-        "QLinearConv" if call.int("channels_last", 0) == 0 => layers::convolution(call, 3, symbols),
+        "FusedConv" => with_weights(call, || layers::convolution(call, 1, symbols)),
+        "QLinearConv" if call.int("channels_last", 0) == 0 => {
+            with_weights(call, || layers::convolution(call, 3, symbols))
+        }
         // Quantised by the largest of all values.
         "DynamicQuantizeLSTM" | "DynamicQuantizeMatMul" => Some(call.all_mixed()),
         "Attention" | "MultiHeadAttention" | "QAttention" | "MatMulNBits" => {
@@ -226,6 +228,19 @@ fn ours(call: &Call<'_>, operator: &str, symbols: &mut Symbols) -> Option<Vec<Va
 
 fn one(value: Value) -> Vec<Value> {
     vec![value]
+}
+
+/// What `rule` says of a layer whose inputs but the first one are weights, if they are the same for all rows.
+fn with_weights(call: &Call<'_>, rule: impl FnOnce() -> Option<Vec<Value>>) -> Option<Vec<Value>> {
+    let weights = || call.inputs.iter().skip(1).flatten();
+    if weights().any(|value| value.place().is_some()) {
+        return Some(call.all_mixed());
+    }
+    if weights().all(Value::is_nothing) {
+        rule()
+    } else {
+        None
+    }
 }
 
 fn turns(call: &Call<'_>) -> bool {

@@ -236,7 +236,6 @@ const APART: &[&[&str]] = &[
         "a, b = Split(t) axis=0",
         "y = Reshape(b, -1;12)",
     ],
-    &["w = Resize(z, , , 0;24)", "y = Relu(z)"],
     &["y = Slice(z, 0;0, 1000000000;3)"],
     &[
         "a = Trilu(x)",
@@ -382,10 +381,7 @@ const TOGETHER: &[&[&str]] = &[
         "u = Unsqueeze(r, 1)",
         "y = Add(z, u)",
     ],
-    &[
-        "s = Shape(x)",
-        "y = com.microsoft:SkipLayerNormalization(x, z, [12])",
-    ],
+    &["y = com.microsoft:SkipLayerNormalization(x, z, [12])"],
     &[
         "n, m, v = BatchNormalization(x, [9], [9], [9], [9]) training_mode=1",
         "y = Relu(m)",
