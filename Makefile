@@ -1,12 +1,11 @@
 # The recipes of this project; CI calls the same ones. `make run` and `make test` do all set-up themselves.
+# They stand in the order in which people need them, which is how `make help` lists them.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
 CARGO ?= cargo
-CARGO_DENY_VERSION := 0.20.2
-CARGO_DENY := .tools/bin/cargo-deny
 
 OHA_VERSION := 1.16.0
 OHA := .tools/bin/oha
@@ -30,33 +29,57 @@ CHECK_OPERATORS := --quiet --locked --manifest-path scripts/checks/operators/Car
 KUBERNETES := 1.33
 COMPOSE_FILES := -f docker-compose.yml -f docker-compose.gpu.yml
 
-.PHONY: help run test fmt fmt-check lint lint-files lint-k8s lint-terraform lint-workflows lint-monitoring monitoring-tools compose-config unit black-box doc deny advisories docker-test docker-test-gpu plant-faults gpu-check bench bench-pieces \
-	instructions memcheck onnxruntime clean conformance conformance-third strace trust
+# What is quick or fails often comes first. CONTRIBUTING.md has the times.
+CHECKS := fmt-check unit lint black-box
+ALL_CHECKS := fmt-check unit black-box lint doc deny lint-files lint-workflows lint-terraform lint-monitoring lint-k8s \
+	conformance-third docker-test
+
+.PHONY: help run check test fmt fmt-check unit black-box lint doc deny advisories lint-files lint-workflows lint-terraform \
+	lint-monitoring lint-k8s compose-config conformance-third docker-test conformance docker-test-gpu plant-faults trust bench \
+	bench-pieces instructions memcheck gpu-check onnxruntime monitoring-tools strace clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@awk '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z0-9-]+:.*## / { name = $$0; sub(/:.*/, "", name); sub(/.*## /, ""); printf "  %-18s%s\n", name, $$0 }' $(MAKEFILE_LIST)
 
-onnxruntime: ## Fetch ONNX Runtime's CPU library (once, pinned, checksummed) into .onnxruntime/
-	@scripts/fetch-onnxruntime.sh
+##@ Every day
 
 run: onnxruntime ## Build the server and serve the bundled model on port 8000
-	$(CARGO) run --release --locked
+	@$(CARGO) run --release --locked
 
-test: onnxruntime fmt-check lint lint-files lint-monitoring lint-k8s lint-workflows lint-terraform doc deny unit black-box conformance-third docker-test ## Every check: format, lints, docs, licences, tests, images
-	@echo "all checks passed"
+check: ## While you work: format, unit tests, clippy, tests of the running server
+	+@MAKE="$(MAKE)" python3 -B scripts/run-stages.py $(CHECKS)
+
+test: ## Before a push: every check there is, as CI runs them
+	+@MAKE="$(MAKE)" python3 -B scripts/run-stages.py $(ALL_CHECKS)
 
 fmt: $(LINTERS)/ready ## Format the sources
 	$(CARGO) fmt
 	$(CARGO) fmt --manifest-path scripts/checks/operators/Cargo.toml
 	$(LINTERS)/bin/ruff format
 
-fmt-check: $(LINTERS)/ready
+##@ Parts of `make test`
+
+fmt-check: $(LINTERS)/ready ## Format of Rust and Python
 	$(CARGO) fmt --check
 	$(CARGO) fmt --check --manifest-path scripts/checks/operators/Cargo.toml
 	$(LINTERS)/bin/ruff format --check
 
+unit: onnxruntime ## Unit tests
+	$(CARGO) test --locked $(TESTED) --lib --bins
+
+black-box: onnxruntime monitoring-tools strace ## Tests of the running server
+	$(CARGO) test --locked $(TESTED) --test '*'
+
 lint: ## Clippy, warnings denied
 	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
+
+# With the examples, so that dependencies have the features that tests give them: clippy has compiled those already.
+doc: ## API documentation, warnings denied
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items --lib --examples
+
+deny: $(LINTERS)/ready ## Licences, bans and sources of dependencies
+	$(LINTERS)/bin/cargo-deny --locked check --hide-inclusion-graph licenses bans sources
 
 lint-files: $(LINTERS)/ready $(CHECKOV)/ready compose-config ## Scripts, Dockerfiles, Compose files and other YAML
 	$(LINTERS)/bin/ruff check --quiet
@@ -66,15 +89,12 @@ lint-files: $(LINTERS)/ready $(CHECKOV)/ready compose-config ## Scripts, Dockerf
 	$(LINTERS)/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml docker-compose.gpu.yml
 	$(CHECKOV)/bin/checkov --file Dockerfile Dockerfile.gpu --framework dockerfile --skip-download --compact --quiet
 
-monitoring-tools: ## Fetch Prometheus and promtool, out of the distribution's package, into .tools/
-	@scripts/fetch-prometheus.sh
-
-# The paths in prometheus.yml are those of the container, so that promtool checks only its syntax.
-lint-monitoring: monitoring-tools ## Rules and alerts, and their unit tests
-	@if [ -x .tools/prometheus/promtool ]; then set -x; \
-	.tools/prometheus/promtool check config --syntax-only monitoring/prometheus.yml; \
-	.tools/prometheus/promtool check rules monitoring/rules/*.yml; \
-	.tools/prometheus/promtool test rules monitoring/tests/*.yml; fi
+compose-config:
+	@if docker compose version >/dev/null 2>&1; then compose="docker compose"; \
+	elif docker-compose version >/dev/null 2>&1; then compose=docker-compose; \
+	else echo "SKIPPED: Compose is not installed, so it did not read the Compose files"; exit 0; fi; \
+	$$compose -f docker-compose.yml config --quiet; \
+	$$compose $(COMPOSE_FILES) config --quiet
 
 lint-workflows: $(LINTERS)/ready $(CHECKOV)/ready ## GitHub workflows: schema, actionlint, zizmor, checkov
 	$(LINTERS)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
@@ -95,6 +115,13 @@ $(GOOGLE_SCHEMA)/ready: scripts/checks/google-schema.txt
 		--dest $(@D) --requirement $<
 	touch $@
 
+# The paths in prometheus.yml are those of the container, so that promtool checks only its syntax.
+lint-monitoring: monitoring-tools ## Rules and alerts, and their unit tests
+	@if [ -x .tools/prometheus/promtool ]; then set -x; \
+	.tools/prometheus/promtool check config --syntax-only monitoring/prometheus.yml; \
+	.tools/prometheus/promtool check rules monitoring/rules/*.yml; \
+	.tools/prometheus/promtool test rules monitoring/tests/*.yml; fi
+
 # Kubernetes' own kinds against its schemas, which warn of the operators' kinds; those against the operators'.
 lint-k8s: $(LINTERS)/ready $(CHECKOV)/ready ## Kubernetes manifests: every rendered overlay against the schemas, and checkov
 	@rm -rf target/k8s && mkdir -p target/k8s/with-api-keys
@@ -111,39 +138,22 @@ lint-k8s: $(LINTERS)/ready $(CHECKOV)/ready ## Kubernetes manifests: every rende
 	$(CHECK_OPERATORS_CARGO) test $(CHECK_OPERATORS)
 	$(CHECK_OPERATORS_CARGO) run $(CHECK_OPERATORS) -- k8s/overlays/monitoring/*.yaml
 
-compose-config:
-	@if docker compose version >/dev/null 2>&1; then compose="docker compose"; \
-	elif docker-compose version >/dev/null 2>&1; then compose=docker-compose; \
-	else echo "SKIPPED: Compose is not installed, so it did not read the Compose files"; exit 0; fi; \
-	$$compose -f docker-compose.yml config --quiet; \
-	$$compose $(COMPOSE_FILES) config --quiet
+# The program that the black-box tests run: `cargo build` would compile it again, with other features of its dependencies.
+conformance-third: onnxruntime $(CONFORMANCE)/ready ## A fixed third of the ONNX backend suite through the server
+	$(CARGO) test --locked $(TESTED) --no-run --test predict
+	$(CONFORMANCE)/bin/python -B tests/conformance/test_comparison.py
+	$(CONFORMANCE)/bin/python -B tests/conformance/suite.py --server target/debug/model-serving --third
 
-$(LINTERS)/ready: scripts/checks/linters.txt scripts/make-environment.sh
-	scripts/make-environment.sh $(LINTERS) $<
+$(CONFORMANCE)/ready: tests/conformance/requirements.txt scripts/make-environment.sh
+	scripts/make-environment.sh $(CONFORMANCE) $<
 
-$(CHECKOV)/ready: scripts/checks/checkov.txt scripts/make-environment.sh
-	scripts/make-environment.sh $(CHECKOV) $<
+docker-test: ## The CPU image and the Compose stack, on a Docker engine; skipped, with a word, where none answers (KEEP_IMAGES=1)
+	python3 -B tests/docker/prove.py $(if $(KEEP_IMAGES),--keep-images) cpu
 
-doc: ## API documentation, warnings denied
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+##@ More checks
 
-deny: $(CARGO_DENY) ## Licences, bans and sources of dependencies
-	$(CARGO_DENY) --locked check --hide-inclusion-graph licenses bans sources
-
-advisories: $(CARGO_DENY) ## Known vulnerabilities of dependencies; needs the advisory database from the internet
-	$(CARGO_DENY) --locked check --hide-inclusion-graph advisories
-
-$(CARGO_DENY):
-	$(CARGO) install --locked --root .tools --version $(CARGO_DENY_VERSION) cargo-deny
-
-unit: onnxruntime ## Unit tests
-	$(CARGO) test --locked $(TESTED) --lib --bins
-
-strace: ## Fetch strace, unless it is installed, out of the distribution's package into .tools/
-	@scripts/fetch-strace.sh
-
-black-box: onnxruntime monitoring-tools strace ## Tests of the running server
-	$(CARGO) test --locked $(TESTED) --test '*'
+advisories: $(LINTERS)/ready ## Known vulnerabilities of dependencies; needs the advisory database from the internet
+	$(LINTERS)/bin/cargo-deny --locked check --hide-inclusion-graph advisories
 
 conformance: SERVER ?= target/release/model-serving
 conformance: onnxruntime $(CONFORMANCE)/ready $(CONFORMANCE)-models/ready ## Models of others through the server: the ONNX backend suite and packaged ones (SERVER=...)
@@ -154,15 +164,6 @@ conformance: onnxruntime $(CONFORMANCE)/ready $(CONFORMANCE)-models/ready ## Mod
 		$(CONFORMANCE)/bin/python -B tests/conformance/$$check --server $(SERVER) || failed=1; \
 	done; exit $$failed
 
-# The program that the black-box tests have built.
-conformance-third: onnxruntime $(CONFORMANCE)/ready ## A fixed third of the ONNX backend suite through the server
-	$(CARGO) build --locked $(TESTED)
-	$(CONFORMANCE)/bin/python -B tests/conformance/test_comparison.py
-	$(CONFORMANCE)/bin/python -B tests/conformance/suite.py --server target/debug/model-serving --third
-
-$(CONFORMANCE)/ready: tests/conformance/requirements.txt scripts/make-environment.sh
-	scripts/make-environment.sh $(CONFORMANCE) $<
-
 # The wheels are read for their models only, so that the Python that they are for does not matter.
 $(CONFORMANCE)-models/ready: tests/conformance/models.txt $(CONFORMANCE)/ready
 	rm -rf $(@D)
@@ -171,14 +172,40 @@ $(CONFORMANCE)-models/ready: tests/conformance/models.txt $(CONFORMANCE)/ready
 	$(CONFORMANCE)/bin/python -B tests/conformance/models.py $(@D)
 	touch $@
 
-docker-test: ## The CPU image and the Compose stack, on a Docker engine; skipped, with a word, where none answers
-	python3 -B tests/docker/prove.py cpu
-
 docker-test-gpu: ## The GPU image, as far as a machine without a GPU can (gigabytes of downloads; CUDA_MAJOR=13 for CUDA 13)
-	python3 -B tests/docker/prove.py gpu
+	python3 -B tests/docker/prove.py $(if $(KEEP_IMAGES),--keep-images) gpu
 
 plant-faults: onnxruntime monitoring-tools ## A fault in each kind of deployment artifact, and which check catches it (15 minutes)
 	python3 scripts/plant-faults.py
+
+memcheck: onnxruntime ## The server under valgrind, with outputs that lie in memory which is not ONNX Runtime's own (3 minutes)
+	$(CARGO) build --locked --profile profiling --bin model-serving
+	python3 scripts/memcheck.py target/profiling/model-serving
+
+##@ Measuring
+
+bench: onnxruntime $(OHA) $(BENCH)/ready $(addprefix $(BENCH_MODELS)/,resnet50.onnx squeezenet.onnx tiny.onnx) ## Speed, as ratios to an empty route, the bare session and other servers (NAME=..., BENCH_FLAGS=--quick)
+	CARGO="$(CARGO)" $(BENCH)/bin/python -B benches/load/bench.py $(if $(NAME),--name "$(NAME)") $(BENCH_FLAGS)
+
+$(BENCH)/ready: benches/load/requirements.txt scripts/make-environment.sh
+	scripts/make-environment.sh $(BENCH) $<
+
+# Its default features: it does not compile without TLS.
+$(OHA):
+	$(CARGO) install --locked --root .tools --version $(OHA_VERSION) oha
+
+trust: onnxruntime $(FIXTURES)/ready ## What clients must be able to trust: memory, own answers, deadlines, starts, as figures with targets (5 minutes; SERVER=PROGRAM TRUST_FLAGS="--only 1,4")
+	$(if $(SERVER),,$(CARGO) build --locked --release)
+	$(FIXTURES)/bin/python -B benches/trust/trust.py $(if $(SERVER),--server "$(SERVER)") $(TRUST_FLAGS)
+
+bench-pieces: onnxruntime ## Criterion benches of the pieces: wire formats, batching, one request (BENCH=decode selects by name)
+	$(CARGO) bench --locked --bench wire --bench batching --bench serve -- $(BENCH)
+
+# Two builds, so that what the example is built with leaves the server as it is released.
+instructions: onnxruntime ## Instructions per request, by valgrind, which repeat where times do not (COUNT="json --top 60")
+	$(CARGO) build --locked --profile profiling --bin model-serving
+	$(CARGO) build --locked --profile profiling --example empty_route
+	python3 scripts/count-instructions.py $(COUNT)
 
 # The CPU's library serves to compare with; DEVICE=cpu tries the check itself.
 gpu-check: onnxruntime $(BENCH_MODELS)/resnet50.onnx $(GPU_CHECK)/libraries-$(CUDA_MAJOR) ## Everything that is promised of a GPU, shown on this machine's (NAME=... CUDA_MAJOR=12|13)
@@ -199,32 +226,22 @@ $(GPU_CHECK)/libraries-$(CUDA_MAJOR): scripts/gpu-cuda$(CUDA_MAJOR).txt scripts/
 	python3 scripts/fetch-gpu-libraries.py fetch $< / $@.new
 	mv $@.new $@
 
-trust: onnxruntime $(FIXTURES)/ready ## What clients must be able to trust: memory, own answers, deadlines, starts, as figures with targets (5 minutes; SERVER=PROGRAM TRUST_FLAGS="--only 1,4")
-	$(if $(SERVER),,$(CARGO) build --locked --release)
-	$(FIXTURES)/bin/python -B benches/trust/trust.py $(if $(SERVER),--server "$(SERVER)") $(TRUST_FLAGS)
+##@ Set-up
 
-bench: onnxruntime $(OHA) $(BENCH)/ready $(addprefix $(BENCH_MODELS)/,resnet50.onnx squeezenet.onnx tiny.onnx) ## Speed, as ratios to an empty route, the bare session and other servers (NAME=..., BENCH_FLAGS=--quick)
-	CARGO="$(CARGO)" $(BENCH)/bin/python -B benches/load/bench.py $(if $(NAME),--name "$(NAME)") $(BENCH_FLAGS)
+onnxruntime: ## Fetch ONNX Runtime's CPU library (once, pinned, checksummed) into .onnxruntime/
+	@scripts/fetch-onnxruntime.sh
 
-$(BENCH)/ready: benches/load/requirements.txt scripts/make-environment.sh
-	scripts/make-environment.sh $(BENCH) $<
+monitoring-tools: ## Fetch Prometheus and promtool, out of the distribution's package, into .tools/
+	@scripts/fetch-prometheus.sh
 
-# Its default features: it does not compile without TLS.
-$(OHA):
-	$(CARGO) install --locked --root .tools --version $(OHA_VERSION) oha
+strace: ## Fetch strace, unless it is installed, out of the distribution's package into .tools/
+	@scripts/fetch-strace.sh
 
-bench-pieces: onnxruntime ## Criterion benches of the pieces: wire formats, batching, one request (BENCH=decode selects by name)
-	$(CARGO) bench --locked --bench wire --bench batching --bench serve -- $(BENCH)
+$(LINTERS)/ready: scripts/checks/linters.txt scripts/make-environment.sh
+	scripts/make-environment.sh $(LINTERS) $<
 
-memcheck: onnxruntime ## The server under valgrind, with outputs that lie in memory which is not ONNX Runtime's own (3 minutes)
-	$(CARGO) build --locked --profile profiling --bin model-serving
-	python3 scripts/memcheck.py target/profiling/model-serving
-
-# Two builds, so that what the example is built with leaves the server as it is released.
-instructions: onnxruntime ## Instructions per request, by valgrind, which repeat where times do not (COUNT="json --top 60")
-	$(CARGO) build --locked --profile profiling --bin model-serving
-	$(CARGO) build --locked --profile profiling --example empty_route
-	python3 scripts/count-instructions.py $(COUNT)
+$(CHECKOV)/ready: scripts/checks/checkov.txt scripts/make-environment.sh
+	scripts/make-environment.sh $(CHECKOV) $<
 
 clean: ## Remove everything that was built or fetched
 	rm -rf target .onnxruntime .tools

@@ -100,35 +100,125 @@ fn the_metrics_table_is_what_the_server_exposes() {
     check("metrics", &metrics());
 }
 
+const DOCUMENTS: [&str; 9] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "benches/README.md",
+    "models/README.md",
+    "tests/conformance/README.md",
+    "tests/fixtures/README.md",
+];
+
+fn read(document: &str) -> String {
+    std::fs::read_to_string(root().join(document))
+        .unwrap_or_else(|_| panic!("{document} is missing"))
+}
+
+/// What a link to each heading of a document has behind its `#`.
+fn anchors(text: &str) -> Vec<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    headings
+        .map(|line| {
+            let heading = line.trim_start_matches('#').trim().to_lowercase();
+            let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
+            heading.chars().filter(kept).collect::<String>()
+        })
+        .map(|heading| heading.replace(' ', "-"))
+        .collect()
+}
+
 #[test]
 fn links_lead_somewhere() {
     let mut checked = 0;
-    for document in [
-        "README.md",
-        "ARCHITECTURE.md",
-        "CONTRIBUTING.md",
-        "CHANGELOG.md",
-        "SECURITY.md",
-        "models/README.md",
-        "tests/fixtures/README.md",
-    ] {
+    for document in DOCUMENTS {
         let path = root().join(document);
-        let text =
-            std::fs::read_to_string(&path).unwrap_or_else(|_| panic!("{document} is missing"));
+        let text = read(document);
         for (position, _) in text.match_indices("](") {
             let target = text[position + 2..].split(')').next().unwrap();
-            let file = target.split('#').next().unwrap();
-            if file.is_empty() || file.contains("://") {
+            if target.contains("://") {
                 continue;
             }
-            assert!(
-                path.parent().unwrap().join(file).exists(),
-                "{document} links to {target}"
-            );
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let linked = if file.is_empty() {
+                path.clone()
+            } else {
+                path.parent().unwrap().join(file)
+            };
+            assert!(linked.exists(), "{document} links to {target}");
+            if !anchor.is_empty() {
+                let headings = anchors(&std::fs::read_to_string(linked).unwrap());
+                assert!(
+                    headings.iter().any(|heading| heading == anchor),
+                    "{document} links to {target}, which is no heading there"
+                );
+            }
             checked += 1;
         }
     }
-    assert!(checked > 5, "links were found");
+    assert!(checked > 20, "links were found: {checked}");
+}
+
+/// The recipes of the Makefile, by line: a name, and what it is for if `make help` lists it.
+fn recipes(makefile: &str) -> Vec<(&str, Option<&str>)> {
+    makefile
+        .lines()
+        .filter_map(|line| {
+            let (name, rest) = line.split_once(':')?;
+            let is_name = !name.is_empty()
+                && name
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+            (is_name && !rest.starts_with('=')).then_some(())?;
+            Some((name, rest.split_once("## ").map(|(_, purpose)| purpose)))
+        })
+        .collect()
+}
+
+#[test]
+fn recipes_that_the_documents_name_exist() {
+    let makefile = read("Makefile");
+    let recipes = recipes(&makefile);
+    let mut named = 0;
+    for document in DOCUMENTS {
+        let text = read(document);
+        // Behind every other backtick stands code, in blocks too, since these begin and end with three.
+        for line in text.split('`').skip(1).step_by(2).flat_map(str::lines) {
+            let mut words = line.split_whitespace().skip_while(|word| *word != "make");
+            words.next();
+            for word in words.take_while(|word| {
+                word.bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            }) {
+                assert!(
+                    recipes.iter().any(|(name, _)| *name == word),
+                    "{document} names `make {word}`"
+                );
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 20, "recipes were found: {named}");
+}
+
+#[test]
+fn make_test_runs_every_recipe_that_help_lists_as_its_part_in_that_order() {
+    let makefile = read("Makefile");
+    let (_, rest) = makefile.split_once("##@ Parts of `make test`\n").unwrap();
+    let (parts, _) = rest.split_once("\n##@ ").unwrap();
+    let listed: Vec<&str> = recipes(parts)
+        .into_iter()
+        .filter_map(|(name, purpose)| purpose.map(|_| name))
+        .collect();
+    let (_, rest) = makefile.split_once("\nALL_CHECKS := ").unwrap();
+    let (run, _) = rest.split_once("\n\n").unwrap();
+    let run: Vec<&str> = run
+        .split_whitespace()
+        .filter(|word| *word != "\\")
+        .collect();
+    assert_eq!(run, listed);
 }
 
 #[test]

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use support::nvml::FakeNvml;
-use support::{PATIENCE, Request, fixture, repository};
+use support::{PATIENCE, Request, fixture, repository, skipped};
 
 /// A running Prometheus. Dropping it ends it.
 struct Prometheus {
@@ -197,9 +197,9 @@ fn bucket(edges: &[f64], seconds: f64) -> usize {
 #[test]
 fn rules_and_panels_have_data_and_autoscalers_see_the_clients_latency() {
     let Some(program) = Prometheus::program() else {
-        eprintln!(
-            "SKIPPED: Prometheus is not there (make monitoring-tools), so no rule was evaluated"
-        );
+        skipped(format_args!(
+            "Prometheus is not there (make monitoring-tools), so no rule was evaluated"
+        ));
         return;
     };
     // Some milliseconds in the model, so that latency is the model's and not this machine's mood.

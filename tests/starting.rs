@@ -14,7 +14,7 @@ mod support;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use support::{Request, Server, fixture, program};
+use support::{Request, Server, fixture, program, skipped};
 
 /// Runs the program to its end.
 fn run(arguments: &[&str]) -> Output {
@@ -358,7 +358,7 @@ fn inspect_says_what_a_model_is_and_how_to_call_it() {
         let server = Server::fixture(name, &[]);
         let command = line.replace("localhost:8000", &server.address.to_string());
         if Command::new("curl").arg("--version").output().is_err() {
-            eprintln!("SKIPPED: there is no curl to run {command}");
+            skipped(format_args!("there is no curl to run {command}"));
             continue;
         }
         let output = Command::new("sh")

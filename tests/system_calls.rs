@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
-use support::{PATIENCE, Request, Server, fixture, program, repository};
+use support::{PATIENCE, Request, Server, fixture, program, repository, skipped};
 
 /// Calls that look at files and change none.
 const READING: [&str; 21] = [
@@ -102,9 +102,9 @@ impl Tracing {
             .stderr(Stdio::null())
             .status();
         if !works.is_ok_and(|status| status.success()) {
-            eprintln!(
-                "SKIPPED: strace is not there (make strace) or may not trace, so the system calls were not looked at"
-            );
+            skipped(format_args!(
+                "strace is not there (make strace) or may not trace, so the system calls were not looked at"
+            ));
             return None;
         }
         let folder = tempfile::tempdir().unwrap();

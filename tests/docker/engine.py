@@ -4,6 +4,7 @@ import datetime
 import http.client
 import io
 import json
+import os
 import re
 import subprocess
 import tarfile
@@ -12,9 +13,14 @@ import time
 
 from claims import Failed
 
+# What this run starts carries this label, so that it is found again whatever happened.
+LABEL = f"model-serving.proof={os.getpid()}"
+
 
 def docker(*arguments, check=True, **options):
     """Runs docker and returns the finished process, with its output as text."""
+    if arguments[0] in ("run", "create"):
+        arguments = (arguments[0], "--label", LABEL, *arguments[1:])
     done = subprocess.run(["docker", *arguments], capture_output=True, text=True, **options)
     if check and done.returncode != 0:
         raise Failed(f"'docker {' '.join(arguments)}' failed:\n{(done.stdout + done.stderr)[-3000:]}")
@@ -48,11 +54,90 @@ def inspect(name, kind="container"):
 
 def build(context, *arguments):
     """Builds an image and returns the builder's output; raises `Failed` with it if the build fails."""
-    done = docker("build", *arguments, str(context), check=False)
-    output = done.stdout + done.stderr
-    if done.returncode != 0:
-        raise Failed(output)
-    return output
+    # A builder that makes a container of each step leaves that of a step that fails, unless it is told not to.
+    command = ["docker", "build", "--force-rm", *arguments, str(context)]
+    for option, name in zip(arguments, arguments[1:]):
+        if option == "--tag":
+            LEFT.note(name)
+    lines = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as builder:
+        try:
+            for line in builder.stdout:
+                lines.append(line)
+                # Some builders make an image of each step, and name it.
+                if step := re.match(r"(?: ---> |Successfully built )([0-9a-f]{12})$", line):
+                    LEFT.note(step[1])
+        except BaseException:
+            builder.kill()
+            raise
+    if builder.returncode != 0:
+        raise Failed("".join(lines))
+    return "".join(lines)
+
+
+class Left:
+    """The images that this run has made or pulled, which it removes at its end, unless they were there before."""
+
+    def __init__(self):
+        self.before = set()
+        self.noted = []
+
+    def begin(self):
+        self.before = self._images()
+
+    def note(self, reference):
+        """Notes an image by its name or id; it need not be there yet."""
+        self.noted.append(reference)
+
+    def clean(self, project, keep_images):
+        """Removes what this run has made, and returns the images that could not be removed."""
+        for label in (LABEL, f"com.docker.compose.project={project}"):
+            ours = ("--quiet", "--filter", f"label={label}")
+            self._remove(("rm", "--force", "--volumes"), docker("ps", "--all", *ours, check=False))
+            self._remove(("network", "rm"), docker("network", "ls", *ours, check=False))
+            self._remove(("volume", "rm", "--force"), docker("volume", "ls", *ours, check=False))
+        if keep_images:
+            return []
+        # A builder that was stopped may have made one image more than it has named, and takes a moment to end.
+        end = time.monotonic() + 20
+        while made := self._made():
+            for name in [*self.noted, *made]:
+                if self._id(name) in made:
+                    docker("image", "rm", name, check=False)
+            if time.monotonic() > end:
+                break
+        return sorted(self._made())
+
+    def _made(self):
+        """The ids of the images that are noted, or were made from one of these, and are new."""
+        new = self._images() - self.before
+        made = {self._id(name) for name in self.noted} & new
+        parents = {image: self._parent(image) for image in new - made}
+        while more := {image for image, parent in parents.items() if parent in made and image not in made}:
+            made |= more
+        return made
+
+    @staticmethod
+    def _parent(image):
+        return docker("image", "inspect", "--format", "{{.Parent}}", image, check=False).stdout.strip()
+
+    @staticmethod
+    def _remove(command, listed):
+        names = listed.stdout.split()
+        if names:
+            docker(*command, *names, check=False)
+
+    @staticmethod
+    def _images():
+        return set(docker("image", "ls", "--all", "--quiet", "--no-trunc").stdout.split())
+
+    @staticmethod
+    def _id(name):
+        done = docker("image", "inspect", "--format", "{{.Id}}", name, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+
+LEFT = Left()
 
 
 def layers(image):

@@ -48,7 +48,7 @@ class Image:
                 docker("cp", f"{container}:/usr/local/bin/model-serving", folder)
                 return pathlib.Path(folder, "model-serving").read_bytes()
         finally:
-            docker("rm", container)
+            docker("rm", "--force", "--volumes", container)
 
     def prove_contents(self):
         """Non-root, no shell, no model, and its size; returns the row of the closing table."""

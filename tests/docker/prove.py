@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Builds the images and proves on a real engine that they keep their promises.
 
-    prove.py cpu     the CPU image and the stack of docker-compose.yml
-    prove.py gpu     the GPU image, as far as a machine without a GPU can (some gigabytes of downloads)
+    prove.py [--keep-images] cpu     the CPU image and the stack of docker-compose.yml
+    prove.py [--keep-images] gpu     the GPU image, as far as a machine without a GPU can (some gigabytes of downloads)
 
 Base images that cannot be pulled are replaced by stand-ins (standins.py). Where no engine answers, nothing is checked,
-and that is said. What it starts, it removes; the images stay, so that the next run is quick.
+and that is said. What it makes on the engine it removes at its end, however it ends: containers, networks, volumes and
+images, also those that it pulled. With `--keep-images` the images stay, so that the next run is quick.
 """
 
 import json
@@ -16,6 +17,7 @@ import time
 
 import clients
 import engine
+import stack
 import standins
 from claims import Failed, prove, say
 from engine import docker, inspect, timestamps, until
@@ -131,20 +133,37 @@ def table(row):
         say("  ".join(text.ljust(width) for text, width in zip(line, widths)))
 
 
+def clean(keep_images):
+    # Who asks twice to stop must not stop this.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    left = engine.LEFT.clean(stack.PROJECT, keep_images)
+    if left:
+        sys.exit(f"docker-test: these images could not be removed: {' '.join(left)}")
+    say("removed what this made on the engine" + (", but for the images" if keep_images else ""))
+
+
 def main(arguments):
     proofs = {"cpu": prove_cpu, "gpu": prove_gpu}
+    keep_images = arguments[:1] == ["--keep-images"]
+    if keep_images:
+        arguments = arguments[1:]
     if len(arguments) != 1 or arguments[0] not in proofs:
-        sys.exit("usage: prove.py cpu|gpu")
+        sys.exit("usage: prove.py [--keep-images] cpu|gpu")
     if not engine.is_there():
-        say("docker-test: SKIPPED. No Docker engine answers here, so nothing about the images was checked.")
+        say("SKIPPED: no Docker engine answers here, so nothing about the images was checked")
         return
-    # Stopped early, it still removes what it started.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("docker-test: stopped"))
+    # Stopped early, it still removes what it made.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit("docker-test: stopped"))
+    engine.LEFT.begin()
     bases = standins.Bases()
     try:
         row = proofs[arguments[0]](bases)
     except (Failed, standins.Missing) as failure:
         sys.exit(f"docker-test: {failure}")
+    finally:
+        clean(keep_images)
     table(row)
     if bases.standins:
         say("\nStand-ins took the place of: " + ", ".join(reference.split("@")[0] for _, reference in bases.standins))

@@ -68,10 +68,17 @@ class Stack:
 
     def __enter__(self):
         services = ["api", "prometheus"] + (["grafana"] if self.has_grafana else [])
-        self.run("up", "--detach", "--no-build", *services)
+        try:
+            self.run("up", "--detach", "--no-build", *services)
+        except BaseException:
+            self.down()
+            raise
         return self
 
     def __exit__(self, *_):
+        self.down()
+
+    def down(self):
         subprocess.run(
             [*self.compose, "down", "--volumes", "--timeout", "1"], env=self.environment, capture_output=True
         )

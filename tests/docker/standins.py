@@ -3,8 +3,9 @@
 `Bases.get(name)` answers with the pinned image where the engine has it or can pull it. Elsewhere it builds a stand-in
 from Debian's packages (and, for the builder, from this machine's Rust toolchain) that behaves as the image does in
 what our files rely on: its users, its paths, its libraries. Package settings and certificates of this machine go into
-the stand-ins for build stages, and never into the shipped Dockerfiles. A stand-in stays in the engine for the next
-run; its tag is a checksum of what it was made from.
+the stand-ins for build stages, and never into the shipped Dockerfiles. A stand-in's tag is a checksum of what it was
+made from, so that a kept one is found again. Nothing is installed on this machine: debootstrap comes out of its package
+into .tools/.
 """
 
 import hashlib
@@ -14,6 +15,9 @@ import re
 import shutil
 import subprocess
 import tempfile
+
+import engine
+from claims import Failed
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SUITE = "bookworm"
@@ -80,7 +84,10 @@ def succeeds(*command):
 
 def can_be_had(reference):
     """Whether the engine has the image or can pull it."""
-    return succeeds("docker", "image", "inspect", reference) or succeeds("docker", "pull", "--quiet", reference)
+    if succeeds("docker", "image", "inspect", reference):
+        return True
+    engine.LEFT.note(reference)
+    return succeeds("docker", "pull", "--quiet", reference)
 
 
 class Bases:
@@ -103,12 +110,12 @@ class Bases:
         tag = self._tag("debian", sources)
         if self._exists(tag):
             return tag
-        if shutil.which("debootstrap") is None:
-            self._install("debootstrap")
+        debootstrap, environment = self._debootstrap()
+        engine.LEFT.note(tag)
         with tempfile.TemporaryDirectory() as folder:
             root = pathlib.Path(folder, "root")
             mirror = sources.split()[1]
-            run("debootstrap", "--variant=minbase", SUITE, str(root), mirror)
+            run(debootstrap, "--variant=minbase", SUITE, str(root), mirror, env=environment)
             (root / "etc/apt/sources.list").write_text(sources)
             for path in ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/lib/apt/lists", "var/cache/apt"):
                 shutil.rmtree(root / path, ignore_errors=True)
@@ -163,7 +170,10 @@ class Bases:
                 if prepare is not None:
                     prepare(pathlib.Path(folder))
                 pathlib.Path(folder, "Dockerfile").write_text(dockerfile.replace("@debian@", debian))
-                run("docker", "build", "--tag", tag, folder)
+                try:
+                    engine.build(folder, "--tag", tag)
+                except Failed as failure:
+                    raise Missing(f"the stand-in {tag} could not be built:\n{str(failure)[-3000:]}") from failure
         return tag
 
     @staticmethod
@@ -191,8 +201,23 @@ class Bases:
         return "".join(lines)
 
     @staticmethod
-    def _install(package):
+    def _debootstrap():
+        """The program and its environment: this machine's own, or out of the distribution's package, not installed."""
+        installed = shutil.which("debootstrap")
         if os.geteuid() != 0:
-            raise Missing(f"{package} is needed to build a stand-in; install it with: apt-get install {package}")
-        run("apt-get", "update", "-qq")
-        run("apt-get", "install", "-y", "-qq", package, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+            raise Missing("only root can build stand-ins; run this as root, or pull the images")
+        if installed:
+            return installed, None
+        target = ROOT / ".tools/debootstrap"
+        program = target / "usr/sbin/debootstrap"
+        if not program.exists():
+            target.parent.mkdir(exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+                if not succeeds("apt-cache", "show", "debootstrap"):
+                    run("apt-get", "update", "-qq")
+                run("apt-get", "download", "-qq", "debootstrap", cwd=folder)
+                (package,) = pathlib.Path(folder).glob("debootstrap_*.deb")
+                run("dpkg-deb", "--extract", str(package), f"{folder}/files")
+                shutil.rmtree(target, ignore_errors=True)
+                pathlib.Path(folder, "files").rename(target)
+        return str(program), {**os.environ, "DEBOOTSTRAP_DIR": str(target / "usr/share/debootstrap")}
