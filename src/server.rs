@@ -134,12 +134,14 @@ pub async fn run(
         config.http.clone(),
         tracer,
     ));
+    let listening = with_room(config.listener);
     let address = listener.local_addr().ok();
     let serving = tokio::spawn(accept::serve(
         listener,
-        http::router(app),
-        config.listener,
+        http::site(app),
+        listening,
         drain.clone(),
+        Arc::clone(&metrics),
     ));
     tracing::info!(
         address = address.map(|address: SocketAddr| address.to_string()),
@@ -189,6 +191,23 @@ pub async fn run(
         tokio::task::block_in_place(|| reloader.join(end));
     }
     Ok(())
+}
+
+/// The bounds of connections, lowered to what the process's table of open files has room for.
+fn with_room(asked: ListenerConfig) -> ListenerConfig {
+    let Some(open_files) = process::raise_open_files() else {
+        return asked;
+    };
+    let fitting = asked.fitting(open_files, 0);
+    if fitting != asked {
+        tracing::warn!(
+            asked = asked.max_connections,
+            max_connections = fitting.max_connections,
+            open_files,
+            "--max-connections (MAX_CONNECTIONS) is lowered to what the limit of open files allows; raise that (ulimit -n)"
+        );
+    }
+    fitting
 }
 
 /// What was loaded before the server is ready.

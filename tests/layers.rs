@@ -92,7 +92,10 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ),
     ("tower", &["http"]),
     ("tower_http", &["http"]),
-    ("socket2", &["http/accept.rs"]),
+    (
+        "socket2",
+        &["http/accept.rs", "http/connection/transport.rs"],
+    ),
     ("ort", &["runtime"]),
     ("nvml_wrapper", &["gpu"]),
     ("prost", &["model/proto.rs"]),

@@ -136,7 +136,8 @@ pub struct ServeFlags {
     )]
     pub max_json_depth: NonZeroUsize,
 
-    /// Connections at once; further ones wait to be accepted. Keep it below the limit of file descriptors.
+    /// Connections at once. When all are taken, the one that has waited longest for its client gives way to a new request,
+    /// and probes and metrics are answered in any case. Lowered to what the limit of open files allows.
     #[arg(
         long,
         env = "MAX_CONNECTIONS",

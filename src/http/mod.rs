@@ -10,11 +10,13 @@ pub mod connection;
 pub mod drain;
 pub mod error;
 mod exposition;
+mod giving_way;
 mod health;
 mod media;
 mod metadata;
 mod middleware;
 mod phase;
+mod places;
 mod predict;
 pub mod wire;
 
@@ -32,6 +34,7 @@ use crate::registry::Registry;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Tracer;
 use api_keys::ApiKeys;
+use connection::Site;
 use error::ApiError;
 
 /// The bounds of requests and answers.
@@ -116,8 +119,17 @@ fn routes() -> [(&'static str, MethodRouter<Arc<App>>); 8] {
     ]
 }
 
+/// What the main port serves: every route.
+#[must_use]
+pub fn site(app: Arc<App>) -> Site {
+    Site {
+        quiet_routes: app.quiet_routes.clone().into(),
+        router: router(app),
+    }
+}
+
 /// Every route and layer of the server.
-pub fn router(app: Arc<App>) -> Router {
+fn router(app: Arc<App>) -> Router {
     let mut router = Router::new();
     let mut taken: Vec<String> = Vec::new();
     let fixed = routes()
