@@ -150,6 +150,7 @@ fn reset(client: Client) {
     SockRef::from(&client.stream)
         .set_linger(Some(Duration::ZERO))
         .unwrap();
+    drop(client);
 }
 
 #[test]
