@@ -31,6 +31,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "server",
         &[
+            "admin",
             "container",
             "process",
             "shutdown",
@@ -46,6 +47,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "telemetry",
         ],
     ),
+    ("admin", &["http", "telemetry"]),
     ("shutdown", &["signals", "http", "registry"]),
     ("signals", &[]),
     ("process", &["runtime"]),

@@ -53,6 +53,12 @@ pub struct ServeFlags {
     #[arg(long, env = "PORT", value_name = "PORT")]
     pub port: Option<u16>,
 
+    /// A second port, for probes and metrics alone (/health, /ready, /ping, /metrics and the platform's health route), which
+    /// answers whatever happens on the main one; off if not given. It asks for no API key. Set it where an orchestrator and
+    /// Prometheus can reach a port of their own; 0 lets the system choose.
+    #[arg(long, env = "ADMIN_PORT", value_name = "PORT")]
+    pub admin_port: Option<u16>,
+
     /// What executes the model, and how.
     #[command(flatten)]
     pub execution: ExecutionFlags,

@@ -34,9 +34,20 @@ const RESERVE_SEND_BUFFER: usize = 1 << 20;
 /// How often a lasting failure is logged.
 const ERROR_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
+/// What a listener is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// Predictions, and everything else.
+    Main,
+    /// Probes and metrics only.
+    Admin,
+}
+
 /// The bounds of a listener and its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListenerConfig {
+    /// What it is for.
+    pub port: Port,
     /// Connections at once, beside the few in reserve; further ones take the place of those that wait for their clients.
     pub max_connections: usize,
     /// The bounds of each connection.
@@ -77,7 +88,7 @@ pub async fn serve(
     metrics: Arc<Metrics>,
 ) {
     bound_unsent_bytes(&listener);
-    let places = Places::new(config.max_connections, metrics);
+    let places = Places::new(config.port, config.max_connections, metrics);
     let connections = TaskTracker::new();
     let spawn = |stream: TcpStream, place: Place| {
         if place.is_on_reserve() {
@@ -204,6 +215,7 @@ mod tests {
             max_headers: 0,
         };
         let config = ListenerConfig {
+            port: Port::Main,
             max_connections: 4096,
             connection,
         };

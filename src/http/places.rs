@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use super::accept::Port;
 use super::connection::Shared;
 use super::giving_way::{self, Kind};
 use super::phase::Phase;
@@ -35,6 +36,7 @@ pub(super) struct NoPlace;
 
 /// The places of one listener.
 pub(super) struct Places {
+    port: Port,
     max_connections: usize,
     regular: Group,
     reserve: Group,
@@ -71,8 +73,9 @@ impl Group {
 }
 
 impl Places {
-    pub(super) fn new(max_connections: usize, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub(super) fn new(port: Port, max_connections: usize, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
+            port,
             max_connections,
             regular: Group::new(max_connections),
             reserve: Group::new(RESERVE),
@@ -168,12 +171,22 @@ impl Places {
             .told
             .is_none_or(|told| told.elapsed() >= LOG_INTERVAL)
         {
-            tracing::warn!(
-                max_connections = self.max_connections,
-                gave_way = crowding.gave_way,
-                refused = crowding.refused,
-                "all connections are taken: those that wait longest for their clients give way, and requests without a place are refused; raise --max-connections (MAX_CONNECTIONS) or lower --keep-alive-timeout (KEEP_ALIVE_TIMEOUT) if clients are many"
-            );
+            let (gave_way, refused) = (crowding.gave_way, crowding.refused);
+            let max_connections = self.max_connections;
+            match self.port {
+                Port::Main => tracing::warn!(
+                    max_connections,
+                    gave_way,
+                    refused,
+                    "all connections are taken: those that wait longest for their clients give way, and requests without a place are refused; raise --max-connections (MAX_CONNECTIONS) or lower --keep-alive-timeout (KEEP_ALIVE_TIMEOUT) if clients are many"
+                ),
+                Port::Admin => tracing::warn!(
+                    max_connections,
+                    gave_way,
+                    refused,
+                    "all connections of the admin port are taken: those that wait longest for their clients give way; let only probes and Prometheus reach it"
+                ),
+            }
             *crowding = Crowding {
                 told: Some(Instant::now()),
                 ..Crowding::default()

@@ -180,6 +180,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+    use crate::http::accept::Port;
     use crate::http::places::Places;
     use crate::telemetry::metrics::Metrics;
 
@@ -224,7 +225,7 @@ mod tests {
                 quiet_routes: Arc::new([]),
             };
             let metrics = Arc::new(Metrics::new().unwrap());
-            let place = Arc::new(Places::new(1, metrics).last());
+            let place = Arc::new(Places::new(Port::Main, 1, metrics).last());
             let served = tokio::spawn(serve_stream(far_end, site, CONFIG, drain.clone(), place));
             let start = Instant::now();
             let mut peer = Self {
