@@ -10,6 +10,7 @@
 //! Imports run downwards only, in the order of this page; a test reads them and keeps it so.
 
 // The process.
+pub mod admin;
 pub mod config;
 pub mod container;
 pub mod healthcheck;

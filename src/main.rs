@@ -67,8 +67,8 @@ fn serve(flags: ServeFlags) -> Result<(), String> {
             what: "a signal handler",
             source,
         })?;
-        let listener = server::bind(&config).await?;
-        server::run(config, listener, signals, tracer).await
+        let listeners = server::bind(&config).await?;
+        server::run(config, listeners, signals, tracer).await
     });
     // Whatever still runs then runs for nobody.
     runtime.shutdown_background();

@@ -1,10 +1,10 @@
-//! What holds for the whole process and can only be said while it has one thread: that ONNX Runtime tells nobody, and
-//! that memory which is freed goes back to the system.
+//! What holds for the whole process: that ONNX Runtime tells nobody, that memory which is freed goes back to the system,
+//! and how many files may be open.
 //!
 //! Invariant: [`prepare`] is called before anything else, by every program that loads ONNX Runtime.
 #![allow(
     unsafe_code,
-    reason = "the environment and the allocator are the process's; see the safety comments"
+    reason = "the environment, the allocator and limits are the process's; see the safety comments"
 )]
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -40,6 +40,34 @@ pub fn trim() {
             GIVEN_BACK.store(libc::mallinfo2().fordblks, Ordering::Relaxed);
         }
     }
+}
+
+/// Lets the process have as many files open as it is allowed to, and says how many that are; none if there is no limit or
+/// it cannot be read. The usual limit of 1024 is for programs that put descriptors into fixed tables, which nothing here
+/// does.
+#[must_use]
+pub fn raise_open_files() -> Option<usize> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: both take a pointer to a limit, which lives long enough; one that may not be set is refused without effect.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 {
+            return None;
+        }
+        let raised = libc::rlimit {
+            rlim_cur: limit.rlim_max,
+            ..limit
+        };
+        if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) == 0 {
+            limit = raised;
+        }
+    }
+    if limit.rlim_cur == libc::RLIM_INFINITY {
+        return None;
+    }
+    usize::try_from(limit.rlim_cur).ok()
 }
 
 /// Prepares the process. To be called first in `main`.

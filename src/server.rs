@@ -13,10 +13,11 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
+use crate::admin::{self, Admin};
 use crate::batching::MemoryBudget;
 use crate::container;
 use crate::gpu;
-use crate::http::accept::{self, ListenerConfig};
+use crate::http::accept::{self, ListenerConfig, Port};
 use crate::http::drain::Drain;
 use crate::http::{self, App, HttpConfig};
 use crate::loading::{Loader, LoadingError, ModelsConfig};
@@ -45,6 +46,8 @@ pub struct Config {
     pub host: String,
     /// The port to listen on; 0 lets the system choose.
     pub port: u16,
+    /// A second port for probes and metrics; 0 lets the system choose.
+    pub admin_port: Option<u16>,
     /// What is served, and how it is executed.
     pub models: ModelsConfig,
     /// The bounds of requests and answers.
@@ -74,6 +77,16 @@ pub enum StartError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// The admin port could not be bound.
+    #[error(
+        "cannot listen on {address} for probes and metrics: {source}; stop what uses the port, or set --admin-port (ADMIN_PORT)"
+    )]
+    BindAdmin {
+        /// The address that was asked for.
+        address: String,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
     /// The models cannot be served.
     #[error(transparent)]
     Loading(#[from] LoadingError),
@@ -90,23 +103,54 @@ pub enum StartError {
     Metrics(#[from] prometheus::Error),
 }
 
-/// Binds the listener.
-///
-/// # Errors
-/// When the address is not ours, or somebody else has the port.
-pub async fn bind(config: &Config) -> Result<TcpListener, StartError> {
-    let address = format!("{}:{}", config.host, config.port);
-    let bound = TcpListener::bind((config.host.as_str(), config.port)).await;
-    bound.map_err(|source| StartError::Bind { address, source })
+/// What the server listens on.
+pub struct Listeners {
+    main: TcpListener,
+    admin: Option<(std::net::TcpListener, SocketAddr)>,
 }
 
-/// Serves on `listener` until a signal comes, and drains.
+impl Listeners {
+    /// The address of the main port.
+    ///
+    /// # Errors
+    /// When the operating system does not say.
+    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.main.local_addr()
+    }
+}
+
+/// Binds the listeners.
+///
+/// # Errors
+/// When the address is not ours, or somebody else has a port.
+pub async fn bind(config: &Config) -> Result<Listeners, StartError> {
+    let host = config.host.as_str();
+    let address = |port| format!("{host}:{port}");
+    let main = TcpListener::bind((host, config.port)).await;
+    let main = main.map_err(|source| StartError::Bind {
+        address: address(config.port),
+        source,
+    })?;
+    let admin = match config.admin_port {
+        Some(port) => {
+            let bound = admin::bind(host, port).await;
+            Some(bound.map_err(|source| StartError::BindAdmin {
+                address: address(port),
+                source,
+            })?)
+        }
+        None => None,
+    };
+    Ok(Listeners { main, admin })
+}
+
+/// Serves on `listeners` until a signal comes, and drains.
 ///
 /// # Errors
 /// When the models cannot be served. A stop, forced or not, is no error.
 pub async fn run(
     config: Config,
-    listener: TcpListener,
+    listeners: Listeners,
     mut signals: Signals,
     tracer: Tracer,
 ) -> Result<(), StartError> {
@@ -134,15 +178,28 @@ pub async fn run(
         config.http.clone(),
         tracer,
     ));
-    let address = listener.local_addr().ok();
+    let address = listeners.local_addr().ok();
+    let admin_address = listeners.admin.as_ref().map(|(_, address)| *address);
+    let (listening, admin) = with_room(config.listener, listeners.admin);
+    let admin = admin.map(|(listener, bounds)| {
+        Admin::start(
+            listener,
+            http::admin_site(&app),
+            bounds,
+            Arc::clone(&metrics),
+        )
+    });
+    let admin = admin.transpose().map_err(no_thread)?;
     let serving = tokio::spawn(accept::serve(
-        listener,
-        http::router(app),
-        config.listener,
+        listeners.main,
+        http::site(app),
+        listening,
         drain.clone(),
+        Arc::clone(&metrics),
     ));
     tracing::info!(
-        address = address.map(|address: SocketAddr| address.to_string()),
+        address = address.map(|address| address.to_string()),
+        admin_address = admin_address.map(|address| address.to_string()),
         "listening"
     );
 
@@ -188,7 +245,40 @@ pub async fn run(
         // ONNX Runtime must not be cut off while it loads something.
         tokio::task::block_in_place(|| reloader.join(end));
     }
+    if let Some(admin) = admin {
+        tokio::task::block_in_place(|| admin.stop());
+    }
     Ok(())
+}
+
+/// The bounds of connections, lowered to what the process's table of open files has room for, and the listener of the
+/// admin port with its own.
+fn with_room<L>(
+    asked: ListenerConfig,
+    admin: Option<(L, SocketAddr)>,
+) -> (ListenerConfig, Option<(L, ListenerConfig)>) {
+    let admin = admin.map(|(listener, _)| {
+        let bounds = ListenerConfig {
+            port: Port::Admin,
+            max_connections: admin::MAX_CONNECTIONS,
+            ..asked
+        };
+        (listener, bounds)
+    });
+    let Some(open_files) = process::raise_open_files() else {
+        return (asked, admin);
+    };
+    let others = admin.as_ref().map_or(0, |(_, bounds)| bounds.descriptors());
+    let fitting = asked.fitting(open_files, others);
+    if fitting != asked {
+        tracing::warn!(
+            asked = asked.max_connections,
+            max_connections = fitting.max_connections,
+            open_files,
+            "--max-connections (MAX_CONNECTIONS) is lowered to what the limit of open files allows; raise that (ulimit -n)"
+        );
+    }
+    (fitting, admin)
 }
 
 /// What was loaded before the server is ready.

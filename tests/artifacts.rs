@@ -228,11 +228,47 @@ fn check_labels(path: &Path, text: &str) {
 }
 
 #[test]
-fn prometheus_scrapes_the_service_of_the_stack_at_its_port() {
-    let targets = format!("targets: [\"api:{DEFAULT_PORT}\"]");
+fn prometheus_scrapes_the_service_of_the_stack_at_its_admin_port() {
+    let compose = read("docker-compose.yml");
+    assert!(compose.contains("\n  api:\n"));
+    let ports = values(&compose, "ADMIN_PORT");
+    let [port] = ports[..] else {
+        panic!("docker-compose.yml opens not one admin port: {ports:?}");
+    };
+    let port = port.trim_matches('"');
     let config = read("monitoring/prometheus.yml");
+    let targets = format!("targets: [\"api:{port}\"]");
     assert!(config.contains(&targets), "{config}");
-    assert!(read("docker-compose.yml").contains("\n  api:\n"));
+    assert!(
+        !compose.contains(&format!(":{port}\"")),
+        "the admin port is published"
+    );
+    // It finds the port by the server's own settings.
+    assert!(compose.contains("\"/usr/local/bin/model-serving\", \"healthcheck\"]"));
+}
+
+#[test]
+fn where_there_is_one_port_probes_ask_at_it_and_no_other_is_opened() {
+    for path in files("terraform/modules/model-serving", "tf")
+        .into_iter()
+        .chain(files(".github/workflows", "yml"))
+    {
+        let text = read(&path);
+        assert!(!text.contains("ADMIN_PORT"), "{}", path.display());
+        for probe in text.split("httpGet.port=").skip(1) {
+            let port: String = probe.chars().take_while(char::is_ascii_digit).collect();
+            assert_eq!(port, DEFAULT_PORT.to_string(), "{}", path.display());
+        }
+    }
+    let service = read("terraform/modules/model-serving/main.tf");
+    let probes = service.split("http_get {").skip(1);
+    for probe in probes {
+        let probe = probe.split('}').next().unwrap();
+        assert!(
+            probe.contains(&format!("port = {DEFAULT_PORT}\n")),
+            "{probe}"
+        );
+    }
 }
 
 /// Every Kubernetes manifest, with its path.
@@ -324,8 +360,10 @@ fn manifests_name_only_paths_ports_and_metrics_that_the_server_has() {
                 probed += 1;
             }
         }
-        for port in values(&text, "containerPort") {
-            assert_eq!(port, DEFAULT_PORT.to_string(), "{}", path.display());
+        // The main port; the admin port's number is the manifests' own affair.
+        let ports = values(&text, "containerPort");
+        if let Some(port) = ports.first() {
+            assert_eq!(*port, DEFAULT_PORT.to_string(), "{}", path.display());
         }
         check_metrics(&path, &text);
     }

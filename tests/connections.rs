@@ -186,30 +186,6 @@ fn a_peer_that_reads_slowly_gets_its_whole_answer() {
 }
 
 #[test]
-fn connections_beyond_the_maximum_wait_for_a_place() {
-    let server = Server::fixture("addone", &["--max-connections", "4"]);
-    let mut kept: Vec<Client> = (0..4).map(|_| server.connect()).collect();
-    for client in &mut kept {
-        assert_eq!(client.send(&valid()).unwrap().status, 200);
-    }
-    let mut fifth = server.connect();
-    fifth.write(&valid().bytes()).unwrap();
-    fifth
-        .stream
-        .set_read_timeout(Some(Duration::from_millis(300)))
-        .unwrap();
-    assert!(fifth.read().is_err(), "there is no place for it yet");
-    fifth.stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    assert_eq!(
-        kept[0].send(&valid()).unwrap().status,
-        200,
-        "kept connections are served on"
-    );
-    drop(kept.pop());
-    assert_eq!(fifth.read().unwrap().status, 200);
-}
-
-#[test]
 fn limits_hold_on_every_route() {
     let server = Server::fixture("addone", &["--max-body-size", "1MiB"]);
     for (method, path) in [
@@ -430,48 +406,4 @@ fn a_storm_of_broken_connections_leaves_no_trace() {
     }
     assert_eq!(server.metric("panics_total", &[]), Some(0.0));
     assert!(server.metric("process_open_fds", &[]).unwrap() < 64.0);
-}
-
-#[test]
-fn a_full_table_of_file_descriptors_does_not_stop_the_server() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
-    let program = support::program();
-    let mut command = std::process::Command::new("sh");
-    command
-        .args(["-c", "ulimit -n 96; exec \"$0\" \"$@\""])
-        .arg(program.get_program());
-    command
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .stdout(std::process::Stdio::null());
-    command.args([
-        "--host",
-        "127.0.0.1",
-        "--port",
-        &address.port().to_string(),
-        "--model",
-        &support::fixture("addone"),
-    ]);
-    let mut child = command.spawn().unwrap();
-    let deadline = Instant::now() + PATIENCE;
-    let ask =
-        |request: &Request| Client::connect(address).and_then(|mut client| client.send(request));
-    while !ask(&Request::new("GET", "/ready")).is_ok_and(|answer| answer.status == 200) {
-        assert!(Instant::now() < deadline);
-    }
-    let mut kept = Client::connect(address).unwrap();
-    assert_eq!(kept.send(&valid()).unwrap().status, 200);
-    // More than there are descriptors, and fewer than the smallest backlogs hold beside them.
-    let crowd: Vec<_> = (0..180).map(|_| Client::connect(address)).collect();
-    for _ in 0..500 {
-        assert_eq!(kept.send(&valid()).unwrap().status, 200);
-    }
-    drop(crowd);
-    let deadline = Instant::now() + PATIENCE;
-    while !ask(&valid()).is_ok_and(|answer| answer.status == 200) {
-        assert!(Instant::now() < deadline, "it does not recover");
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
 }

@@ -31,6 +31,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "server",
         &[
+            "admin",
             "container",
             "process",
             "shutdown",
@@ -46,6 +47,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "telemetry",
         ],
     ),
+    ("admin", &["http", "telemetry"]),
     ("shutdown", &["signals", "http", "registry"]),
     ("signals", &[]),
     ("process", &["runtime"]),
@@ -92,7 +94,10 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ),
     ("tower", &["http"]),
     ("tower_http", &["http"]),
-    ("socket2", &["http/accept.rs"]),
+    (
+        "socket2",
+        &["http/accept.rs", "http/connection/transport.rs"],
+    ),
     ("ort", &["runtime"]),
     ("nvml_wrapper", &["gpu"]),
     ("prost", &["model/proto.rs"]),

@@ -84,10 +84,77 @@ fn ports_are_asked_for_by_a_name_that_the_container_has() {
     asked.extend(ingress.flat_map(|rule| all(rule, "port")));
     let monitoring = folder("overlays/monitoring");
     asked.extend(all(find(&monitoring, "PodMonitor"), "port"));
-    assert_eq!(asked.len(), 6);
+    assert_eq!(asked.len(), 7);
     for port in asked {
         assert!(named.contains(&text(port)), "no port is called {port}");
     }
+}
+
+/// The number of the port that the container calls `name`.
+fn port(container: &Value, name: &str) -> u64 {
+    let mut ports = container["ports"].as_array().unwrap().iter();
+    let port = ports.find(|port| port["name"] == name);
+    port.unwrap()["containerPort"].as_u64().unwrap()
+}
+
+#[test]
+fn probes_and_scrapes_go_to_the_admin_port_which_is_on() {
+    let base = folder("base");
+    let deployment = container(&base);
+    let mut probes = 0;
+    // Whatever is patched or added must not probe another one.
+    for name in [
+        "base",
+        "overlays/gpu",
+        "components/api-keys",
+        "overlays/cpu",
+    ] {
+        for object in folder(name) {
+            for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
+                for probe in all(&object, probe) {
+                    assert_eq!(probe["httpGet"]["port"], "admin", "{name}: {probe}");
+                    probes += 1;
+                }
+            }
+            for list in all(&object, "env") {
+                let variables = list.as_array().unwrap().iter();
+                let mut admin = variables.filter(|variable| variable["name"] == "ADMIN_PORT");
+                let value = admin.next().map(|variable| text(&variable["value"]));
+                let expected = port(deployment, "admin").to_string();
+                match name {
+                    "base" => assert_eq!(value, Some(&*expected), "the admin port is off"),
+                    _ => assert_eq!(value, None, "{name} changes the admin port"),
+                }
+            }
+        }
+    }
+    assert_eq!(probes, 3);
+    let monitoring = folder("overlays/monitoring");
+    for endpoint in all(find(&monitoring, "PodMonitor"), "podMetricsEndpoints") {
+        assert_eq!(endpoint[0]["port"], "admin");
+    }
+    for object in &base {
+        let ports = all(object, "targetPort");
+        assert!(
+            ports.iter().all(|port| *port == "http"),
+            "the Service shows the admin port"
+        );
+    }
+}
+
+#[test]
+fn predictions_come_from_anywhere_and_scrapes_from_where_prometheus_is() {
+    let base = folder("base");
+    let rules = base.iter().flat_map(|object| all(object, "ingress"));
+    let mut ports = Vec::new();
+    for rule in rules.flat_map(|rules| rules.as_array().unwrap()) {
+        for port in all(&rule["ports"], "port") {
+            let from = rule["from"][0]["namespaceSelector"]["matchLabels"].as_object();
+            let from = from.and_then(|labels| labels.get("kubernetes.io/metadata.name"));
+            ports.push((text(port), from.map(text)));
+        }
+    }
+    assert_eq!(ports, [("http", None), ("admin", Some("monitoring"))]);
 }
 
 #[test]

@@ -205,8 +205,8 @@ fn rules_and_panels_have_data_and_autoscalers_see_the_clients_latency() {
     // Some milliseconds in the model, so that latency is the model's and not this machine's mood.
     let path = fixture("loop");
     let gpus = FakeNvml::new(&FakeNvml::two_gpus());
-    let server = gpus.serve(&["--model", path.as_str()]);
-    let prometheus = Prometheus::start(&program, server.address);
+    let server = gpus.serve(&["--model", path.as_str(), "--admin-port", "0"]);
+    let prometheus = Prometheus::start(&program, server.admin.unwrap());
     let [latency, saturation] = adapter_queries();
     let [keda_latency, keda_saturation] = keda_queries();
     // Without requests an autoscaler must see 0 and not nothing, or it would never scale down.

@@ -53,6 +53,12 @@ pub struct ServeFlags {
     #[arg(long, env = "PORT", value_name = "PORT")]
     pub port: Option<u16>,
 
+    /// A second port, for probes and metrics alone (/health, /ready, /ping, /metrics and the platform's health route), which
+    /// answers whatever happens on the main one; off if not given. It asks for no API key. Set it where an orchestrator and
+    /// Prometheus can reach a port of their own; 0 lets the system choose.
+    #[arg(long, env = "ADMIN_PORT", value_name = "PORT")]
+    pub admin_port: Option<u16>,
+
     /// What executes the model, and how.
     #[command(flatten)]
     pub execution: ExecutionFlags,
@@ -136,7 +142,8 @@ pub struct ServeFlags {
     )]
     pub max_json_depth: NonZeroUsize,
 
-    /// Connections at once; further ones wait to be accepted. Keep it below the limit of file descriptors.
+    /// Connections at once. When all are taken, the one that has waited longest for its client gives way to a new request,
+    /// and probes and metrics are answered in any case. Lowered to what the limit of open files allows.
     #[arg(
         long,
         env = "MAX_CONNECTIONS",

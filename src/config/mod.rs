@@ -15,7 +15,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 
 use crate::http::HttpConfig;
-use crate::http::accept::ListenerConfig;
+use crate::http::accept::{ListenerConfig, Port};
 use crate::http::api_keys::ApiKeys;
 use crate::http::connection::ConnectionConfig;
 use crate::loading::ModelsConfig;
@@ -121,10 +121,17 @@ impl ServeFlags {
                 .saturating_mul(2),
             max_headers: self.max_headers.get().saturating_mul(2),
         };
+        let port = self.port.or(platform_port).unwrap_or(DEFAULT_PORT);
+        if port != 0 && self.admin_port == Some(port) {
+            return Err(wrong(format!(
+                "--admin-port (ADMIN_PORT) {port} is the port of predictions, too; choose another one, or change --port (PORT)"
+            )));
+        }
         let execution = self.execution;
         Ok(Config {
             host: self.host,
-            port: self.port.or(platform_port).unwrap_or(DEFAULT_PORT),
+            port,
+            admin_port: self.admin_port,
             models: ModelsConfig {
                 path: self.model,
                 name: self.model_name,
@@ -151,6 +158,7 @@ impl ServeFlags {
                 api_keys,
             },
             listener: ListenerConfig {
+                port: Port::Main,
                 max_connections: self.max_connections.get(),
                 connection,
             },
@@ -231,6 +239,9 @@ mod tests {
             &["--device", "gpu"],
             &["--log-level", "loud"],
             &["--port", "65536"],
+            &["--admin-port", "65536"],
+            &["--admin-port", "8000"],
+            &["--admin-port", "9", "--port", "9"],
             &["--watch-model", "0s"],
             &["--watch-model", "10"],
             &["--no-such-flag"],

@@ -1,18 +1,19 @@
-//! Our own accept loop: a bounded number of connections, each with deadlines, and an end that loses nothing.
+//! Our own accept loop: a bounded number of connections, each with deadlines and a place, and an end that loses nothing.
 //!
-//! Invariant: [`serve`] returns only when every connection it accepted is gone.
+//! Invariant: [`serve`] returns only when every connection it accepted is gone, and no number of them keeps it from
+//! accepting more.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Router;
 use socket2::{SockFilter, SockRef};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
-use super::connection::{self, ConnectionConfig};
+use super::connection::{self, ConnectionConfig, Site};
 use super::drain::Drain;
+use super::places::{self, Place, Places};
+use crate::telemetry::metrics::Metrics;
 
 /// How long accepting pauses after a failure such as a full table of file descriptors: long enough not to spin, short
 /// enough that a freed descriptor is used at once.
@@ -27,52 +28,110 @@ const HANDSHAKE_PAUSE: Duration = Duration::from_millis(20);
 /// is waited for. With this little the peer's progress is seen, and memory is not held for what waits.
 const MAX_UNSENT_BYTES: u32 = 64 << 10;
 
+/// The bytes of an answer that the kernel takes at once on a reserve place, if the system allows it: far more than metrics.
+const RESERVE_SEND_BUFFER: usize = 1 << 20;
+
 /// How often a lasting failure is logged.
 const ERROR_LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a listener is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// Predictions, and everything else.
+    Main,
+    /// Probes and metrics only.
+    Admin,
+}
 
 /// The bounds of a listener and its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListenerConfig {
-    /// Connections at once; further ones wait in the kernel's backlog.
+    /// What it is for.
+    pub port: Port,
+    /// Connections at once, beside the few in reserve; further ones take the place of those that wait for their clients.
     pub max_connections: usize,
     /// The bounds of each connection.
     pub connection: ConnectionConfig,
 }
 
-/// Serves `router` on `listener` until `drain` stops it and the last connection is gone.
-pub async fn serve(listener: TcpListener, router: Router, config: ListenerConfig, drain: Drain) {
+/// File descriptors that the process has for everything but connections: libraries, models while they are read, a GPU's
+/// devices, epoll, and the log.
+const OWN_DESCRIPTORS: usize = 128;
+
+impl ListenerConfig {
+    /// The same with no more connections than fit beside everything else into a table of so many file descriptors, of
+    /// which `others` are taken by other listeners.
+    #[must_use]
+    pub fn fitting(self, descriptors: usize, others: usize) -> Self {
+        // A small table is divided: nothing would be served by keeping all of it for oneself.
+        let own = OWN_DESCRIPTORS.min(descriptors / 2);
+        let left = descriptors.saturating_sub(own + others + places::RESERVE);
+        Self {
+            max_connections: self.max_connections.min(left).max(1),
+            ..self
+        }
+    }
+
+    /// The file descriptors that all of its connections take.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        self.max_connections.saturating_add(places::RESERVE)
+    }
+}
+
+/// Serves `site` on `listener` until `drain` stops it and the last connection is gone.
+pub async fn serve(
+    listener: TcpListener,
+    site: Site,
+    config: ListenerConfig,
+    drain: Drain,
+    metrics: Arc<Metrics>,
+) {
     bound_unsent_bytes(&listener);
-    let slots = Arc::new(Semaphore::new(config.max_connections));
+    let places = Places::new(config.port, config.max_connections, metrics);
     let connections = TaskTracker::new();
-    let spawn = |stream: TcpStream, slot: Option<OwnedSemaphorePermit>| {
-        let (router, drain) = (router.clone(), drain.clone());
-        connections.spawn(async move {
-            connection::serve(stream, router, config.connection, drain).await;
-            drop(slot);
-        });
+    let spawn = |stream: TcpStream, place: Place| {
+        if place.is_on_reserve() {
+            leave_answer_to_the_kernel(&stream);
+        }
+        let serving = connection::serve(
+            stream,
+            site.clone(),
+            config.connection,
+            drain.clone(),
+            place,
+        );
+        connections.spawn(serving);
     };
     let mut last_log: Option<Instant> = None;
     let mut stopping = drain.stopping();
     loop {
-        let accept = async {
-            // The slot comes first, so that a full server leaves new connections where they cost nothing.
-            let slot = Arc::clone(&slots).acquire_owned().await.ok();
-            (listener.accept().await, slot)
-        };
-        let (accepted, slot) = tokio::select! {
+        let accepted = tokio::select! {
             biased;
             () = &mut stopping => break,
-            accepted = accept => accepted,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => spawn(stream, slot),
+            Ok((stream, _)) => {
+                let place = tokio::select! {
+                    biased;
+                    () = &mut stopping => None,
+                    place = places.enter() => Some(place),
+                };
+                let Some(place) = place else {
+                    spawn(stream, places.last());
+                    break;
+                };
+                spawn(stream, place);
+            }
             Err(error) if is_about_one_connection(&error) => {}
             Err(error) => {
                 if last_log.is_none_or(|logged| logged.elapsed() >= ERROR_LOG_INTERVAL) {
                     tracing::warn!(%error, "no connection can be accepted");
                     last_log = Some(Instant::now());
                 }
-                tokio::time::sleep(ERROR_PAUSE).await;
+                // Most likely the table of file descriptors is full, and a connection that ends makes room in it.
+                places.relieve(ERROR_PAUSE).await;
             }
         }
     }
@@ -83,7 +142,7 @@ pub async fn serve(listener: TcpListener, router: Router, config: ListenerConfig
     let handshakes_end = tokio::time::Instant::now() + HANDSHAKE_PAUSE;
     while let Ok(Ok((stream, _))) = tokio::time::timeout_at(handshakes_end, listener.accept()).await
     {
-        spawn(stream, None);
+        spawn(stream, places.last());
     }
     if let Ok(listener) = listener.into_std() {
         while let Ok((stream, _)) = listener.accept() {
@@ -91,7 +150,7 @@ pub async fn serve(listener: TcpListener, router: Router, config: ListenerConfig
                 .set_nonblocking(true)
                 .and_then(|()| TcpStream::from_std(stream));
             if let Ok(stream) = stream {
-                spawn(stream, None);
+                spawn(stream, places.last());
             }
         }
     }
@@ -105,6 +164,15 @@ fn bound_unsent_bytes(listener: &TcpListener) {
     if let Err(error) = SockRef::from(listener).set_tcp_notsent_lowat(MAX_UNSENT_BYTES) {
         tracing::debug!(%error, "what the kernel buffers of answers cannot be bounded");
     }
+}
+
+/// Lets the kernel take as much of an answer as it can: the answer of a probe or scrape leaves the server at once, and its
+/// connection ends, however slowly the peer reads.
+fn leave_answer_to_the_kernel(stream: &TcpStream) {
+    let socket = SockRef::from(stream);
+    // Where this cannot be set, a peer that does not read gives way to the next one.
+    let _ = socket.set_tcp_notsent_lowat(u32::MAX);
+    let _ = socket.set_send_buffer_size(RESERVE_SEND_BUFFER);
 }
 
 /// Makes the kernel drop the first packet of new connections to `listener`, as if it had got lost.
@@ -130,4 +198,37 @@ fn is_about_one_connection(error: &std::io::Error) -> bool {
         error.kind(),
         ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_fit_beside_everything_else_into_the_table_of_descriptors() {
+        let connection = ConnectionConfig {
+            first_byte_timeout: Duration::ZERO,
+            header_timeout: Duration::ZERO,
+            write_timeout: Duration::ZERO,
+            keep_alive_timeout: Duration::ZERO,
+            max_head_bytes: 0,
+            max_headers: 0,
+        };
+        let config = ListenerConfig {
+            port: Port::Main,
+            max_connections: 4096,
+            connection,
+        };
+        for (descriptors, others, expected) in [
+            (1 << 20, 0, 4096),
+            (4096, 0, 4096 - 128 - places::RESERVE),
+            (1024, 64, 1024 - 128 - 64 - places::RESERVE),
+            (96, 0, 48 - places::RESERVE),
+            (64, 0, 1),
+            (0, 0, 1),
+        ] {
+            let fitting = config.fitting(descriptors, others);
+            assert_eq!(fitting.max_connections, expected, "{descriptors}");
+        }
+    }
 }

@@ -21,6 +21,7 @@ use tracing::field::{DisplayValue, display};
 
 use super::App;
 use super::error::ApiError;
+use super::places::NoPlace;
 use crate::batching::Timings;
 use crate::registry::ServedModel;
 use crate::telemetry::traces::{RequestTrace, SpanId, Stage, TraceId, TraceIds};
@@ -140,7 +141,9 @@ where
         trace: trace.as_ref().and_then(RequestTrace::ids),
     };
     request.extensions_mut().insert(arrival.clone());
-    let admitted = check_head(&app, &request).and_then(|()| check_key(&app, &request, quiet));
+    let admitted = check_place(&request)
+        .and_then(|()| check_head(&app, &request))
+        .and_then(|()| check_key(&app, &request, quiet));
     let mut response = match admitted {
         Ok(()) => {
             let Ok(response) = inner.call(request).await;
@@ -232,6 +235,17 @@ fn method_name(method: &http::Method) -> &'static str {
         "DELETE" => "DELETE",
         "OPTIONS" => "OPTIONS",
         _ => "other",
+    }
+}
+
+/// Refuses a request that came when every place was taken, before a byte of its body is read.
+fn check_place(request: &Request) -> Result<(), ApiError> {
+    match request.extensions().get::<NoPlace>() {
+        Some(NoPlace) => Err(ApiError::Overloaded {
+            reason: "all connections are taken",
+            retry_after: Duration::from_secs(1),
+        }),
+        None => Ok(()),
     }
 }
 

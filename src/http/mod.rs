@@ -10,11 +10,13 @@ pub mod connection;
 pub mod drain;
 pub mod error;
 mod exposition;
+mod giving_way;
 mod health;
 mod media;
 mod metadata;
 mod middleware;
 mod phase;
+mod places;
 mod predict;
 pub mod wire;
 
@@ -32,6 +34,7 @@ use crate::registry::Registry;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Tracer;
 use api_keys::ApiKeys;
+use connection::Site;
 use error::ApiError;
 
 /// The bounds of requests and answers.
@@ -116,24 +119,75 @@ fn routes() -> [(&'static str, MethodRouter<Arc<App>>); 8] {
     ]
 }
 
-/// Every route and layer of the server.
-pub fn router(app: Arc<App>) -> Router {
-    let mut router = Router::new();
-    let mut taken: Vec<String> = Vec::new();
-    let fixed = routes()
+/// What the main port serves: every route.
+#[must_use]
+pub fn site(app: Arc<App>) -> Site {
+    Site {
+        quiet_routes: app.quiet_routes.clone().into(),
+        router: router(app),
+    }
+}
+
+/// What the admin port serves: probes and metrics, without a key.
+#[must_use]
+pub fn admin_site(app: &App) -> Site {
+    let app = App::new(
+        Arc::clone(&app.registry),
+        Arc::clone(&app.metrics),
+        app.budget.clone(),
+        HttpConfig {
+            predict_routes: Vec::new(),
+            api_keys: None,
+            ..app.config.clone()
+        },
+        app.tracer.clone(),
+    );
+    let app = Arc::new(app);
+    let probes = health_routes(&app.config);
+    let fixed = routes().map(|(path, route)| (path.to_owned(), route));
+    let quiet: Vec<_> = fixed
         .into_iter()
-        .map(|(path, route)| (path.to_owned(), route));
-    let health = app
-        .config
-        .health_routes
-        .iter()
-        .map(|path| (path.clone(), get(health::ready)));
-    let predict = app
+        .filter(|(path, _)| app.quiet_routes.contains(path))
+        .collect();
+    let missing = "no such route on the admin port, which has probes and metrics alone";
+    Site {
+        quiet_routes: app.quiet_routes.clone().into(),
+        router: assemble(app, quiet.into_iter().chain(probes), missing),
+    }
+}
+
+/// The platform's names for readiness.
+fn health_routes(config: &HttpConfig) -> Vec<(String, MethodRouter<Arc<App>>)> {
+    let paths = config.health_routes.iter();
+    paths
+        .map(|path| (path.clone(), get(health::ready)))
+        .collect()
+}
+
+/// Every route and layer of the server.
+fn router(app: Arc<App>) -> Router {
+    let fixed = routes().map(|(path, route)| (path.to_owned(), route));
+    let health = health_routes(&app.config);
+    let predict: Vec<_> = app
         .config
         .predict_routes
         .iter()
-        .map(|path| (path.clone(), post(predict::predict)));
-    for (path, route) in fixed.chain(health).chain(predict) {
+        .map(|path| (path.clone(), post(predict::predict)))
+        .collect();
+    let missing = "no such route; predictions are POST /predict";
+    let all = fixed.into_iter().chain(health).chain(predict);
+    assemble(app, all, missing)
+}
+
+/// These routes, what is `missing` besides, and what happens to every request.
+fn assemble(
+    app: Arc<App>,
+    routes: impl IntoIterator<Item = (String, MethodRouter<Arc<App>>)>,
+    missing: &'static str,
+) -> Router {
+    let mut router = Router::new();
+    let mut taken: Vec<String> = Vec::new();
+    for (path, route) in routes {
         // A platform may ask for a route by the name that it has anyway.
         if !taken.contains(&path) {
             router = router.route(&path, route);
@@ -141,9 +195,7 @@ pub fn router(app: Arc<App>) -> Router {
         }
     }
     router
-        .fallback(async || {
-            ApiError::NotFound("no such route; predictions are POST /predict".to_owned())
-        })
+        .fallback(async move || ApiError::NotFound(missing.to_owned()))
         .method_not_allowed_fallback(async |_: Method| ApiError::MethodNotAllowed)
         // One layer of two, because each one that a route gets by itself costs every request some allocations.
         .layer((

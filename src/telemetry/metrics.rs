@@ -115,6 +115,8 @@ families! {
     gpu_temperature: IntGaugeVec = "ml_gpu_temperature_celsius" ["gpu_id"];
     #[doc = " Watts that the GPU draws."]
     gpu_power: GaugeVec = "ml_gpu_power_watts" ["gpu_id"];
+    #[doc = " When all connections (--max-connections) were taken, by what came of it: a connection that waited for its client was closed for another (`gave_way`), or a request got 429 (`refused`)."]
+    connections_full: IntCounterVec = "ml_connections_full_total" ["result"];
     #[doc = " 1 while the server answers predictions, 0 while it starts, drains or is broken."]
     ready: IntGaugeVec = "ml_ready" [];
     #[doc = " Panics caught anywhere in the process; each is a defect."]
@@ -129,6 +131,10 @@ pub struct Metrics {
     pub ready: IntGauge,
     /// Panics caught anywhere in the process.
     pub panics: IntCounter,
+    /// Connections that were closed for others.
+    pub connections_gave_way: IntCounter,
+    /// Requests that were refused because every connection was taken.
+    pub connections_refused: IntCounter,
     /// Models that were loaded again while serving.
     pub reloads_succeeded: IntCounter,
     /// Models that could not be loaded again.
@@ -307,11 +313,15 @@ impl Metrics {
         let reload_blocked = families.reload_blocked.with_label_values(no_labels);
         let reloads = |result| families.model_reloads.with_label_values(&[result]);
         let (reloads_succeeded, reloads_failed) = (reloads("success"), reloads("failure"));
+        let full = |result| families.connections_full.with_label_values(&[result]);
+        let (connections_gave_way, connections_refused) = (full("gave_way"), full("refused"));
         Ok(Self {
             registry,
             families,
             ready,
             panics,
+            connections_gave_way,
+            connections_refused,
             reloads_succeeded,
             reloads_failed,
             reload_blocked,

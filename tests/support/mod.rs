@@ -83,6 +83,8 @@ impl Log {
 pub struct Server {
     child: Child,
     pub address: SocketAddr,
+    /// The address of the admin port, if it has one.
+    pub admin: Option<SocketAddr>,
     pub log: Arc<Log>,
 }
 
@@ -125,6 +127,7 @@ impl Server {
         let mut server = Self {
             child,
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            admin: None,
             log: Arc::new(Log::default()),
         };
         std::thread::spawn({
@@ -148,6 +151,8 @@ impl Server {
             .expect("an address")
             .parse()
             .expect("an address");
+        let admin = listening["admin_address"].as_str();
+        server.admin = admin.map(|address| address.parse().expect("an address"));
         server
     }
 

@@ -23,6 +23,10 @@ pub(super) struct RequestBody {
 
 impl RequestBody {
     pub(super) fn new(body: Incoming, shared: Arc<Shared>) -> Self {
+        shared
+            .body_read
+            .store(body.is_end_stream(), Ordering::Relaxed);
+        shared.end_doubted.store(false, Ordering::Relaxed);
         Self {
             body,
             ended: false,
@@ -42,6 +46,9 @@ impl Body for RequestBody {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         // A chunked body does not know of itself that it has ended.
         self.ended |= frame.is_none();
+        if self.ended || self.body.is_end_stream() {
+            self.shared.body_read.store(true, Ordering::Relaxed);
+        }
         Poll::Ready(frame)
     }
 

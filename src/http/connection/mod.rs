@@ -3,28 +3,34 @@
 //! What the deadlines are stands in `phase`; `stream`, `service` and `body` tell it what happens, and `serve` does what it
 //! says.
 //! Invariant: a peer can hold a connection no longer than these deadlines allow, an answer that it takes is never cut,
-//! and stopping loses no request whose head was received.
+//! and neither stopping nor giving way to others loses a request whose head was received.
 
 mod body;
 mod service;
 mod shared;
 mod stream;
+mod transport;
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::drain::Drain;
+use super::giving_way;
 use super::phase::{Limits, Micros, Phase, Verdict, micros};
+use super::places::Place;
 use service::WatchedService;
-use shared::Shared;
+pub(super) use shared::Shared;
 use stream::WatchedStream;
+use transport::Transport;
 
 /// The bounds of one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,31 +60,50 @@ impl ConnectionConfig {
     }
 }
 
-/// Serves one connection until it ends, breaks a deadline, or is stopped.
+/// What is served on every connection of a listener.
+#[derive(Clone)]
+pub struct Site {
+    /// The routes.
+    pub router: Router,
+    /// The paths of probes and metrics, which are answered even when every regular place is taken.
+    pub quiet_routes: Arc<[String]>,
+}
+
+/// Serves one connection until it ends, breaks a deadline, gives way, or is stopped.
 pub(super) async fn serve(
     stream: TcpStream,
-    router: Router,
+    site: Site,
     config: ConnectionConfig,
     drain: Drain,
+    place: Place,
 ) {
     // Answers are written whole, so waiting to fill packets only delays them.
     let _ = stream.set_nodelay(true);
-    serve_stream(stream, router, config, drain).await;
+    serve_stream(stream, site, config, drain, Arc::new(place)).await;
 }
 
-async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
+async fn serve_stream<S: Transport>(
     stream: S,
-    router: Router,
+    site: Site,
     config: ConnectionConfig,
     drain: Drain,
+    place: Arc<Place>,
 ) {
     let limits = config.limits();
     let shared = Arc::new(Shared::new());
+    poll_fn(|context| {
+        shared.departure.of(context.waker());
+        Poll::Ready(())
+    })
+    .await;
+    place.belongs_to(&shared);
     let stream = WatchedStream::new(stream, Arc::clone(&shared));
     let service = WatchedService {
-        router,
+        router: site.router,
         shared: Arc::clone(&shared),
         drain: drain.clone(),
+        place: Arc::clone(&place),
+        quiet_routes: site.quiet_routes,
     };
     let connection = http1::Builder::new()
         .keep_alive(true)
@@ -113,9 +138,36 @@ async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
             () = &mut stopping, if stopped.is_none() => {
                 stopped = Some(shared.now());
             }
+            () = asked_to_give_way(&shared) => {
+                // What has arrived until now is read first, and whoever has sent a request stays.
+                let ended = poll_fn(|context| Poll::Ready(connection.as_mut().poll(context).is_ready()));
+                if ended.await {
+                    return;
+                }
+                let state = shared.state();
+                let waits = giving_way::waiting(&state, place.kind(), shared.now()).is_some();
+                let unread = shared.unread_bytes.load(Ordering::Relaxed);
+                if waits && !(unread && state.phase != Phase::Closing) {
+                    place.note_gave_way(state.phase);
+                    return;
+                }
+                shared.departure.answer();
+            }
             () = timer.as_mut() => {}
         }
     }
+}
+
+/// Ends when somebody needs the place. Costs a look at a flag.
+async fn asked_to_give_way(shared: &Shared) {
+    poll_fn(|_| {
+        if shared.departure.is_asked_for() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
 }
 
 #[cfg(test)]
@@ -128,6 +180,9 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+    use crate::http::accept::Port;
+    use crate::http::places::Places;
+    use crate::telemetry::metrics::Metrics;
 
     const BIG: usize = 200_000;
 
@@ -165,7 +220,13 @@ mod tests {
                 .route("/unread", post(async || "unread"));
             let (stream, far_end) = tokio::io::duplex(1024);
             let drain = Drain::default();
-            let served = tokio::spawn(serve_stream(far_end, router, CONFIG, drain.clone()));
+            let site = Site {
+                router,
+                quiet_routes: Arc::new([]),
+            };
+            let metrics = Arc::new(Metrics::new().unwrap());
+            let place = Arc::new(Places::new(Port::Main, 1, metrics).last());
+            let served = tokio::spawn(serve_stream(far_end, site, CONFIG, drain.clone(), place));
             let start = Instant::now();
             let mut peer = Self {
                 stream,

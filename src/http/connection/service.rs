@@ -1,7 +1,7 @@
 //! The router, as one connection calls it.
 //!
-//! Invariant: each request is noted before its handler is called, and an answer whose head is made while the server drains
-//! says that the connection ends.
+//! Invariant: each request is noted before its handler is called; on a reserve place none but those for probes and metrics
+//! reach a handler; and an answer whose head is made there, or while the server drains, says that the connection ends.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -22,12 +22,26 @@ use super::body::{AnswerBody, RequestBody};
 use super::shared::Shared;
 use crate::http::drain::Drain;
 use crate::http::phase::Event;
+use crate::http::places::{NoPlace, Place};
 
 /// The router, seen from one connection.
 pub(super) struct WatchedService {
     pub(super) router: Router,
     pub(super) shared: Arc<Shared>,
     pub(super) drain: Drain,
+    pub(super) place: Arc<Place>,
+    /// The paths that are answered on a reserve place, too.
+    pub(super) quiet_routes: Arc<[String]>,
+}
+
+impl WatchedService {
+    /// Whether this request first needs a regular place.
+    fn needs_place(&self, request: &Request<Incoming>) -> bool {
+        let path = request.uri().path();
+        self.place.is_on_reserve()
+            && !self.place.try_move()
+            && !self.quiet_routes.iter().any(|quiet| quiet == path)
+    }
 }
 
 impl hyper::service::Service<Request<Incoming>> for WatchedService {
@@ -39,11 +53,25 @@ impl hyper::service::Service<Request<Incoming>> for WatchedService {
         self.shared.note(Event::RequestBegan);
         // Of the request before, hyper has read everything, or it would not have come to this one.
         self.shared.unread_body.store(false, Ordering::Relaxed);
+        let needs_place = self.needs_place(&request);
         let request = request.map(|body| RequestBody::new(body, Arc::clone(&self.shared)));
+        let mut router = self.router.clone();
+        let inner = if needs_place {
+            let place = Arc::clone(&self.place);
+            Inner::Waiting {
+                waiting: Box::pin(async move { place.move_or_refuse().await }),
+                request: Some((router, request)),
+            }
+        } else {
+            Inner::Routed {
+                answer: router.call(request),
+            }
+        };
         AnswerFuture {
-            inner: self.router.clone().call(request),
+            inner,
             shared: Arc::clone(&self.shared),
             drain: self.drain.clone(),
+            place: Arc::clone(&self.place),
         }
     }
 }
@@ -52,9 +80,26 @@ pin_project! {
     /// The router's answer, told to close the connection when the server drains.
     pub(super) struct AnswerFuture {
         #[pin]
-        inner: RouteFuture<Infallible>,
+        inner: Inner,
         shared: Arc<Shared>,
         drain: Drain,
+        place: Arc<Place>,
+    }
+}
+
+pin_project! {
+    #[project = InnerProjection]
+    enum Inner {
+        /// The router has the request.
+        Routed {
+            #[pin]
+            answer: RouteFuture<Infallible>,
+        },
+        /// The request waits for a regular place.
+        Waiting {
+            waiting: Pin<Box<dyn Future<Output = bool> + Send>>,
+            request: Option<(Router, Request<RequestBody>)>,
+        },
     }
 }
 
@@ -62,9 +107,26 @@ impl Future for AnswerFuture {
     type Output = Result<Response<AnswerBody>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let Ok(mut response) = ready!(this.inner.poll(context));
-        if this.drain.is_closing() {
+        let mut this = self.project();
+        if let InnerProjection::Waiting { waiting, request } = this.inner.as_mut().project() {
+            let has_place = ready!(waiting.as_mut().poll(context));
+            if let Some((mut router, mut request)) = request.take() {
+                if !has_place {
+                    request.extensions_mut().insert(NoPlace);
+                }
+                let answer = router.call(request);
+                this.inner.set(Inner::Routed { answer });
+            }
+        }
+        let mut response = match this.inner.project() {
+            InnerProjection::Routed { answer } => {
+                let Ok(response) = ready!(answer.poll(context));
+                response
+            }
+            // It became the other a moment ago.
+            InnerProjection::Waiting { .. } => return Poll::Pending,
+        };
+        if this.drain.is_closing() || this.place.is_on_reserve() {
             response
                 .headers_mut()
                 .insert(CONNECTION, HeaderValue::from_static("close"));

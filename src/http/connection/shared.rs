@@ -9,10 +9,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::http::phase::{Event, Micros, Phase, State, micros};
+use crate::http::places::Departure;
 
 /// What the stream, the service and the bodies of one connection know of each other. All live on one task, so plain
-/// atomic loads and stores suffice; they only make the connection's future `Send`.
-pub(super) struct Shared {
+/// atomic loads and stores suffice. Others only look: whoever needs a place, for one that can give way.
+pub(in crate::http) struct Shared {
     pub(super) start: Instant,
     /// The fields of a [`State`].
     phase: AtomicU8,
@@ -22,6 +23,14 @@ pub(super) struct Shared {
     arrears: AtomicU64,
     /// Whether the body of the last request was left unread.
     pub(super) unread_body: AtomicBool,
+    /// Whether the body of the request in progress was read to its end.
+    pub(super) body_read: AtomicBool,
+    /// Whether the peer sent no more before it was known that the request in progress is complete.
+    pub(super) end_doubted: AtomicBool,
+    /// Whether bytes were there, when last looked for, that nobody has read.
+    pub(super) unread_bytes: AtomicBool,
+    /// How the connection is asked to give way.
+    pub(in crate::http) departure: Departure,
 }
 
 impl Shared {
@@ -33,12 +42,16 @@ impl Shared {
             blocked: AtomicU64::new(0),
             arrears: AtomicU64::new(0),
             unread_body: AtomicBool::new(false),
+            body_read: AtomicBool::new(false),
+            end_doubted: AtomicBool::new(false),
+            unread_bytes: AtomicBool::new(false),
+            departure: Departure::default(),
         };
         shared.store(State::new());
         shared
     }
 
-    pub(super) fn now(&self) -> Micros {
+    pub(in crate::http) fn now(&self) -> Micros {
         micros(self.start.elapsed())
     }
 
@@ -46,7 +59,7 @@ impl Shared {
         self.start + Duration::from_micros(at)
     }
 
-    pub(super) fn state(&self) -> State {
+    pub(in crate::http) fn state(&self) -> State {
         State {
             phase: Phase::from_index(self.phase.load(Ordering::Relaxed)),
             since: self.since.load(Ordering::Relaxed),

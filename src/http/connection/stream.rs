@@ -1,9 +1,9 @@
 //! The bytes of one connection: a stream that tells what comes and goes, and ends without losing what it has sent.
 //!
-//! Invariant: an answer that is on its way is not dropped because the peer sends no more, and what is read after the last
-//! one is bounded.
+//! Invariant: a request that was received whole is not dropped because the peer sends no more, only because it has reset
+//! the connection, and what is read after the last answer is bounded.
 
-use std::io::IoSlice;
+use std::io::{ErrorKind, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::shared::Shared;
+use super::transport::{Reset, Transport};
 use crate::http::phase::{Event, Phase};
 
 /// How many bytes are read and thrown away after the last answer.
@@ -26,6 +27,8 @@ pub(super) struct WatchedStream<S> {
     shared: Arc<Shared>,
     /// Whether hyper was not told that the peer sends no more.
     end_withheld: bool,
+    /// Ends when the peer is gone for good, while the end of what it sends is withheld.
+    reset: Option<Reset>,
     discarded: usize,
     write_closed: bool,
 }
@@ -36,37 +39,76 @@ impl<S> WatchedStream<S> {
             stream,
             shared,
             end_withheld: false,
+            reset: None,
             discarded: 0,
             write_closed: false,
         }
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WatchedStream<S> {
+impl<S: Transport> WatchedStream<S> {
+    /// The peer has said that it sends no more. hyper takes that for the end of the connection, and drops the request in
+    /// progress. But HTTP lets a peer say so behind its last request and wait for the answer; one that is gone resets the
+    /// connection, now or when more is written. Whether hyper is told.
+    fn tells_end(&mut self, phase: Phase, context: &mut Context<'_>) -> bool {
+        match phase {
+            Phase::Sending => self.end_withheld = true,
+            Phase::InRequest if self.shared.body_read.load(Ordering::Relaxed) => {
+                self.end_withheld = true;
+                // Whoever waits for a reset has to ask once, to be woken by it.
+                context.waker().wake_by_ref();
+            }
+            Phase::InRequest if !self.shared.end_doubted.swap(true, Ordering::Relaxed) => {
+                // hyper looks for the end before the handler has seen the last piece of the body, which it does next.
+                context.waker().wake_by_ref();
+            }
+            _ => return true,
+        }
+        false
+    }
+
+    /// Whether the peer, of which no more comes, has reset the connection.
+    fn is_reset(&mut self, context: &mut Context<'_>) -> bool {
+        if self.reset.is_none() && self.shared.state().phase == Phase::InRequest {
+            self.reset = self.stream.reset();
+        }
+        let reset = self.reset.as_mut();
+        reset.is_some_and(|reset| reset.as_mut().poll(context).is_ready())
+    }
+}
+
+impl<S: Transport> AsyncRead for WatchedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        // hyper takes the end of what a peer sends for its end, and drops an answer that is on its way. But it may have
-        // said only that this was its last request. One that is gone resets the connection when more is written.
-        let sending = self.shared.state().phase == Phase::Sending;
-        if sending && self.end_withheld {
+        if self.end_withheld {
+            if self.is_reset(context) {
+                return Poll::Ready(Err(ErrorKind::ConnectionReset.into()));
+            }
             return Poll::Pending;
         }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        let result = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if result.is_pending() && self.shared.departure.is_asked_for() {
+            let unread = self.stream.has_unread();
+            self.shared.unread_bytes.store(unread, Ordering::Relaxed);
+        }
+        ready!(result)?;
         if buffer.filled().len() > before {
             self.shared.note(Event::BytesArrived);
-        } else if sending && buffer.remaining() > 0 {
-            self.end_withheld = true;
-            return Poll::Pending;
+        } else if buffer.remaining() > 0 {
+            let phase = self.shared.state().phase;
+            if !self.tells_end(phase, context) {
+                return Poll::Pending;
+            }
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
+impl<S: Transport> AsyncWrite for WatchedStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -105,7 +147,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
     ) -> Poll<std::io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(context))?;
         self.shared.note(Event::AllWritten);
-        if std::mem::take(&mut self.end_withheld) {
+        // hyper flushes also while a request is handled and nothing has been written yet.
+        if self.end_withheld && self.shared.state().phase != Phase::InRequest {
+            self.end_withheld = false;
+            self.reset = None;
             // hyper was told to wait for what will not come.
             context.waker().wake_by_ref();
         }
