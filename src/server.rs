@@ -13,12 +13,15 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
+use crate::address::Host;
 use crate::batching::MemoryBudget;
 use crate::container;
 use crate::gpu;
+use crate::hints;
 use crate::http::accept::{self, ListenerConfig};
 use crate::http::drain::Drain;
 use crate::http::{self, App, HttpConfig};
+use crate::listening::{self, BindError};
 use crate::loading::{Loader, LoadingError, ModelsConfig};
 use crate::process;
 use crate::registry::{Registry, ServedModel};
@@ -42,7 +45,7 @@ const TRIM_INTERVAL: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// The address to listen on.
-    pub host: String,
+    pub host: Host,
     /// The port to listen on; 0 lets the system choose.
     pub port: u16,
     /// What is served, and how it is executed.
@@ -65,15 +68,8 @@ pub struct Config {
 #[derive(Debug, Error)]
 pub enum StartError {
     /// The port could not be bound.
-    #[error(
-        "cannot listen on {address}: {source}; stop what uses the port, or set --host (HOST) and --port (PORT)"
-    )]
-    Bind {
-        /// The address that was asked for.
-        address: String,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Bind(#[from] BindError),
     /// The models cannot be served.
     #[error(transparent)]
     Loading(#[from] LoadingError),
@@ -95,9 +91,7 @@ pub enum StartError {
 /// # Errors
 /// When the address is not ours, or somebody else has the port.
 pub async fn bind(config: &Config) -> Result<TcpListener, StartError> {
-    let address = format!("{}:{}", config.host, config.port);
-    let bound = TcpListener::bind((config.host.as_str(), config.port)).await;
-    bound.map_err(|source| StartError::Bind { address, source })
+    Ok(listening::bind(&config.host, config.port, "--port (PORT)").await?)
 }
 
 /// Serves on `listener` until a signal comes, and drains.
@@ -170,6 +164,14 @@ pub async fn run(
         loaded = load_models(&config, run_memory, &metrics, &device) => {
             let reloader = publish(loaded?, &config, &registry, metrics)?;
             tracing::info!(seconds = started.elapsed().as_secs_f64(), "ready");
+            if let Some(address) = address {
+                hints::at_ready(
+                    address,
+                    &config.models.path,
+                    &registry,
+                    config.http.api_keys.is_some(),
+                );
+            }
             let stop = loop {
                 tokio::select! {
                     stop = signals.stop.next() => break stop,
@@ -212,6 +214,7 @@ async fn load_models(
     let runtime = tokio::runtime::Handle::current();
     let load = move || -> Result<Loaded, LoadingError> {
         let loader = Loader::new(models, run_memory, timeout, metrics, device, runtime)?;
+        tracing::info!(version = loader.library_version(), "ONNX Runtime loaded");
         let (mut models, mut files) = (Vec::new(), BTreeMap::new());
         for source in loader.find()? {
             let own = Files::of(&source);

@@ -15,14 +15,19 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "server",
             "shutdown",
+            "healthcheck",
             "loading",
             "http",
             "runtime",
+            "model",
             "telemetry",
+            "address",
             "units",
         ],
     ),
-    ("healthcheck", &[]),
+    ("healthcheck", &["address"]),
+    ("listening", &["address"]),
+    ("hints", &["registry", "telemetry", "address", "text_file"]),
     (
         "inspect",
         &["container", "loading", "runtime", "model", "tensor"],
@@ -35,7 +40,9 @@ const LAYERS: &[(&str, &[&str])] = &[
             "process",
             "shutdown",
             "signals",
+            "hints",
             "reload",
+            "listening",
             "loading",
             "http",
             "registry",
@@ -44,6 +51,8 @@ const LAYERS: &[(&str, &[&str])] = &[
             "runtime",
             "model",
             "telemetry",
+            "address",
+            "version",
         ],
     ),
     ("shutdown", &["signals", "http", "registry"]),
@@ -71,10 +80,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("gpu", &["runtime", "telemetry"]),
     ("runtime", &["model", "tensor"]),
     ("model", &["tensor", "text_file", "units"]),
+    ("address", &[]),
     ("telemetry", &[]),
     ("tensor", &[]),
     ("text_file", &[]),
     ("units", &[]),
+    ("version", &[]),
 ];
 
 /// The only places in which a foreign library may be named.
@@ -115,7 +126,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("opentelemetry_otlp", &["telemetry"]),
     ("opentelemetry_sdk", &["telemetry"]),
     ("clap", &["config"]),
-    ("libc", &["process.rs", "text_file.rs"]),
+    ("libc", &["listening.rs", "process.rs", "text_file.rs"]),
 ];
 
 /// What is wrong with the file at `path` (relative to `src/`) that holds `text`.
