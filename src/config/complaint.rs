@@ -219,7 +219,8 @@ impl CommandLineFacts<'_> {
         if matches!(self.name, None | Some("serve")) {
             return format!("unexpected '{argument}'; {}", as_a_flag(argument));
         }
-        format!("unexpected '{argument}'")
+        let name = self.name.unwrap_or_default();
+        format!("'{argument}' is one argument too many; {name} takes one beside its flags")
     }
 
     fn not_utf8(&self) -> String {

@@ -210,14 +210,15 @@ impl HealthcheckFlags {
         if let Some(url) = self.url {
             return Ok(url);
         }
-        let (flag, port) = match (self.admin_port, self.port.or(platform_port)) {
-            (Some(port), _) => ("admin-port", port),
-            (None, Some(port)) => ("port", port),
-            (None, None) => ("port", DEFAULT_PORT),
+        let (setting, port) = match (self.admin_port, self.port, platform_port) {
+            (Some(port), ..) => (Setting::Flag("admin-port"), port),
+            (None, Some(port), _) => (Setting::Flag("port"), port),
+            (None, None, Some(port)) => (Setting::Variable(platform::PORT), port),
+            (None, None, None) => (Setting::Flag("port"), DEFAULT_PORT),
         };
         if port == 0 {
             return Err(SettingError {
-                setting: Setting::Flag(flag),
+                setting,
                 reason: "with 0 the server chooses the port itself; give the URL, for example model-serving healthcheck http://127.0.0.1:8000/health".to_owned(),
             });
         }

@@ -13,6 +13,9 @@ use crate::telemetry::collector::Endpoint;
 /// What a flag of ours is called, too; OpenTelemetry's rules for it differ from ours.
 pub(super) const OTLP_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
+/// Where Vertex AI has a server listen.
+pub(super) const PORT: &str = "AIP_HTTP_PORT";
+
 /// The environment that the process was given.
 pub(super) struct Platform<'a>(pub(super) &'a dyn Fn(&str) -> Option<OsString>);
 
@@ -40,10 +43,9 @@ impl Platform<'_> {
 
     /// The port that Vertex AI names.
     pub(super) fn port(&self) -> Result<Option<u16>, SettingError> {
-        const NAME: &str = "AIP_HTTP_PORT";
-        let port = self.read(NAME)?.map(|text| values::port(&text));
+        let port = self.read(PORT)?.map(|text| values::port(&text));
         port.transpose().map_err(|reason| SettingError {
-            setting: Setting::Variable(NAME),
+            setting: Setting::Variable(PORT),
             reason,
         })
     }

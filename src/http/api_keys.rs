@@ -24,7 +24,7 @@ pub struct ApiKeys(HashSet<[u8; 32]>);
 #[derive(Debug, Error)]
 pub enum ApiKeyFileError {
     /// It is no text that can be read.
-    #[error("the file of API keys: {0}; expected one API key a line")]
+    #[error("{0} (API keys stand one a line in a text file)")]
     Text(#[from] TextFileError),
     /// A line is not a key. The line itself is not shown.
     #[error(

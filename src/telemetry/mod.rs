@@ -8,6 +8,7 @@ mod json_log;
 mod log_writer;
 pub mod logging;
 pub mod metrics;
+pub mod progress;
 mod text_log;
 pub mod traces;
 
