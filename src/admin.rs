@@ -2,7 +2,7 @@
 //!
 //! Invariant: it answers from before the models are loaded until the process ends, whatever happens on the main port.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -52,16 +52,4 @@ impl Admin {
         // A panic in it was counted and logged where it happened.
         drop(self.thread.join());
     }
-}
-
-/// A listener on `host` and `port` for it.
-///
-/// # Errors
-/// When the address is not ours, or somebody else has the port.
-pub async fn bind(host: &str, port: u16) -> std::io::Result<(TcpListener, SocketAddr)> {
-    let listener = tokio::net::TcpListener::bind((host, port))
-        .await?
-        .into_std()?;
-    let address = listener.local_addr()?;
-    Ok((listener, address))
 }

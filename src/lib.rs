@@ -14,7 +14,9 @@ pub mod admin;
 pub mod config;
 pub mod container;
 pub mod healthcheck;
+mod hints;
 pub mod inspect;
+pub mod listening;
 pub mod loading;
 pub mod process;
 pub mod reload;
@@ -40,6 +42,9 @@ pub mod runtime;
 pub mod model;
 
 // Plain data, and leaves that everybody may use.
+pub mod address;
 pub mod telemetry;
 pub mod tensor;
+pub mod text_file;
 pub mod units;
+pub mod version;

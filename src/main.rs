@@ -1,18 +1,22 @@
 //! The `model-serving` binary: read the command line, start telemetry, build, run until a signal.
 
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::process::ExitCode;
 
-use model_serving::config::{
-    Command, DEFAULT_PORT, HealthcheckFlags, InspectFlags, ServeFlags, TuneFlags,
-};
+use model_serving::config::{Command, InspectFlags, Start, TuneFlags};
+use model_serving::healthcheck::Target;
 use model_serving::inspect::InspectConfig;
 use model_serving::loading::Fixed;
+use model_serving::runtime::library::Library;
 use model_serving::server::{self, StartError};
 use model_serving::signals::Signals;
 use model_serving::telemetry::logging;
 use model_serving::telemetry::traces::{self, Tracer};
-use model_serving::{healthcheck, inspect, process, tune};
+use model_serving::{healthcheck, inspect, process, tune, version};
+
+/// The exit code of a command line or an environment that is not taken.
+const WRONG_USAGE: u8 = 2;
 
 #[expect(
     unsafe_code,
@@ -21,15 +25,21 @@ use model_serving::{healthcheck, inspect, process, tune};
 fn main() -> ExitCode {
     // SAFETY: nothing has started a thread yet.
     unsafe { process::prepare() };
-    let command = match Command::read(std::env::args_os()) {
+    let command = match Command::read(std::env::args_os(), |name| std::env::var_os(name)) {
         Ok(command) => command,
-        Err(error) => error.exit(),
+        Err(error) => {
+            complain(&error.to_string());
+            return ExitCode::from(WRONG_USAGE);
+        }
     };
     let result = match command {
-        Command::Serve(flags) => serve(*flags),
+        Command::Serve(start) => serve(*start),
         Command::Inspect(flags) => print_model(*flags),
         Command::Tune(flags) => tune_model(&flags),
-        Command::Healthcheck(flags) => check_health(flags),
+        Command::Healthcheck(target) => check_health(&target),
+        // Whoever closes the pipe has read enough.
+        Command::Help(help) => help.print().or(Ok(())),
+        Command::Version => print_version(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -40,16 +50,27 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(flags: ServeFlags) -> Result<(), String> {
-    let log = flags.log_config();
-    let config = flags
-        .into_config(|name| std::env::var(name).ok())
-        .unwrap_or_else(|error| error.exit());
+fn serve(start: Start) -> Result<(), String> {
+    let Start {
+        config,
+        log,
+        warnings,
+    } = start;
     let _flushed_at_the_end = logging::start(log);
-    let (tracer, _sent_at_the_end) = match &config.collector {
-        Some(endpoint) => {
-            let (tracer, flush) = traces::start(endpoint)?;
-            (tracer, Some(flush))
+    tracing::info!(
+        version = version::VERSION,
+        build = version::PROFILE,
+        revision = version::revision(),
+        "starting"
+    );
+    for warning in warnings {
+        tracing::warn!(reason = warning, "a variable is not served");
+    }
+    let (tracer, _sent_at_the_end) = match config.collector.as_ref().map(traces::start) {
+        Some(Ok((tracer, flush))) => (tracer, Some(flush)),
+        Some(Err(reason)) => {
+            tracing::warn!(reason, "no traces are sent");
+            (Tracer::default(), None)
         }
         None => (Tracer::default(), None),
     };
@@ -111,18 +132,21 @@ fn print(text: &str) -> Result<(), String> {
         .map_err(|error| error.to_string())
 }
 
-fn check_health(flags: HealthcheckFlags) -> Result<(), String> {
-    let url = flags.url.unwrap_or_else(|| {
-        format!(
-            "http://127.0.0.1:{}/health",
-            flags.port.unwrap_or(DEFAULT_PORT)
-        )
-    });
+fn print_version() -> Result<(), String> {
+    let named = std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty());
+    let library = match Library::load(named.as_deref().map(Path::new)) {
+        Ok(library) => format!("ONNX Runtime {}", library.version()),
+        Err(error) => format!("no ONNX Runtime: {error}"),
+    };
+    print(&format!("{}\n{library}\n", version::line()))
+}
+
+fn check_health(target: &Target) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| error.to_string())?;
-    runtime.block_on(healthcheck::check(&url))
+    runtime.block_on(healthcheck::check(target))
 }
 
 #[expect(
@@ -130,5 +154,19 @@ fn check_health(flags: HealthcheckFlags) -> Result<(), String> {
     reason = "a failed start is told on standard error, in one line"
 )]
 fn complain(message: &str) {
-    eprintln!("model-serving: {message}");
+    eprintln!("model-serving: {}", printable(message));
+}
+
+/// Paths and values may hold anything, also what would begin another line or steer the terminal. The line feed between
+/// a message and its usage stays.
+fn printable(message: &str) -> String {
+    let mut text = String::with_capacity(message.len());
+    for character in message.chars() {
+        if character.is_control() && character != '\n' {
+            text.extend(character.escape_default());
+        } else {
+            text.push(character);
+        }
+    }
+    text
 }

@@ -13,13 +13,16 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-use crate::admin::{self, Admin};
+use crate::address::Host;
+use crate::admin::Admin;
 use crate::batching::MemoryBudget;
 use crate::container;
 use crate::gpu;
+use crate::hints;
 use crate::http::accept::{self, ListenerConfig, Port};
 use crate::http::drain::Drain;
 use crate::http::{self, App, HttpConfig};
+use crate::listening::{self, BindError};
 use crate::loading::{Loader, LoadingError, ModelsConfig};
 use crate::process;
 use crate::registry::{Registry, ServedModel};
@@ -43,7 +46,7 @@ const TRIM_INTERVAL: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// The address to listen on.
-    pub host: String,
+    pub host: Host,
     /// The port to listen on; 0 lets the system choose.
     pub port: u16,
     /// A second port for probes and metrics; 0 lets the system choose.
@@ -68,25 +71,8 @@ pub struct Config {
 #[derive(Debug, Error)]
 pub enum StartError {
     /// The port could not be bound.
-    #[error(
-        "cannot listen on {address}: {source}; stop what uses the port, or set --host (HOST) and --port (PORT)"
-    )]
-    Bind {
-        /// The address that was asked for.
-        address: String,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
-    /// The admin port could not be bound.
-    #[error(
-        "cannot listen on {address} for probes and metrics: {source}; stop what uses the port, or set --admin-port (ADMIN_PORT)"
-    )]
-    BindAdmin {
-        /// The address that was asked for.
-        address: String,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Bind(#[from] BindError),
     /// The models cannot be served.
     #[error(transparent)]
     Loading(#[from] LoadingError),
@@ -124,24 +110,23 @@ impl Listeners {
 /// # Errors
 /// When the address is not ours, or somebody else has a port.
 pub async fn bind(config: &Config) -> Result<Listeners, StartError> {
-    let host = config.host.as_str();
-    let address = |port| format!("{host}:{port}");
-    let main = TcpListener::bind((host, config.port)).await;
-    let main = main.map_err(|source| StartError::Bind {
-        address: address(config.port),
-        source,
-    })?;
+    let main = listening::bind(&config.host, config.port, "--port (PORT)").await?;
     let admin = match config.admin_port {
         Some(port) => {
-            let bound = admin::bind(host, port).await;
-            Some(bound.map_err(|source| StartError::BindAdmin {
-                address: address(port),
-                source,
-            })?)
+            let bound = listening::bind(&config.host, port, "--admin-port (ADMIN_PORT)").await?;
+            Some(for_another_runtime(bound).map_err(no_listener)?)
         }
         None => None,
     };
     Ok(Listeners { main, admin })
+}
+
+/// A listener that another runtime can take, and its address.
+fn for_another_runtime(
+    listener: TcpListener,
+) -> std::io::Result<(std::net::TcpListener, SocketAddr)> {
+    let address = listener.local_addr()?;
+    Ok((listener.into_std()?, address))
 }
 
 /// Serves on `listeners` until a signal comes, and drains.
@@ -227,6 +212,14 @@ pub async fn run(
         loaded = load_models(&config, run_memory, &metrics, &device) => {
             let reloader = publish(loaded?, &config, &registry, metrics)?;
             tracing::info!(seconds = started.elapsed().as_secs_f64(), "ready");
+            if let Some(address) = address {
+                hints::at_ready(
+                    address,
+                    &config.models.path,
+                    &registry,
+                    config.http.api_keys.is_some(),
+                );
+            }
             let stop = loop {
                 tokio::select! {
                     stop = signals.stop.next() => break stop,
@@ -260,7 +253,7 @@ fn with_room<L>(
     let admin = admin.map(|(listener, _)| {
         let bounds = ListenerConfig {
             port: Port::Admin,
-            max_connections: admin::MAX_CONNECTIONS,
+            max_connections: crate::admin::MAX_CONNECTIONS,
             ..asked
         };
         (listener, bounds)
@@ -302,6 +295,7 @@ async fn load_models(
     let runtime = tokio::runtime::Handle::current();
     let load = move || -> Result<Loaded, LoadingError> {
         let loader = Loader::new(models, run_memory, timeout, metrics, device, runtime)?;
+        tracing::info!(version = loader.library_version(), "ONNX Runtime loaded");
         let (mut models, mut files) = (Vec::new(), BTreeMap::new());
         for source in loader.find()? {
             let own = Files::of(&source);
@@ -349,6 +343,13 @@ fn publish(
         grace: config.http.body_timeout + config.http.request_timeout,
     };
     Reloader::start(reload, loaded.files).map_err(no_thread)
+}
+
+fn no_listener(source: std::io::Error) -> StartError {
+    StartError::System {
+        what: "a listener",
+        source,
+    }
 }
 
 fn no_thread(source: std::io::Error) -> StartError {

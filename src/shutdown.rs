@@ -33,7 +33,7 @@ pub(crate) async fn drain(
     let started = Instant::now();
     registry.drain();
     connections.start_closing();
-    tracing::info!(signal = ?stop, "draining");
+    tracing::info!(signal = stop.name(), "draining");
     let sequence = async {
         if stop == Stop::Terminate {
             tokio::time::sleep(config.delay).await;

@@ -13,6 +13,17 @@ pub enum Stop {
     Interrupt,
 }
 
+impl Stop {
+    /// The signal's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Terminate => "SIGTERM",
+            Self::Interrupt => "SIGINT",
+        }
+    }
+}
+
 /// Every signal that the server takes.
 pub struct Signals {
     /// Those that stop it.

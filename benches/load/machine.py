@@ -70,7 +70,7 @@ def describe(oha, server):
         "kernel": f"{platform.system()} {platform.release()}",
         "versions": ", ".join(
             [
-                run(server, "--version"),
+                run(server, "--version").splitlines()[0],
                 run("rustc", "--version").split(" (")[0],
                 run(oha, "--version"),
                 f"Python {platform.python_version()}",

@@ -2,33 +2,58 @@
 //!
 //! Invariant: a value that does not parse never gets past this file.
 
-use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::str::FromStr;
-use std::time::Duration;
 
-use clap::{Args, Parser};
+use clap::{Args, Parser, Subcommand};
 
+use super::values::{self, OptionalTime, Switch};
+use crate::address::Host;
+use crate::healthcheck::Target;
 use crate::loading::Fixed;
 use crate::runtime::provider::{CudaConfig, Device};
-use crate::telemetry::collector::OptionalEndpoint;
+use crate::telemetry::collector::Endpoint;
 use crate::telemetry::logging::{LogFormat, LogLevel};
 use crate::units::{ByteSize, DurationText};
 
-const COMMANDS: &str = "\
-Commands:
-  model-serving [serve] [flags]          serve (the default)
-  model-serving inspect MODEL.onnx       print signature, operator sets, batching and a request to try
-  model-serving tune MODEL.onnx          measure which settings suit a model here, and write them into its sidecar
-  model-serving healthcheck [URL]        exit 0 if the server answers 200, else 1 (for HEALTHCHECK; no curl needed)
-
-Every flag is also an environment variable; the flag wins. Durations and sizes carry a unit: 250ms, 64MiB.
+const NOTES: &str = "\
+Every flag of serve is also an environment variable; the flag wins, and an empty variable is as if it were not set.
+Durations and sizes carry a unit: 250ms, 64MiB. Upper and lower case are the same in words and units.
 Exit codes: 0 clean stop, 2 wrong usage or configuration, 1 anything else.";
+
+/// The command line as a whole. Without a command, its flags are those of `serve`.
+#[derive(Debug, Clone, Parser)]
+#[command(
+    name = "model-serving",
+    version,
+    about = "Serves ONNX models over HTTP with dynamic batching",
+    after_help = NOTES,
+    override_usage = "model-serving [serve] [OPTIONS]\n       model-serving COMMAND [OPTIONS] ...",
+    max_term_width = 100,
+    args_conflicts_with_subcommands = true,
+    propagate_version = true
+)]
+pub(super) struct CommandLine {
+    #[command(subcommand)]
+    pub(super) command: Option<Subcommands>,
+
+    #[command(flatten)]
+    pub(super) serve: ServeFlags,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(super) enum Subcommands {
+    /// Serve models; what is done without a command, too.
+    #[command(after_help = NOTES, override_usage = "model-serving [serve] [OPTIONS]")]
+    Serve(Box<ServeFlags>),
+    Inspect(Box<InspectFlags>),
+    Tune(Box<TuneFlags>),
+    Healthcheck(Box<HealthcheckFlags>),
+}
 
 /// Serves ONNX models over HTTP with dynamic batching.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "model-serving", version, about, after_help = COMMANDS, max_term_width = 100)]
+#[command(name = "model-serving")]
 pub struct ServeFlags {
     /// The model: an .onnx file, or a repository folder NAME/VERSION/model.onnx. Change it to serve your own.
     #[arg(
@@ -41,16 +66,16 @@ pub struct ServeFlags {
 
     /// The name of a single-file model in URLs and metrics; else its sidecar's name, else the file's stem. Set it when
     /// dashboards need a stable name.
-    #[arg(long, env = "MODEL_NAME", value_name = "NAME")]
+    #[arg(long, env = "MODEL_NAME", value_name = "NAME", value_parser = values::model_name)]
     pub model_name: Option<String>,
 
     /// The address to listen on. Set 127.0.0.1 to be reachable from this machine only.
     #[arg(long, env = "HOST", value_name = "ADDRESS", default_value = "0.0.0.0")]
-    pub host: String,
+    pub host: Host,
 
     /// The HTTP/1.1 port; 8000 unless the platform names one (PORT on Cloud Run, AIP HTTP port on Vertex AI). 0 lets the
     /// system choose; the log line "listening" tells.
-    #[arg(long, env = "PORT", value_name = "PORT")]
+    #[arg(long, env = "PORT", value_name = "PORT", value_parser = values::port)]
     pub port: Option<u16>,
 
     /// A second port, for probes and metrics alone (/health, /ready, /ping, /metrics and the platform's health route), which
@@ -66,7 +91,7 @@ pub struct ServeFlags {
     /// The most rows of one request, 16384 unless one execution may have more; further ones are refused with 400. What
     /// exceeds an execution is executed in parts where rows are independent, else as it is. A model without a batch axis
     /// has no such limit. Lower it to keep large requests off an interactive service.
-    #[arg(long, env = "MAX_REQUEST_ROWS", value_name = "ROWS")]
+    #[arg(long, env = "MAX_REQUEST_ROWS", value_name = "ROWS", value_parser = values::count)]
     pub max_request_rows: Option<NonZeroUsize>,
 
     /// How long the oldest request may wait for company, 0ms unless the sidecar says otherwise. Under load batches form
@@ -80,8 +105,7 @@ pub struct ServeFlags {
         long,
         env = "MAX_QUEUE_SIZE",
         value_name = "ROWS",
-        default_value = "1024"
-    )]
+        default_value = "1024", value_parser = values::count)]
     pub max_queue_size: NonZeroUsize,
 
     /// The deadline of a request, unless it brings a shorter one in X-Request-Timeout-Ms.
@@ -89,8 +113,7 @@ pub struct ServeFlags {
         long,
         env = "REQUEST_TIMEOUT",
         value_name = "DURATION",
-        default_value = "30s"
-    )]
+        default_value = "30s", value_parser = values::positive_time)]
     pub request_timeout: DurationText,
 
     /// The largest body, also after decompression. Raise it for large images sent as JSON.
@@ -98,8 +121,7 @@ pub struct ServeFlags {
         long,
         env = "MAX_BODY_SIZE",
         value_name = "SIZE",
-        default_value = "64MiB"
-    )]
+        default_value = "64MiB", value_parser = values::positive_size)]
     pub max_body_size: ByteSize,
 
     /// The largest answer.
@@ -107,8 +129,7 @@ pub struct ServeFlags {
         long,
         env = "MAX_OUTPUT_SIZE",
         value_name = "SIZE",
-        default_value = "256MiB"
-    )]
+        default_value = "256MiB", value_parser = values::positive_size)]
     pub max_output_size: ByteSize,
 
     /// All headers of a request together.
@@ -116,12 +137,11 @@ pub struct ServeFlags {
         long,
         env = "MAX_HEADER_SIZE",
         value_name = "SIZE",
-        default_value = "32KiB"
-    )]
+        default_value = "32KiB", value_parser = values::positive_size)]
     pub max_header_size: ByteSize,
 
     /// The number of headers of a request.
-    #[arg(long, env = "MAX_HEADERS", value_name = "COUNT", default_value = "100")]
+    #[arg(long, env = "MAX_HEADERS", value_name = "COUNT", default_value = "100", value_parser = values::headers)]
     pub max_headers: NonZeroUsize,
 
     /// The path and query of a request.
@@ -129,8 +149,7 @@ pub struct ServeFlags {
         long,
         env = "MAX_URI_SIZE",
         value_name = "SIZE",
-        default_value = "8KiB"
-    )]
+        default_value = "8KiB", value_parser = values::uri_size)]
     pub max_uri_size: ByteSize,
 
     /// Nested arrays and objects in JSON. Raise it for tensors of very high rank.
@@ -138,8 +157,7 @@ pub struct ServeFlags {
         long,
         env = "MAX_JSON_DEPTH",
         value_name = "LEVELS",
-        default_value = "32"
-    )]
+        default_value = "32", value_parser = values::json_depth)]
     pub max_json_depth: NonZeroUsize,
 
     /// Connections at once. When all are taken, the one that has waited longest for its client gives way to a new request,
@@ -148,8 +166,7 @@ pub struct ServeFlags {
         long,
         env = "MAX_CONNECTIONS",
         value_name = "COUNT",
-        default_value = "4096"
-    )]
+        default_value = "4096", value_parser = values::count)]
     pub max_connections: NonZeroUsize,
 
     /// From a new connection to its first byte.
@@ -157,8 +174,7 @@ pub struct ServeFlags {
         long,
         env = "FIRST_BYTE_TIMEOUT",
         value_name = "DURATION",
-        default_value = "10s"
-    )]
+        default_value = "10s", value_parser = values::positive_time)]
     pub first_byte_timeout: DurationText,
 
     /// From the first byte of a request's head to its end.
@@ -166,8 +182,7 @@ pub struct ServeFlags {
         long,
         env = "HEADER_TIMEOUT",
         value_name = "DURATION",
-        default_value = "10s"
-    )]
+        default_value = "10s", value_parser = values::positive_time)]
     pub header_timeout: DurationText,
 
     /// From a request's head to the end of its body. Raise it for large bodies over slow links.
@@ -175,8 +190,7 @@ pub struct ServeFlags {
         long,
         env = "BODY_TIMEOUT",
         value_name = "DURATION",
-        default_value = "30s"
-    )]
+        default_value = "30s", value_parser = values::positive_time)]
     pub body_timeout: DurationText,
 
     /// How long a client may take no bytes of its answer, or fall behind 4 KiB a second while it is waited for.
@@ -184,8 +198,7 @@ pub struct ServeFlags {
         long,
         env = "WRITE_TIMEOUT",
         value_name = "DURATION",
-        default_value = "30s"
-    )]
+        default_value = "30s", value_parser = values::positive_time)]
     pub write_timeout: DurationText,
 
     /// How long a connection is kept between requests. Set it above the keep-alive of the load balancer in front.
@@ -193,8 +206,7 @@ pub struct ServeFlags {
         long,
         env = "KEEP_ALIVE_TIMEOUT",
         value_name = "DURATION",
-        default_value = "75s"
-    )]
+        default_value = "75s", value_parser = values::positive_time)]
     pub keep_alive_timeout: DurationText,
 
     /// After SIGTERM, how long requests are still taken while /ready says 503. Kubernetes needs some 5s, unless a
@@ -236,12 +248,12 @@ pub struct ServeFlags {
     #[arg(long, env = "LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     pub log_level: LogLevel,
 
-    /// json for log collectors, text for people.
+    /// json for log collectors, text for people; auto is text at a terminal (in colour, unless NO_COLOR is set), else json.
     #[arg(
         long,
         env = "LOG_FORMAT",
         value_name = "FORMAT",
-        default_value = "json"
+        default_value = "auto"
     )]
     pub log_format: LogFormat,
 
@@ -249,7 +261,7 @@ pub struct ServeFlags {
     /// (`http://localhost:4318`); off if not given. Set it when requests cross several services and you want to see where
     /// their time goes.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
-    pub otlp_endpoint: Option<OptionalEndpoint>,
+    pub otlp_endpoint: Option<Endpoint>,
 }
 
 // Whatever changes what is found out about a model when it is loaded, so that all commands that say so take the same flags.
@@ -266,7 +278,7 @@ pub struct ExecutionFlags {
 
     /// Bytes of the GPU's memory that one session may take for its tensors; all there is if not given. Set it when
     /// several programs share the GPU.
-    #[arg(long, env = "GPU_MEMORY_LIMIT", value_name = "SIZE")]
+    #[arg(long, env = "GPU_MEMORY_LIMIT", value_name = "SIZE", value_parser = values::positive_size)]
     pub gpu_memory_limit: Option<ByteSize>,
 
     /// on multiplies FP32 with TF32's 10 bits of precision on GPUs that can; faster, and less exact. Set it when the
@@ -281,12 +293,12 @@ pub struct ExecutionFlags {
 
     /// Sessions per model, each with a thread that executes batches; chosen from the CPUs this container may use if not
     /// given. Set 1 for a large model that has the machine to itself.
-    #[arg(long, env = "INSTANCES", value_name = "COUNT")]
+    #[arg(long, env = "INSTANCES", value_name = "COUNT", value_parser = values::threads)]
     pub instances: Option<NonZeroUsize>,
 
     /// Threads per session; chosen from the CPUs this container may use, never the host's, if not given. Raise it for
     /// lower latency of large models, lower it for more throughput of small ones.
-    #[arg(long, env = "INTRA_OP_THREADS", value_name = "COUNT")]
+    #[arg(long, env = "INTRA_OP_THREADS", value_name = "COUNT", value_parser = values::threads)]
     pub intra_op_threads: Option<NonZeroUsize>,
 
     /// How long instances, threads and batch sizes that are not given may be tried while a model is loaded on the CPU, or
@@ -303,7 +315,7 @@ pub struct ExecutionFlags {
     /// The most rows of an execution that requests share, and of a part of a larger request; 32 unless the sidecar says
     /// otherwise, with fewer rows shared where more do not pay. 1 turns batching off: each request is executed as it
     /// is. Set it to fix how many rows share an execution; whether they pay is not measured then.
-    #[arg(long, env = "MAX_BATCH_SIZE", value_name = "ROWS")]
+    #[arg(long, env = "MAX_BATCH_SIZE", value_name = "ROWS", value_parser = values::count)]
     pub max_batch_size: Option<NonZeroUsize>,
 
     /// Bytes that requests may hold at once: bodies, tensors, and answers until their last byte has left; more are refused
@@ -313,14 +325,13 @@ pub struct ExecutionFlags {
         long,
         env = "MAX_INFLIGHT_BYTES",
         value_name = "SIZE",
-        default_value = "1GiB"
-    )]
+        default_value = "1GiB", value_parser = values::positive_size)]
     pub max_inflight_bytes: ByteSize,
 }
 
 /// Prints what a model is, how its requests would be merged with these settings, and a request to try.
 #[derive(Debug, Clone, PartialEq, Eq, Parser)]
-#[command(name = "model-serving inspect", version)]
+#[command(override_usage = "model-serving inspect [OPTIONS] MODEL.onnx")]
 pub struct InspectFlags {
     /// The .onnx file, or a repository folder.
     #[arg(value_name = "MODEL.onnx")]
@@ -328,7 +339,7 @@ pub struct InspectFlags {
 
     /// The name of a single-file model in URLs and metrics; else its sidecar's name, else the file's stem. Set it when
     /// dashboards need a stable name.
-    #[arg(long, env = "MODEL_NAME", value_name = "NAME")]
+    #[arg(long, env = "MODEL_NAME", value_name = "NAME", value_parser = values::model_name)]
     pub model_name: Option<String>,
 
     /// What would execute the model, and how.
@@ -358,10 +369,12 @@ impl ExecutionFlags {
     }
 }
 
-/// Measures which instances, threads and batch sizes suit a model on this machine's CPUs, prints the table, and writes
-/// the settings into the model's sidecar, from where every later start on such a machine takes them.
+/// Measures which settings suit a model here, and writes them into its sidecar.
+///
+/// Prints the table of instances, threads and batch sizes on this machine's CPUs. Every later start on such a machine
+/// takes the settings from the sidecar.
 #[derive(Debug, Clone, PartialEq, Eq, Parser)]
-#[command(name = "model-serving tune", version)]
+#[command(override_usage = "model-serving tune [OPTIONS] MODEL.onnx")]
 pub struct TuneFlags {
     /// The .onnx file, or a repository folder.
     #[arg(value_name = "MODEL.onnx")]
@@ -372,15 +385,15 @@ pub struct TuneFlags {
     pub onnxruntime: Option<PathBuf>,
 
     /// How long settings may be tried for each model. Raise it for a model whose runs take seconds.
-    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::positive_time)]
     pub time: DurationText,
 
     /// Sessions, if they are not to be chosen.
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = values::threads)]
     pub instances: Option<NonZeroUsize>,
 
     /// Threads per session, if they are not to be chosen.
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = values::threads)]
     pub intra_op_threads: Option<NonZeroUsize>,
 
     /// Print the table and the settings, and write nothing.
@@ -388,62 +401,27 @@ pub struct TuneFlags {
     pub dry_run: bool,
 }
 
-/// Exits 0 if a server answers 200, else 1.
+/// Asks a server how it is.
+///
+/// Exit codes: 0 if it answers 200, 1 if it does not, 2 for wrong usage. For HEALTHCHECK in containers, where there is no
+/// curl.
 #[derive(Debug, Clone, PartialEq, Eq, Parser)]
-#[command(name = "model-serving healthcheck", version)]
+#[command(override_usage = "model-serving healthcheck [OPTIONS] [URL]")]
 pub struct HealthcheckFlags {
-    /// What to ask; /health on this machine at PORT if not given.
+    /// What to ask; if not given, /health where a server with the same settings listens: at the admin port if there is
+    /// one, else at the port.
     #[arg(value_name = "URL")]
-    pub url: Option<String>,
+    pub url: Option<Target>,
 
-    /// The server's port.
-    #[arg(long, env = "PORT", value_name = "PORT")]
+    /// The server's host; an address that stands for every interface is asked at this machine's own.
+    #[arg(long, env = "HOST", value_name = "ADDRESS", default_value = "0.0.0.0")]
+    pub host: Host,
+
+    /// The server's port, 8000 unless the platform names one.
+    #[arg(long, env = "PORT", value_name = "PORT", value_parser = values::port)]
     pub port: Option<u16>,
-}
 
-/// Something that is on or off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Switch(pub bool);
-
-impl FromStr for Switch {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "on" => Ok(Self(true)),
-            "off" => Ok(Self(false)),
-            _ => Err(format!("'{text}' is neither on nor off")),
-        }
-    }
-}
-
-/// A time, or off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OptionalTime(pub Option<Duration>);
-
-impl FromStr for OptionalTime {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "off" {
-            return Ok(Self(None));
-        }
-        let time: DurationText = text.parse().map_err(|error| format!("{error}, or off"))?;
-        let time = Duration::from(time);
-        if time.is_zero() {
-            return Err(format!(
-                "'{text}' is no time; write off, or a time such as 10s"
-            ));
-        }
-        Ok(Self(Some(time)))
-    }
-}
-
-impl fmt::Display for OptionalTime {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            None => formatter.write_str("off"),
-            Some(time) => DurationText::from(time).fmt(formatter),
-        }
-    }
+    /// The server's port for health and metrics, if it has one.
+    #[arg(long, env = "ADMIN_PORT", value_name = "PORT", value_parser = values::port)]
+    pub admin_port: Option<u16>,
 }

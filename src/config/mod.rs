@@ -1,19 +1,26 @@
 //! Flags and environment variables, and what they mean for each layer.
 //!
-//! The flags themselves stand in `flags`; this module turns them into the layers' configurations.
+//! The flags themselves stand in `flags`, the kinds of their values in `values`, the variables that are no flags in
+//! `platform`, and what is said about all of them in `complaint`. This module turns them into the layers' configurations.
 //!
-//! Invariant: an unknown or ill-formed setting ends the start with exit code 2. Nothing below imports this module;
-//! each layer owns its own configuration, and this one only fills it in.
+//! Invariant: one rule for flags and variables. An unknown or ill-formed setting ends the start with exit code 2, an
+//! empty variable is as if it were not there. Nothing below imports this module; each layer owns its own configuration,
+//! and this one only fills it in.
 
+mod complaint;
 mod flags;
+mod platform;
+mod values;
 
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::builder::Resettable;
 use clap::error::ErrorKind;
+use clap::{CommandFactory as _, FromArgMatches as _};
 
+use crate::healthcheck::Target;
 use crate::http::HttpConfig;
 use crate::http::accept::{ListenerConfig, Port};
 use crate::http::api_keys::ApiKeys;
@@ -23,51 +30,202 @@ use crate::server::Config;
 use crate::shutdown::DrainConfig;
 use crate::telemetry::logging::LogConfig;
 
-use crate::units::DurationText;
+pub use complaint::UsageError;
+use complaint::{CommandLineFacts, Setting, SettingError, given_flags};
+use flags::{CommandLine, Subcommands};
 pub use flags::{ExecutionFlags, HealthcheckFlags, InspectFlags, ServeFlags, TuneFlags};
+use platform::Platform;
 
 /// The port if neither a flag nor the environment names one.
 pub const DEFAULT_PORT: u16 = 8000;
+
+/// An admin port that messages suggest.
+const OTHER_PORT: u16 = 8002;
 
 /// What the process is to do.
 #[derive(Debug)]
 pub enum Command {
     /// Serve.
-    Serve(Box<ServeFlags>),
+    Serve(Box<Start>),
     /// Print what a model is.
     Inspect(Box<InspectFlags>),
     /// Measure which settings suit a model, and write them down.
     Tune(Box<TuneFlags>),
     /// Ask a server how it is.
-    Healthcheck(HealthcheckFlags),
+    Healthcheck(Target),
+    /// Print the help that was asked for.
+    Help(Help),
+    /// Print which version this is.
+    Version,
+}
+
+/// What a server is started with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Start {
+    /// The layers' configurations.
+    pub config: Config,
+    /// How to log.
+    pub log: LogConfig,
+    /// What of the platform's variables cannot be served: a sentence each, for the log.
+    pub warnings: Vec<String>,
+}
+
+/// A page of help.
+#[derive(Debug)]
+pub struct Help(clap::Error);
+
+impl Help {
+    /// Prints it on standard output, in colour at a terminal.
+    ///
+    /// # Errors
+    /// When nobody reads it to the end.
+    pub fn print(&self) -> std::io::Result<()> {
+        self.0.print()
+    }
 }
 
 impl Command {
     /// Reads the command line, the program's name first, and the environment.
     ///
     /// # Errors
-    /// When they are not well-formed, and to print help or version.
-    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        let mut arguments: Vec<OsString> = arguments.into_iter().collect();
-        let command = arguments
-            .get(1)
-            .and_then(|argument| argument.to_str())
-            .unwrap_or_default()
-            .to_owned();
-        if matches!(
-            command.as_str(),
-            "serve" | "inspect" | "tune" | "healthcheck"
-        ) {
-            arguments.remove(1);
-        }
-        match command.as_str() {
-            "inspect" => {
-                InspectFlags::try_parse_from(arguments).map(|flags| Self::Inspect(Box::new(flags)))
+    /// When they are not well-formed.
+    pub fn read(
+        arguments: impl IntoIterator<Item = OsString>,
+        environment: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, UsageError> {
+        let arguments: Vec<OsString> = arguments.into_iter().collect();
+        let mut root = CommandLine::command();
+        root.build();
+        let name = arguments.get(1).and_then(|argument| argument.to_str());
+        let named = name.and_then(|name| Some((name, root.find_subcommand(name)?)));
+        let (name, command) = match named {
+            Some((name, command)) if name != "help" => (Some(name), command),
+            _ => (None, &root),
+        };
+        let from_variables = match named {
+            Some(("help", _)) => Vec::new(),
+            _ => variables(command, &arguments, &environment),
+        };
+        let facts = CommandLineFacts {
+            arguments: &arguments,
+            command,
+            name,
+            from_variables: &from_variables,
+        };
+        match parse(&arguments, &from_variables) {
+            Ok(line) => {
+                Self::of(line, &environment).map_err(|error: SettingError| facts.refuse(&error))
             }
-            "tune" => TuneFlags::try_parse_from(arguments).map(|flags| Self::Tune(Box::new(flags))),
-            "healthcheck" => HealthcheckFlags::try_parse_from(arguments).map(Self::Healthcheck),
-            _ => ServeFlags::try_parse_from(arguments).map(|flags| Self::Serve(Box::new(flags))),
+            Err(error) => match error.kind() {
+                ErrorKind::DisplayVersion => Ok(Self::Version),
+                ErrorKind::DisplayHelp => Ok(Self::Help(Help(help(&arguments, error)))),
+                _ => Err(facts.explain(&error)),
+            },
         }
+    }
+
+    fn of(
+        line: CommandLine,
+        environment: &dyn Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, SettingError> {
+        let platform = Platform(environment);
+        let serve = |flags: ServeFlags| flags.start(&platform).map(Box::new).map(Self::Serve);
+        match line.command {
+            None => serve(line.serve),
+            Some(Subcommands::Serve(flags)) => serve(*flags),
+            Some(Subcommands::Inspect(flags)) => Ok(Self::Inspect(flags)),
+            Some(Subcommands::Tune(flags)) => Ok(Self::Tune(flags)),
+            Some(Subcommands::Healthcheck(flags)) => flags.target(&platform).map(Self::Healthcheck),
+        }
+    }
+}
+
+/// The flags of `command` that are not given, but whose variables are, with their values. What is empty is not given.
+fn variables(
+    command: &clap::Command,
+    arguments: &[OsString],
+    environment: &dyn Fn(&str) -> Option<OsString>,
+) -> Vec<(String, OsString)> {
+    let given = given_flags(arguments);
+    let mut found = Vec::new();
+    for argument in command.get_arguments() {
+        let (Some(flag), Some(variable)) = (argument.get_long(), argument.get_env()) else {
+            continue;
+        };
+        let Some(variable) = variable
+            .to_str()
+            .filter(|name| *name != platform::OTLP_ENDPOINT)
+        else {
+            continue;
+        };
+        if given.iter().any(|(name, _)| name == flag) {
+            continue;
+        }
+        if let Some(value) = environment(variable).filter(|value| !value.is_empty()) {
+            found.push((flag.to_owned(), value));
+        }
+    }
+    found
+}
+
+/// Has clap read the command line and, behind its flags, those that stand for variables. It does not look at the
+/// environment itself: to it, an empty variable is an empty value, and no message of its says where a value came from.
+fn parse(
+    arguments: &[OsString],
+    from_variables: &[(String, OsString)],
+) -> Result<CommandLine, clap::Error> {
+    let without = |command: clap::Command| {
+        command.mut_args(|argument| argument.env(Resettable::<clap::builder::OsStr>::Reset))
+    };
+    let mut command = without(CommandLine::command());
+    let names: Vec<String> = command
+        .get_subcommands()
+        .map(|subcommand| subcommand.get_name().to_owned())
+        .collect();
+    for name in names {
+        command = command.mut_subcommand(name, without);
+    }
+    let end = arguments.iter().position(|argument| argument == "--");
+    let (flags, rest) = arguments.split_at(end.unwrap_or(arguments.len()));
+    let mut line = flags.to_vec();
+    for (flag, value) in from_variables {
+        let mut argument = OsString::from(format!("--{flag}="));
+        argument.push(value);
+        line.push(argument);
+    }
+    line.extend_from_slice(rest);
+    let mut matches = command.try_get_matches_from(line)?;
+    CommandLine::from_arg_matches_mut(&mut matches)
+}
+
+/// The same help, with the variables.
+fn help(arguments: &[OsString], without_variables: clap::Error) -> clap::Error {
+    match CommandLine::command().try_get_matches_from(arguments) {
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => error,
+        _ => without_variables,
+    }
+}
+
+impl HealthcheckFlags {
+    /// What is asked: the URL, or where a server with the same settings listens.
+    fn target(self, platform: &Platform<'_>) -> Result<Target, SettingError> {
+        let platform_port = platform.port()?;
+        if let Some(url) = self.url {
+            return Ok(url);
+        }
+        let (setting, port) = match (self.admin_port, self.port, platform_port) {
+            (Some(port), ..) => (Setting::Flag("admin-port"), port),
+            (None, Some(port), _) => (Setting::Flag("port"), port),
+            (None, None, Some(port)) => (Setting::Variable(platform::PORT), port),
+            (None, None, None) => (Setting::Flag("port"), DEFAULT_PORT),
+        };
+        if port == 0 {
+            return Err(SettingError {
+                setting,
+                reason: "with 0 the server chooses the port itself; give the URL, for example model-serving healthcheck http://127.0.0.1:8000/health".to_owned(),
+            });
+        }
+        Ok(Target::health(&self.host, port))
     }
 }
 
@@ -87,34 +245,40 @@ impl ServeFlags {
     /// When a platform's variable is ill-formed, or settings contradict each other.
     pub fn into_config(
         self,
-        environment: impl Fn(&str) -> Option<String>,
-    ) -> Result<Config, clap::Error> {
-        let platform = |name: &str| environment(name).filter(|value| !value.is_empty());
-        let wrong =
-            |message: String| clap::Error::raw(ErrorKind::ValueValidation, format!("{message}\n"));
-        let platform_port = platform("AIP_HTTP_PORT")
-            .map(|text| {
-                text.parse::<u16>()
-                    .map_err(|_| wrong(format!("AIP_HTTP_PORT '{text}' is not a port")))
-            })
-            .transpose()?;
-        let platform_route = |name: &str| match platform(name) {
-            None => Ok(Vec::new()),
-            Some(route) if is_plain_route(&route) => Ok(vec![route]),
-            Some(route) => Err(wrong(format!(
-                "{name} '{route}' is not a plain route such as /v1/predict"
-            ))),
+        environment: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Config, UsageError> {
+        let facts = CommandLineFacts {
+            arguments: &[],
+            command: &Self::command(),
+            name: None,
+            from_variables: &[],
         };
+        let start = self.start(&Platform(&environment));
+        start
+            .map(|start| start.config)
+            .map_err(|error| facts.refuse(&error))
+    }
+
+    fn start(self, platform: &Platform<'_>) -> Result<Start, SettingError> {
+        let log = self.log_config();
+        let platform_port = platform.port()?;
+        let routes = platform.routes()?;
+        let (collector, trace_warnings) = platform.traces(self.otlp_endpoint.clone());
+        let mut warnings = routes.warnings;
+        warnings.extend(trace_warnings);
         let api_keys = self.api_key_file.as_deref().map(ApiKeys::read).transpose();
-        let api_keys = api_keys
-            .map_err(|error| wrong(format!("{error}; set --api-key-file (API_KEY_FILE)")))?;
+        let api_keys = api_keys.map_err(|error| SettingError {
+            setting: Setting::Flag("api-key-file"),
+            reason: error.to_string(),
+        })?;
+        self.check_together()?;
         let max_header_size = self.max_header_size.bytes();
         let max_uri_size = self.max_uri_size.bytes();
         let connection = ConnectionConfig {
-            first_byte_timeout: positive("--first-byte-timeout", self.first_byte_timeout)?,
-            header_timeout: positive("--header-timeout", self.header_timeout)?,
-            write_timeout: positive("--write-timeout", self.write_timeout)?,
-            keep_alive_timeout: positive("--keep-alive-timeout", self.keep_alive_timeout)?,
+            first_byte_timeout: self.first_byte_timeout.into(),
+            header_timeout: self.header_timeout.into(),
+            write_timeout: self.write_timeout.into(),
+            keep_alive_timeout: self.keep_alive_timeout.into(),
             // Twice the limits are read, so that what exceeds them is answered as an error that says so.
             max_head_bytes: max_header_size
                 .saturating_add(max_uri_size)
@@ -123,12 +287,15 @@ impl ServeFlags {
         };
         let port = self.port.or(platform_port).unwrap_or(DEFAULT_PORT);
         if port != 0 && self.admin_port == Some(port) {
-            return Err(wrong(format!(
-                "--admin-port (ADMIN_PORT) {port} is the port of predictions, too; choose another one, or change --port (PORT)"
-            )));
+            return Err(SettingError {
+                setting: Setting::Flag("admin-port"),
+                reason: format!(
+                    "'{port}' is the port of predictions, too (--port, variable PORT); write another one, for example {OTHER_PORT}"
+                ),
+            });
         }
         let execution = self.execution;
-        Ok(Config {
+        let config = Config {
             host: self.host,
             port,
             admin_port: self.admin_port,
@@ -145,16 +312,16 @@ impl ServeFlags {
                 tuning_time: execution.tuning_time.0,
             },
             http: HttpConfig {
-                request_timeout: positive("--request-timeout", self.request_timeout)?,
-                body_timeout: positive("--body-timeout", self.body_timeout)?,
+                request_timeout: self.request_timeout.into(),
+                body_timeout: self.body_timeout.into(),
                 max_body_size: self.max_body_size.bytes(),
                 max_output_size: self.max_output_size.bytes(),
                 max_header_size,
                 max_headers: self.max_headers.get(),
                 max_uri_size,
                 max_json_depth: self.max_json_depth.get(),
-                health_routes: platform_route("AIP_HEALTH_ROUTE")?,
-                predict_routes: platform_route("AIP_PREDICT_ROUTE")?,
+                health_routes: routes.health.into_iter().collect(),
+                predict_routes: routes.predict.into_iter().collect(),
                 api_keys,
             },
             listener: ListenerConfig {
@@ -168,56 +335,74 @@ impl ServeFlags {
                 delay: self.drain_delay.into(),
                 timeout: self.drain_timeout.into(),
             },
-            collector: self.otlp_endpoint.and_then(|endpoint| endpoint.0),
+            collector,
+        };
+        Ok(Start {
+            config,
+            log,
+            warnings,
         })
     }
-}
-
-/// A deadline of nothing would refuse everybody.
-fn positive(flag: &str, text: DurationText) -> Result<Duration, clap::Error> {
-    let duration = Duration::from(text);
-    if duration.is_zero() {
-        let message = format!("{flag} must be longer than {text}\n");
-        return Err(clap::Error::raw(ErrorKind::ValueValidation, message));
+    /// Settings that are well-formed each, and make no sense together.
+    fn check_together(&self) -> Result<(), SettingError> {
+        let timeout = self.request_timeout;
+        if let Some(delay) = self.max_queue_delay
+            && Duration::from(delay) > Duration::ZERO
+            && delay >= timeout
+        {
+            return Err(SettingError {
+                setting: Setting::Flag("max-queue-delay"),
+                reason: format!(
+                    "'{delay}' is not below --request-timeout (variable REQUEST_TIMEOUT), which is {timeout}, so that a request could wait for company until nobody waits for it; write a shorter time, for example 5ms"
+                ),
+            });
+        }
+        let (body, inflight) = (self.max_body_size, self.execution.max_inflight_bytes);
+        if body > inflight && body.bytes() != DEFAULT_BODY {
+            return Err(SettingError {
+                setting: Setting::Flag("max-body-size"),
+                reason: format!(
+                    "'{body}' is more than --max-inflight-bytes (variable MAX_INFLIGHT_BYTES), which is {inflight}, so that such a body could never be received; lower it, or raise the other one"
+                ),
+            });
+        }
+        Ok(())
     }
-    Ok(duration)
 }
 
-/// Whether `route` is a path without the characters that mean something to a router or a URL.
-fn is_plain_route(route: &str) -> bool {
-    let plain = |character: char| {
-        character.is_ascii_alphanumeric() || matches!(character, '/' | '-' | '_' | '.' | ':' | '~')
-    };
-    route.len() > 1 && route.starts_with('/') && route.chars().all(plain) && !route.contains("/:")
-}
+/// What nobody chose may exceed what is held at once: a small machine needs no second setting then.
+const DEFAULT_BODY: usize = 64 << 20;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn config(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Config, clap::Error> {
+    fn read(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Command, String> {
         let arguments = ["model-serving"]
             .iter()
             .chain(arguments)
             .map(OsString::from);
-        match Command::read(arguments)? {
-            Command::Serve(flags) => flags.into_config(|name| {
-                environment
-                    .iter()
-                    .find(|(key, _)| *key == name)
-                    .map(|(_, value)| (*value).to_owned())
-            }),
+        let variable = |name: &str| {
+            let mut variables = environment.iter();
+            let found = variables.find(|(key, _)| *key == name);
+            found.map(|(_, value)| OsString::from(value))
+        };
+        Command::read(arguments, variable).map_err(|error| error.to_string())
+    }
+
+    fn config(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Config, String> {
+        match read(arguments, environment)? {
+            Command::Serve(start) => Ok(start.config),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn the_command_line_is_well_formed() {
-        use clap::CommandFactory;
+        CommandLine::command().debug_assert();
         ServeFlags::command().debug_assert();
-        InspectFlags::command().debug_assert();
-        TuneFlags::command().debug_assert();
-        HealthcheckFlags::command().debug_assert();
+        let default = config(&[], &[]).unwrap();
+        assert_eq!(default.http.max_body_size, DEFAULT_BODY);
     }
 
     #[test]
@@ -226,30 +411,160 @@ mod tests {
             config(&["serve", "--port", "1"], &[]).unwrap(),
             config(&["--port", "1"], &[]).unwrap()
         );
+        let port = [("PORT", "1")];
+        assert_eq!(config(&["serve"], &port), config(&[], &port));
+    }
+
+    /// Every flag of every command with its variable, and a value that it takes beside its default.
+    #[test]
+    fn an_empty_variable_is_as_if_it_were_not_there() {
+        let mut root = CommandLine::command();
+        root.build();
+        let mut seen = 0;
+        for (command, arguments) in [
+            (root.clone(), &[][..]),
+            (root.find_subcommand("serve").unwrap().clone(), &["serve"]),
+            (
+                root.find_subcommand("inspect").unwrap().clone(),
+                &["inspect", "m.onnx"],
+            ),
+            (
+                root.find_subcommand("tune").unwrap().clone(),
+                &["tune", "m.onnx"],
+            ),
+            (
+                root.find_subcommand("healthcheck").unwrap().clone(),
+                &["healthcheck"],
+            ),
+        ] {
+            let plain = format!("{:?}", read(arguments, &[]).unwrap());
+            for argument in command.get_arguments() {
+                let (Some(flag), Some(variable)) = (argument.get_long(), argument.get_env()) else {
+                    continue;
+                };
+                let variable = variable.to_str().unwrap();
+                let empty = read(arguments, &[(variable, "")]);
+                assert_eq!(format!("{:?}", empty.unwrap()), plain, "{variable}");
+                let flag = format!("--{flag}=");
+                let line: Vec<&str> = arguments.iter().copied().chain([flag.as_str()]).collect();
+                let error = read(&line, &[]).unwrap_err();
+                assert!(error.contains("needs a value that is not empty"), "{error}");
+                assert!(error.contains(variable), "{error}");
+                seen += 1;
+            }
+        }
+        assert!(seen > 70, "{seen}");
+        for variable in ["AIP_HTTP_PORT", "AIP_HEALTH_ROUTE", "AIP_PREDICT_ROUTE"] {
+            assert_eq!(config(&[], &[(variable, "")]), config(&[], &[]));
+        }
     }
 
     #[test]
-    fn wrong_settings_are_usage_errors() {
+    fn the_flag_wins_over_its_variable_even_if_that_is_wrong() {
+        let wrong = [("PORT", "x"), ("LOG_LEVEL", "loud")];
         for arguments in [
-            &["--request-timeout", "30"][..],
-            &["--request-timeout", "0s"],
-            &["--max-body-size", "64"],
-            &["--max-batch-size", "0"],
-            &["--max-request-rows", "0"],
-            &["--device", "gpu"],
-            &["--log-level", "loud"],
-            &["--port", "65536"],
-            &["--admin-port", "65536"],
-            &["--admin-port", "8000"],
-            &["--admin-port", "9", "--port", "9"],
-            &["--watch-model", "0s"],
-            &["--watch-model", "10"],
-            &["--no-such-flag"],
-            &["stop"],
+            &["--port", "9", "--log-level", "warn"][..],
+            &["--port=9", "--log-level=warn"],
+            &["serve", "--port=9", "--log-level", "warn"],
         ] {
-            let error = config(arguments, &[]).unwrap_err();
-            assert_eq!(error.exit_code(), 2, "{arguments:?}");
+            assert_eq!(config(arguments, &wrong).unwrap().port, 9);
         }
+        assert!(config(&["--port", "9"], &wrong).is_err());
+    }
+
+    #[test]
+    fn words_and_units_ignore_case() {
+        let environment = [
+            ("DEVICE", "CPU"),
+            ("LOG_LEVEL", "INFO"),
+            ("LOG_FORMAT", "JSON"),
+            ("TF32", "Off"),
+            ("TUNING_TIME", "OFF"),
+            ("WATCH_MODEL", "Off"),
+            ("MAX_BODY_SIZE", "64mib"),
+            ("REQUEST_TIMEOUT", "30S"),
+        ];
+        let plain = config(&["--device=cpu", "--tuning-time=off"], &[]).unwrap();
+        assert_eq!(config(&[], &environment).unwrap(), plain);
+    }
+
+    #[test]
+    fn a_message_says_where_the_value_came_from() {
+        assert_eq!(
+            read(&["--port", "x"], &[("PORT", "1")]).unwrap_err(),
+            "the flag --port (variable PORT): 'x' is not a port; write a number from 0 to 65535, for example 8000"
+        );
+        assert_eq!(
+            read(&["inspect", "m.onnx"], &[("DEVICE", "gpu")]).unwrap_err(),
+            "the variable DEVICE (flag --device): 'gpu' is not a device; write auto, cpu, cuda or cuda:N, for example cuda:0"
+        );
+        let unpaired = [
+            OsString::from("model-serving"),
+            OsString::from("--device"),
+            std::os::unix::ffi::OsStringExt::from_vec(b"c\xffu".to_vec()),
+        ];
+        let error = Command::read(unpaired, |_| None).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "the flag --device (variable DEVICE): 'c\u{fffd}u' is not UTF-8 text"
+        );
+    }
+
+    #[test]
+    fn help_and_version_are_had_whatever_the_environment_says() {
+        let wrong = [("PORT", "x"), ("AIP_HTTP_PORT", "y")];
+        for arguments in [
+            &["--help"][..],
+            &["-h"],
+            &["help"],
+            &["help", "inspect"],
+            &["inspect", "--help"],
+            &["serve", "-h"],
+        ] {
+            let command = read(arguments, &wrong).unwrap();
+            assert!(matches!(command, Command::Help(_)), "{arguments:?}");
+        }
+        for arguments in [&["--version"][..], &["-V"], &["inspect", "-V"]] {
+            let command = read(arguments, &wrong).unwrap();
+            assert!(matches!(command, Command::Version), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn a_health_check_asks_where_the_server_listens() {
+        for (arguments, environment, url) in [
+            (&[][..], &[][..], "http://127.0.0.1:8000/health"),
+            (&[], &[("PORT", "9")], "http://127.0.0.1:9/health"),
+            (
+                &[],
+                &[("AIP_HTTP_PORT", "8080")],
+                "http://127.0.0.1:8080/health",
+            ),
+            (
+                &[],
+                &[("AIP_HTTP_PORT", "8080"), ("PORT", "9")],
+                "http://127.0.0.1:9/health",
+            ),
+            (
+                &[],
+                &[("HOST", "::"), ("PORT", "9"), ("ADMIN_PORT", "10")],
+                "http://[::1]:10/health",
+            ),
+            (&["--host", "10.0.0.7"], &[], "http://10.0.0.7:8000/health"),
+            (
+                &["--admin-port", "11"],
+                &[("ADMIN_PORT", "10")],
+                "http://127.0.0.1:11/health",
+            ),
+            (&["http://h/x"], &[("PORT", "9")], "http://h/x"),
+        ] {
+            let arguments: Vec<&str> = ["healthcheck"].iter().chain(arguments).copied().collect();
+            match read(&arguments, environment).unwrap() {
+                Command::Healthcheck(target) => assert_eq!(target.to_string(), url),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(read(&["healthcheck"], &[("PORT", "0")]).is_err());
     }
 
     #[test]

@@ -105,18 +105,76 @@ impl App {
     }
 }
 
+/// What a route is for. Routes that are for the same may have the same path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Predictions with the default model.
+    Predict,
+    /// Predictions with the model that the path names.
+    PredictNamed,
+    /// What a model is.
+    Metadata,
+    /// Whether the process is alive.
+    Live,
+    /// Whether predictions are answered.
+    Ready,
+    /// What is counted.
+    Metrics,
+}
+
+impl Purpose {
+    /// As messages call it.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Predict | Self::PredictNamed => "predictions",
+            Self::Metadata => "a model's metadata",
+            Self::Live => "liveness",
+            Self::Ready => "readiness",
+            Self::Metrics => "metrics",
+        }
+    }
+}
+
 /// The fixed routes. No route changes the server.
-fn routes() -> [(&'static str, MethodRouter<Arc<App>>); 8] {
+fn routes() -> [(&'static str, Purpose, MethodRouter<Arc<App>>); 8] {
     [
-        ("/predict", post(predict::predict)),
-        ("/invocations", post(predict::predict)),
-        ("/v1/models/{call}", post(predict::predict_named)),
-        ("/v2/models/{model}", get(metadata::metadata)),
-        ("/health", get(health::live)),
-        ("/ready", get(health::ready)),
-        ("/ping", get(health::ready)),
-        ("/metrics", get(exposition::metrics)),
+        ("/predict", Purpose::Predict, post(predict::predict)),
+        ("/invocations", Purpose::Predict, post(predict::predict)),
+        (
+            "/v1/models/{call}",
+            Purpose::PredictNamed,
+            post(predict::predict_named),
+        ),
+        (
+            "/v2/models/{model}",
+            Purpose::Metadata,
+            get(metadata::metadata),
+        ),
+        ("/health", Purpose::Live, get(health::live)),
+        ("/ready", Purpose::Ready, get(health::ready)),
+        ("/ping", Purpose::Ready, get(health::ready)),
+        ("/metrics", Purpose::Metrics, get(exposition::metrics)),
     ]
+}
+
+/// The fixed route that answers `path` already, as people write it, and what it is for.
+#[must_use]
+pub fn purpose(path: &str) -> Option<(String, Purpose)> {
+    let answers = |pattern: &str| {
+        let (mut segments, mut wanted) = (path.split('/'), pattern.split('/'));
+        loop {
+            match (segments.next(), wanted.next()) {
+                (None, None) => return true,
+                (Some(segment), Some(pattern))
+                    if segment == pattern || (pattern.starts_with('{') && !segment.is_empty()) => {}
+                _ => return false,
+            }
+        }
+    };
+    let mut routes = routes().into_iter();
+    let (pattern, purpose, _) = routes.find(|(pattern, ..)| answers(pattern))?;
+    Some((pattern.replace("{call}", "{model}:predict"), purpose))
 }
 
 /// What the main port serves: every route.
@@ -144,7 +202,7 @@ pub fn admin_site(app: &App) -> Site {
     );
     let app = Arc::new(app);
     let probes = health_routes(&app.config);
-    let fixed = routes().map(|(path, route)| (path.to_owned(), route));
+    let fixed = routes().map(|(path, _, route)| (path.to_owned(), route));
     let quiet: Vec<_> = fixed
         .into_iter()
         .filter(|(path, _)| app.quiet_routes.contains(path))
@@ -166,7 +224,7 @@ fn health_routes(config: &HttpConfig) -> Vec<(String, MethodRouter<Arc<App>>)> {
 
 /// Every route and layer of the server.
 fn router(app: Arc<App>) -> Router {
-    let fixed = routes().map(|(path, route)| (path.to_owned(), route));
+    let fixed = routes().map(|(path, _, route)| (path.to_owned(), route));
     let health = health_routes(&app.config);
     let predict: Vec<_> = app
         .config

@@ -24,6 +24,7 @@ use crate::runtime::session::{self, OpenedModel, OrtModel, RunMemory, SessionCon
 use crate::runtime::tuning::{Choice, Freedom};
 use crate::runtime::{LoadError, Model, warmup};
 use crate::telemetry::metrics::{Merging, Metrics, ModelInfo};
+use crate::telemetry::progress::{self, Progress};
 
 pub use sessions::Fixed;
 use sessions::{Origin, Sessions};
@@ -151,6 +152,12 @@ impl Loader {
         })
     }
 
+    /// ONNX Runtime's version.
+    #[must_use]
+    pub fn library_version(&self) -> &str {
+        self.library.version()
+    }
+
     /// The models that there are now.
     ///
     /// # Errors
@@ -191,6 +198,7 @@ impl Loader {
         if self.device.is_lost() {
             return Err(LoadingError::DeviceLost);
         }
+        let _reported_until_then = Progress::logged(&source.name);
         let loaded = self.try_load(source, device, replaced);
         if let Err(LoadingError::Load(error)) = &loaded
             && let Some(reason) = error.loss()
@@ -286,11 +294,23 @@ impl Loader {
         )
         .map_err(LoadingError::Thread)?;
         tracing::info!(
-            model = metadata.name, version = metadata.version, signature = metadata.signature_text(),
-            device, execution_provider = provider.name(), fallback = opened.fallback, onnxruntime = library.version(),
-            instances = choice.placement.instances, intra_op_threads = choice.placement.intra_op_threads,
-            executor = executor.name(), max_batch_size = metadata.has_rows().then_some(max_batch_size), merge_rows,
-            batching = merging.label(), batching_reason = merging_reason, rows_tried = trial.tried, nodes = ?opened.assignment.counts(), seconds = started.elapsed().as_secs_f64(),
+            model = metadata.name,
+            version = metadata.version,
+            signature = metadata.signature_text(),
+            device,
+            execution_provider = provider.name(),
+            fallback = opened.fallback,
+            onnxruntime = library.version(),
+            instances = choice.placement.instances,
+            intra_op_threads = choice.placement.intra_op_threads,
+            executor = executor.name(),
+            max_batch_size = metadata.has_rows().then_some(max_batch_size),
+            merge_rows,
+            batching = merging.label(),
+            batching_reason = merging_reason,
+            rows_tried = trial.tried,
+            nodes = opened.assignment.summary(),
+            seconds = started.elapsed().as_secs_f64(),
             "model loaded"
         );
         Ok(ServedModel {
@@ -381,14 +401,18 @@ pub(crate) fn prepare<'a>(
         let freedom = sessions::freedom(fixed, source, provider, None);
         sessions::first_threads(&freedom, written)
     };
+    progress::stage("reading and opening the model");
     let (opened, mut first) = open_with_memory(library, source, session, threads)?;
+    progress::stage("trying whether rows may share executions");
     let trial = try_rows(&opened, &mut first, fixed, session.cuda.tf32, source)?;
     let freedom = sessions::freedom(fixed, source, opened.provider, Some(&trial));
     let known = sessions::known(&freedom, written, replaced, opened.sha256());
+    progress::stage("measuring settings");
     let mut sessions = sessions::make(&opened, first, &freedom, known, tuning_time)?;
     let given = sessions::fixed_batch_size(fixed, source).is_some();
     let (merging, merging_reason) = trial::merging(&trial, &freedom, &sessions, given);
     let on_gpu = opened.provider != ExecutionProvider::Cpu;
+    progress::stage("warming up");
     for model in &mut sessions.models {
         model.divide_by(&trial.plan);
         if !sessions.warm {

@@ -289,6 +289,14 @@ impl ModelMetadata {
     }
 }
 
+/// Whether a model can be called so: the name must be fit for a segment of a URL's path and for a metric's label.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
+    let plain =
+        |character: char| character.is_ascii_alphanumeric() || matches!(character, '.' | '_' | '-');
+    (1..=128).contains(&name.len()) && !name.starts_with('.') && name.chars().all(plain)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -194,9 +194,7 @@ fn look_at(path: &Path) -> std::io::Result<Option<fs::Metadata>> {
 
 /// A name must be fit for a URL path segment and a metric label.
 fn check_name(name: &str) -> Result<(), RepositoryError> {
-    let plain =
-        |character: char| character.is_ascii_alphanumeric() || matches!(character, '.' | '_' | '-');
-    if name.is_empty() || name.len() > 128 || name.starts_with('.') || !name.chars().all(plain) {
+    if !super::is_name(name) {
         return Err(RepositoryError::Name {
             name: name.to_owned(),
         });

@@ -76,6 +76,16 @@ impl Assignment {
             .collect()
     }
 
+    /// The providers with the number of nodes that each executes, as people write it.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let counts = self.counts().into_iter();
+        let texts: Vec<String> = counts
+            .map(|(name, nodes)| format!("{name} {nodes}"))
+            .collect();
+        texts.join(", ")
+    }
+
     /// The operators that the provider called `name` executes, with how many nodes each, as people write it.
     #[must_use]
     pub fn operators(&self, name: &str) -> String {

@@ -24,16 +24,22 @@ impl FromStr for Device {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
+        let word = text.trim().to_ascii_lowercase();
+        match word.as_str() {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda(0)),
-            _ => match text.strip_prefix("cuda:").map(str::parse) {
-                Some(Ok(index)) => Ok(Self::Cuda(index)),
-                _ => Err(format!(
-                    "'{text}' is not a device; write auto, cpu, cuda or cuda:N"
-                )),
-            },
+            _ => {
+                let index = word
+                    .strip_prefix("cuda:")
+                    .filter(|index| index.bytes().all(|byte| byte.is_ascii_digit()))
+                    .and_then(|index| index.parse().ok());
+                index.map(Self::Cuda).ok_or_else(|| {
+                    format!(
+                        "'{text}' is not a device; write auto, cpu, cuda or cuda:N, for example cuda:0"
+                    )
+                })
+            }
         }
     }
 }
@@ -149,7 +155,17 @@ mod tests {
             );
         }
         assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
-        for wrong in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"] {
+        assert_eq!("CUDA:1".parse(), Ok(Device::Cuda(1)));
+        assert_eq!(" Auto ".parse(), Ok(Device::Auto));
+        for wrong in [
+            "",
+            "gpu",
+            "cuda:",
+            "cuda:-1",
+            "cuda:+1",
+            "cuda:x",
+            "cuda:65536",
+        ] {
             assert!(wrong.parse::<Device>().is_err(), "{wrong}");
         }
     }

@@ -23,54 +23,55 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 /// The largest answer that is read; a collector answers with a few bytes.
 const MAX_ANSWER: usize = 64 << 10;
 
-/// Where a collector takes OTLP over HTTP: `http://host:4318`, to which `/v1/traces` is added.
+/// Where a collector takes spans by OTLP over HTTP. Read from text, it is the collector's base, `http://host:4318`, to
+/// which `/v1/traces` is added.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint(String);
+
+impl Endpoint {
+    /// The URL that spans are posted to, as it is.
+    ///
+    /// # Errors
+    /// One sentence, when it is not such a URL.
+    pub fn of_traces(text: &str) -> Result<Self, String> {
+        plain_http(text).map(|url| Self(url.to_owned()))
+    }
+}
 
 impl FromStr for Endpoint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let uri: http::Uri = text
-            .parse()
-            .map_err(|_| format!("'{text}' is not a URL such as http://localhost:4318"))?;
-        if uri.scheme() == Some(&Scheme::HTTPS) {
-            return Err(format!(
-                "'{text}' asks for TLS, which is not supported here; send to a collector beside this server, such as http://localhost:4318"
-            ));
-        }
-        if uri.scheme() != Some(&Scheme::HTTP) || uri.host().is_none() || uri.query().is_some() {
-            return Err(format!(
-                "'{text}' is not a URL such as http://localhost:4318"
-            ));
-        }
-        Ok(Self(text.trim_end_matches('/').to_owned()))
+        let base = plain_http(text)?;
+        Ok(Self(format!("{}/v1/traces", base.trim_end_matches('/'))))
     }
 }
 
-/// An endpoint as a setting. An empty one is none, as OpenTelemetry has it for its variables.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OptionalEndpoint(pub Option<Endpoint>);
-
-impl FromStr for OptionalEndpoint {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let endpoint = Some(text).filter(|text| !text.is_empty());
-        endpoint.map(str::parse).transpose().map(Self)
+/// A URL of HTTP without TLS and without a query.
+fn plain_http(text: &str) -> Result<&str, String> {
+    let text = text.trim();
+    let wrong = || format!("'{text}' is not a URL such as http://localhost:4318");
+    let uri: http::Uri = text.parse().map_err(|_| wrong())?;
+    if uri.scheme() == Some(&Scheme::HTTPS) {
+        return Err(format!(
+            "'{text}' asks for TLS, which is not supported here; send to a collector beside this server, such as http://localhost:4318"
+        ));
     }
+    // A port that is none looks as if there were no port.
+    let has_host = uri.host().is_some_and(|host| {
+        let mut authority = uri.authority().into_iter();
+        let ends_at_host = authority.any(|authority| authority.as_str().ends_with(host));
+        !host.is_empty() && (ends_at_host || uri.port_u16().is_some())
+    });
+    if uri.scheme() != Some(&Scheme::HTTP) || !has_host || uri.query().is_some() {
+        return Err(wrong());
+    }
+    Ok(text)
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.0)
-    }
-}
-
-impl Endpoint {
-    /// The URL that spans are posted to.
-    pub(super) fn traces_url(&self) -> String {
-        format!("{}/v1/traces", self.0)
     }
 }
 
@@ -175,7 +176,7 @@ mod tests {
             ("http://collector/otlp", "http://collector/otlp/v1/traces"),
         ] {
             assert_eq!(
-                text.parse::<Endpoint>().map(|it| it.traces_url()),
+                text.parse::<Endpoint>().map(|it| it.to_string()),
                 Ok(url.to_owned())
             );
         }
@@ -186,6 +187,7 @@ mod tests {
             "https://c:4318",
             "grpc://c",
             "http://c/?a=b",
+            "http://c:99999",
         ] {
             assert!(wrong.parse::<Endpoint>().is_err(), "{wrong}");
         }

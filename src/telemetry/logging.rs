@@ -2,17 +2,19 @@
 //!
 //! Invariant: writing never blocks. A reader that stops costs lines, not requests.
 
+use std::io::IsTerminal as _;
 use std::str::FromStr;
 
 use tracing::Level;
+use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{Layer, fmt};
 
 use super::json_log::JsonLog;
 use super::log_writer;
 pub use super::log_writer::LogGuard;
+use super::text_log::TextLog;
 
 /// What is logged, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,9 +34,9 @@ impl FromStr for LogLevel {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let known = ["off", "error", "warn", "info", "debug", "trace"];
-        let text = text.to_ascii_lowercase();
-        match text.parse() {
-            Ok(level) if known.contains(&text.as_str()) => Ok(Self(level)),
+        let word = text.trim().to_ascii_lowercase();
+        match word.parse() {
+            Ok(level) if known.contains(&word.as_str()) => Ok(Self(level)),
             _ => Err(format!(
                 "'{text}' is not a level; write one of {}",
                 known.join(", ")
@@ -46,9 +48,11 @@ impl FromStr for LogLevel {
 /// How a line is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
+    /// Text at a terminal, else JSON.
+    Auto,
     /// One JSON object a line, for log collectors.
     Json,
-    /// For people at a terminal.
+    /// For people.
     Text,
 }
 
@@ -56,41 +60,103 @@ impl FromStr for LogFormat {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
+        match text.trim().to_ascii_lowercase().as_str() {
+            "auto" => Ok(Self::Auto),
             "json" => Ok(Self::Json),
             "text" => Ok(Self::Text),
-            _ => Err(format!("'{text}' is not a log format; write json or text")),
+            _ => Err(format!(
+                "'{text}' is not a log format; write auto, json or text"
+            )),
         }
     }
 }
 
-/// Starts logging. What was logged is written when the guard is dropped.
-#[must_use = "what is logged is written when the guard is dropped"]
-pub fn start(config: LogConfig) -> LogGuard {
-    start_to(config, std::io::stdout())
+/// The target of events that are commands for people to copy. They are written at a terminal only.
+pub const HINTS: &str = "hint";
+
+/// What is known of where the log goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Output {
+    is_terminal: bool,
+    /// The user wants none, or the terminal has none.
+    no_colour: bool,
 }
 
-/// The same, with `output` in the place of standard output.
+/// How lines are written there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Style {
+    Json,
+    Text { colour: bool, hints: bool },
+}
+
+impl Style {
+    fn of(format: LogFormat, output: Output) -> Self {
+        let text = match format {
+            LogFormat::Auto => output.is_terminal,
+            LogFormat::Json => false,
+            LogFormat::Text => true,
+        };
+        if text {
+            Self::Text {
+                colour: output.is_terminal && !output.no_colour,
+                hints: output.is_terminal,
+            }
+        } else {
+            Self::Json
+        }
+    }
+}
+
+/// Starts logging to standard output. What was logged is written when the guard is dropped.
+#[must_use = "what is logged is written when the guard is dropped"]
+pub fn start(config: LogConfig) -> LogGuard {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let output = Output {
+        is_terminal: std::io::stdout().is_terminal(),
+        // https://no-color.org
+        no_colour: is_set("NO_COLOR") || std::env::var_os("TERM").is_some_and(|it| it == "dumb"),
+    };
+    start_as(
+        config.level,
+        Style::of(config.format, output),
+        std::io::stdout(),
+    )
+}
+
+/// The same, with `output`, which is no terminal, in the place of standard output.
 #[must_use = "what is logged is written when the guard is dropped"]
 pub fn start_to(config: LogConfig, output: impl std::io::Write + Send + 'static) -> LogGuard {
+    let nobody = Output {
+        is_terminal: false,
+        no_colour: true,
+    };
+    start_as(config.level, Style::of(config.format, nobody), output)
+}
+
+fn start_as(
+    LogLevel(level): LogLevel,
+    style: Style,
+    output: impl std::io::Write + Send + 'static,
+) -> LogGuard {
     let (writer, guard) = log_writer::start(output);
-    let LogLevel(level) = config.level;
     // Libraries talk about themselves at the level at which we talk about requests.
     let libraries = if level > Level::INFO {
         level
     } else {
         level.min(LevelFilter::WARN)
     };
+    let hints = match style {
+        Style::Text { hints: true, .. } => level,
+        Style::Text { .. } | Style::Json => LevelFilter::OFF,
+    };
     let filter = Targets::new()
         .with_default(libraries)
         .with_target("model_serving", level)
-        .with_target("access", level);
-    let layer = match config.format {
-        LogFormat::Json => JsonLog::new(writer).boxed(),
-        LogFormat::Text => fmt::layer()
-            .with_writer(move || writer.clone())
-            .with_ansi(false)
-            .boxed(),
+        .with_target("access", level)
+        .with_target(HINTS, hints);
+    let layer = match style {
+        Style::Json => JsonLog::new(writer).boxed(),
+        Style::Text { colour, .. } => TextLog::new(writer, colour).boxed(),
     };
     tracing_subscriber::registry()
         .with(layer.with_filter(filter))
@@ -109,6 +175,26 @@ mod tests {
         }
         for wrong in ["", "3", "verbose", "info,hyper=debug"] {
             assert!(wrong.parse::<LogLevel>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_log_is_text_with_colour_at_a_terminal_and_json_elsewhere() {
+        use LogFormat::{Auto, Json, Text};
+        let text = |colour, hints| Style::Text { colour, hints };
+        for (format, is_terminal, no_colour, style) in [
+            (Auto, true, false, text(true, true)),
+            (Auto, true, true, text(false, true)),
+            (Auto, false, false, Style::Json),
+            (Json, true, false, Style::Json),
+            (Text, true, false, text(true, true)),
+            (Text, false, false, text(false, false)),
+        ] {
+            let output = Output {
+                is_terminal,
+                no_colour,
+            };
+            assert_eq!(Style::of(format, output), style, "{format:?} {output:?}");
         }
     }
 }

@@ -2,11 +2,14 @@
 //!
 //! Invariant: nothing here can make a request wait.
 
+mod clock;
 pub mod collector;
 mod json_log;
 mod log_writer;
 pub mod logging;
 pub mod metrics;
+pub mod progress;
+mod text_log;
 pub mod traces;
 
 use std::sync::Arc;

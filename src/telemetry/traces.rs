@@ -52,7 +52,7 @@ pub fn start(endpoint: &Endpoint) -> Result<(Tracer, Flush), String> {
         .with_http()
         .with_http_client(collector)
         .with_protocol(Protocol::HttpBinary)
-        .with_endpoint(endpoint.traces_url())
+        .with_endpoint(endpoint.to_string())
         .build()
         .map_err(|error| failed(&error))?;
     let mut resource = Resource::builder();

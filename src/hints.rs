@@ -1,0 +1,84 @@
+//! What whoever starts the server at a terminal can do next: commands to copy, printed when it is ready.
+//!
+//! Invariant: each command works as it stands, on this machine, for the models that are served now.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::address;
+use crate::registry::{Registry, ServedModel};
+use crate::telemetry::logging::HINTS;
+use crate::text_file;
+
+/// Models that get a command of their own; of a large repository the first ones will do.
+const MODELS: usize = 3;
+
+/// The most bytes of a sample.
+const MAX_SAMPLE: usize = 1 << 20;
+
+/// Prints commands for a server that has just become ready at `address` with the models at `path`.
+pub(crate) fn at_ready(address: SocketAddr, path: &Path, registry: &Registry, needs_key: bool) {
+    let url = format!("http://{}", address::for_clients(address));
+    let key = if needs_key {
+        " -H \"Authorization: Bearer $API_KEY\""
+    } else {
+        ""
+    };
+    hint(&format!("curl {url}/ready"));
+    let models = registry.models();
+    for model in models.values().take(MODELS) {
+        hint(&format!(
+            "curl {url}/v2/models/{}{key}",
+            model.metadata.name
+        ));
+        if let Some(request) = example_request(path, model) {
+            hint(&format!(
+                "curl {url}/v1/models/{}:predict{key} {request}",
+                model.metadata.name
+            ));
+        }
+    }
+}
+
+fn hint(command: &str) {
+    tracing::info!(target: HINTS, "{command}");
+}
+
+/// The part of a curl command that is a prediction to try: one of the samples that lie beside the model.
+fn example_request(path: &Path, model: &ServedModel) -> Option<String> {
+    let sample = sample_beside(path, |inputs| {
+        let mut wanted = model.metadata.inputs.iter();
+        wanted.all(|input| inputs.contains_key(&input.name))
+    })?;
+    Some(format!(
+        "-H 'Content-Type: application/json' --data @{}",
+        sample.display()
+    ))
+}
+
+/// The first file of the folder `samples` beside the model file at `path` whose inputs are what `fits` wants.
+fn sample_beside(path: &Path, fits: impl Fn(&Map<String, Value>) -> bool) -> Option<PathBuf> {
+    if path.is_dir() {
+        return None;
+    }
+    let folder = path.parent()?.join("samples");
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|file| file.extension().is_some_and(|ending| ending == "json"))
+        .collect();
+    files.sort();
+    files.into_iter().find(|file| {
+        // A path that a shell would read otherwise is none to copy.
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/-_.".contains(c);
+        let is_plain = file.to_str().is_some_and(|path| path.chars().all(plain));
+        let body = text_file::read(file, MAX_SAMPLE).ok();
+        let body = body.and_then(|text| serde_json::from_str::<Value>(&text).ok());
+        let inputs = body
+            .as_ref()
+            .and_then(|body| body.get("inputs")?.as_object());
+        is_plain && inputs.is_some_and(&fits)
+    })
+}
