@@ -41,4 +41,5 @@ pub mod model;
 // Plain data, and leaves that everybody may use.
 pub mod telemetry;
 pub mod tensor;
+pub mod text_file;
 pub mod units;

@@ -57,15 +57,23 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     (
         "http",
-        &["registry", "batching", "model", "telemetry", "tensor"],
+        &[
+            "registry",
+            "batching",
+            "model",
+            "telemetry",
+            "tensor",
+            "text_file",
+        ],
     ),
     ("registry", &["batching", "runtime", "model", "telemetry"]),
     ("batching", &["runtime", "model", "telemetry", "tensor"]),
     ("gpu", &["runtime", "telemetry"]),
     ("runtime", &["model", "tensor"]),
-    ("model", &["tensor", "units"]),
+    ("model", &["tensor", "text_file", "units"]),
     ("telemetry", &[]),
     ("tensor", &[]),
+    ("text_file", &[]),
     ("units", &[]),
 ];
 
@@ -107,7 +115,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("opentelemetry_otlp", &["telemetry"]),
     ("opentelemetry_sdk", &["telemetry"]),
     ("clap", &["config"]),
-    ("libc", &["process.rs"]),
+    ("libc", &["process.rs", "text_file.rs"]),
 ];
 
 /// What is wrong with the file at `path` (relative to `src/`) that holds `text`.

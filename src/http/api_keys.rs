@@ -11,6 +11,8 @@ use http::{HeaderMap, header};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use crate::text_file::{self, TextFileError};
+
 /// The largest file of keys; thousands of them.
 const MAX_FILE: usize = 1 << 20;
 
@@ -21,23 +23,13 @@ pub struct ApiKeys(HashSet<[u8; 32]>);
 /// Why a file of keys is not taken.
 #[derive(Debug, Error)]
 pub enum ApiKeyFileError {
-    /// It cannot be read.
-    #[error("the API keys in {path} cannot be read: {source}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
-    /// It is no list of keys.
-    #[error("{path} is larger than {MAX_FILE} bytes; expected one API key a line")]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-    },
+    /// It is no text that can be read.
+    #[error("the file of API keys: {0}; expected one API key a line")]
+    Text(#[from] TextFileError),
     /// A line is not a key. The line itself is not shown.
     #[error(
-        "line {line} of {path} is not an API key; expected letters, digits and any of -._~+/, then perhaps some ="
+        "line {line} of {path} is not an API key; expected letters, digits and any of -._~+/, then perhaps some =",
+        path = .path.display()
     )]
     NotAKey {
         /// The file.
@@ -46,7 +38,7 @@ pub enum ApiKeyFileError {
         line: usize,
     },
     /// Nobody could predict.
-    #[error("{path} holds no API key; write one a line")]
+    #[error("{path} holds no API key; write one a line", path = .path.display())]
     Empty {
         /// The file.
         path: PathBuf,
@@ -60,16 +52,10 @@ impl ApiKeys {
     /// See [`ApiKeyFileError`].
     pub fn read(path: &Path) -> Result<Self, ApiKeyFileError> {
         let path_buf = || path.to_owned();
-        let bytes = std::fs::read(path).map_err(|source| ApiKeyFileError::Read {
-            path: path_buf(),
-            source,
-        })?;
-        if bytes.len() > MAX_FILE {
-            return Err(ApiKeyFileError::TooLarge { path: path_buf() });
-        }
+        let text = text_file::read(path, MAX_FILE)?;
         let mut digests = HashSet::new();
-        for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
-            let key = line.trim_ascii();
+        for (index, line) in text.lines().enumerate() {
+            let key = line.trim_ascii().as_bytes();
             if key.is_empty() || key.starts_with(b"#") {
                 continue;
             }
@@ -129,7 +115,7 @@ mod tests {
 
     use super::*;
 
-    fn keys(text: &str) -> Result<ApiKeys, ApiKeyFileError> {
+    fn keys(text: impl AsRef<[u8]>) -> Result<ApiKeys, ApiKeyFileError> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
         ApiKeys::read(file.path())
@@ -145,7 +131,9 @@ mod tests {
 
     #[test]
     fn each_line_is_a_key_but_for_blanks_and_comments() {
-        let keys = keys("# for the web shop\nfirst-key==\n\n  second.key~+/\r\n").unwrap();
+        // As a Windows editor saves it, too.
+        let keys =
+            keys("\u{feff}# for the web shop\r\nfirst-key==\n\n  second.key~+/\r\n").unwrap();
         for good in [
             "Bearer first-key==",
             "bearer second.key~+/",
@@ -180,12 +168,18 @@ mod tests {
             ("good\ntop secret\n", "line 2 of"),
             ("===\n", "line 1 of"),
             ("schlüssel\n", "line 1 of"),
+            ("\u{feff}", "holds no API key"),
         ] {
             let error = keys(text).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
             assert!(!error.contains("secret"), "{error}");
         }
-        assert!(keys(&"k".repeat(MAX_FILE + 1)).is_err());
+        let error = keys(b"secret\n\xffsecret").unwrap_err().to_string();
+        assert!(
+            error.contains("line 2 of") && !error.contains("secret"),
+            "{error}"
+        );
+        assert!(keys("k".repeat(MAX_FILE + 1)).is_err());
         assert!(ApiKeys::read(Path::new("/nowhere/keys")).is_err());
     }
 
