@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser};
 
-use crate::loading::Fixed;
+use crate::loading::{Fixed, limits};
 use crate::runtime::provider::{CudaConfig, Device};
 use crate::telemetry::collector::OptionalEndpoint;
 use crate::telemetry::logging::{LogFormat, LogLevel};
@@ -43,6 +43,11 @@ pub struct ServeFlags {
     /// dashboards need a stable name.
     #[arg(long, env = "MODEL_NAME", value_name = "NAME")]
     pub model_name: Option<String>,
+
+    /// The model of a repository that answers requests which name none, as POST /predict; else the one whose sidecar says
+    /// default = true, else the only one. Set it where several models are served and clients call /predict.
+    #[arg(long, env = "DEFAULT_MODEL", value_name = "NAME")]
+    pub default_model: Option<String>,
 
     /// The address to listen on. Set 127.0.0.1 to be reachable from this machine only.
     #[arg(long, env = "HOST", value_name = "ADDRESS", default_value = "0.0.0.0")]
@@ -274,12 +279,12 @@ pub struct ExecutionFlags {
 
     /// Sessions per model, each with a thread that executes batches; chosen from the CPUs this container may use if not
     /// given. Set 1 for a large model that has the machine to itself.
-    #[arg(long, env = "INSTANCES", value_name = "COUNT")]
+    #[arg(long, env = "INSTANCES", value_name = "COUNT", value_parser = limits::count::<{ limits::MAX_INSTANCES }>)]
     pub instances: Option<NonZeroUsize>,
 
     /// Threads per session; chosen from the CPUs this container may use, never the host's, if not given. Raise it for
     /// lower latency of large models, lower it for more throughput of small ones.
-    #[arg(long, env = "INTRA_OP_THREADS", value_name = "COUNT")]
+    #[arg(long, env = "INTRA_OP_THREADS", value_name = "COUNT", value_parser = limits::count::<{ limits::MAX_THREADS }>)]
     pub intra_op_threads: Option<NonZeroUsize>,
 
     /// How long instances, threads and batch sizes that are not given may be tried while a model is loaded on the CPU, or
@@ -296,7 +301,7 @@ pub struct ExecutionFlags {
     /// The most rows of an execution that requests share, and of a part of a larger request; 32 unless the sidecar says
     /// otherwise, with fewer rows shared where more do not pay. 1 turns batching off: each request is executed as it
     /// is. Set it to fix how many rows share an execution; whether they pay is not measured then.
-    #[arg(long, env = "MAX_BATCH_SIZE", value_name = "ROWS")]
+    #[arg(long, env = "MAX_BATCH_SIZE", value_name = "ROWS", value_parser = limits::count::<{ limits::MAX_ROWS }>)]
     pub max_batch_size: Option<NonZeroUsize>,
 
     /// Bytes that requests may hold at once: bodies, tensors, and answers until their last byte has left; more are refused
@@ -369,11 +374,11 @@ pub struct TuneFlags {
     pub time: DurationText,
 
     /// Sessions, if they are not to be chosen.
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = limits::count::<{ limits::MAX_INSTANCES }>)]
     pub instances: Option<NonZeroUsize>,
 
     /// Threads per session, if they are not to be chosen.
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = limits::count::<{ limits::MAX_THREADS }>)]
     pub intra_op_threads: Option<NonZeroUsize>,
 
     /// Print the table and the settings, and write nothing.

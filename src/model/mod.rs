@@ -2,7 +2,10 @@
 //!
 //! Invariant: nothing here executes a model, and nothing here knows how a request travels.
 
+pub mod default;
+pub mod faults;
 pub mod flow;
+pub mod limits;
 pub mod onnx;
 mod proto;
 pub mod repository;
