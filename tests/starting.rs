@@ -62,7 +62,11 @@ fn a_failed_start_is_one_line_with_the_cause_and_the_fix() {
         &["--model", empty],
         &["holds no model", "<name>/<version>/model.onnx"],
     );
-    for broken in ["truncated", "empty", "not_onnx"] {
+    fails(
+        &["--model", &fixture("not_onnx")],
+        &["is not an ONNX model: it is a text", "the .onnx file"],
+    );
+    for broken in ["truncated", "empty"] {
         fails(
             &["--model", &fixture(broken)],
             &["is not an ONNX model", "export the model again"],

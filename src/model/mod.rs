@@ -5,6 +5,7 @@
 pub mod default;
 pub mod faults;
 pub mod flow;
+pub mod impostor;
 pub mod limits;
 pub mod onnx;
 mod proto;
