@@ -16,6 +16,7 @@ pub mod healthcheck;
 pub mod inspect;
 pub mod loading;
 pub mod process;
+pub mod progress;
 pub mod reload;
 pub mod server;
 pub mod shutdown;

@@ -8,6 +8,7 @@ use model_serving::config::{
 };
 use model_serving::inspect::InspectConfig;
 use model_serving::loading::Fixed;
+use model_serving::progress::Progress;
 use model_serving::server::{self, StartError};
 use model_serving::signals::Signals;
 use model_serving::telemetry::logging;
@@ -86,8 +87,11 @@ fn print_model(flags: InspectFlags) -> Result<(), String> {
         device: execution.device,
         tuning_time: execution.tuning_time.0,
         max_inflight_bytes: execution.max_inflight_bytes.bytes(),
+        json: flags.json,
     };
-    let text = inspect::describe(&config).map_err(|error| error.to_string())?;
+    let progress = Progress::start();
+    let text = inspect::describe(&config, &|stage| progress.stage(stage))
+        .map_err(|error| error.to_string())?;
     print(&text)
 }
 
@@ -103,7 +107,8 @@ fn tune_model(flags: &TuneFlags) -> Result<(), String> {
         },
         write: !flags.dry_run,
     };
-    tune::tune(&settings, print)
+    let progress = Progress::start();
+    tune::tune(&settings, &|stage| progress.stage(stage), print)
 }
 
 fn print(text: &str) -> Result<(), String> {

@@ -2,6 +2,7 @@
 //!
 //! Invariant: what is measured is run by the very code that serves, and what is written is what the next start uses.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use crate::runtime::library::Library;
 use crate::runtime::provider::{CudaConfig, Device, ExecutionProvider};
 use crate::runtime::session::{RunMemory, SessionConfig};
 use crate::runtime::tuning::{self, Budget, Choice, Effort, Measurement};
+use crate::units::DurationText;
 
 /// What is to be tuned, and how.
 #[derive(Debug, Clone, Copy)]
@@ -31,18 +33,19 @@ pub struct TuneConfig<'a> {
     pub write: bool,
 }
 
-/// Tunes the model, or the models of a repository, and gives what is to be printed to `print` as it becomes known.
+/// Tunes the model, or the models of a repository; `stage` hears what is being done. Gives what is to be printed to `print` as it becomes known.
 ///
 /// # Errors
 /// One line, when there is no model, it cannot be measured, or the settings cannot be written or printed.
 pub fn tune(
     config: &TuneConfig<'_>,
+    stage: &dyn Fn(&str),
     mut print: impl FnMut(&str) -> Result<(), String>,
 ) -> Result<(), String> {
     let sources = repository::find(config.path, None).map_err(|error| error.to_string())?;
     let library = Library::load(config.library).map_err(|error| error.to_string())?;
     for source in &sources {
-        let tuned = measure(config, &library, source)?;
+        let tuned = measure(config, &library, source, stage)?;
         let mut text = format!("{} ({})\n\n", source.name, source.path.display());
         // Writing into a string cannot fail.
         let _ = write_table(&mut text, &tuned);
@@ -75,6 +78,7 @@ fn measure(
     config: &TuneConfig<'_>,
     library: &Library,
     source: &ModelSource,
+    stage: &dyn Fn(&str),
 ) -> Result<TunedModel, String> {
     let text = |error: crate::runtime::LoadError| error.to_string();
     let device = SessionConfig {
@@ -87,8 +91,10 @@ fn measure(
         let freedom = sessions::freedom(config.fixed, source, provider, None);
         sessions::first_threads(&freedom, None)
     };
+    stage(&format!("{}: loading", source.name));
     let (opened, mut first) =
         loading::open_with_memory(library, source, device, threads).map_err(text)?;
+    stage(&format!("{}: trying rows", source.name));
     let trial = loading::try_rows(&opened, &mut first, config.fixed, false, source);
     let freedom = sessions::freedom(
         config.fixed,
@@ -101,6 +107,11 @@ fn measure(
         effort: Effort::THOROUGH,
         everything: true,
     };
+    stage(&format!(
+        "{}: measuring, for {} at most",
+        source.name,
+        DurationText::from(config.time)
+    ));
     let tuned = tuning::tune(&opened, first, &freedom, budget).map_err(text)?;
     if tuned.measurements.is_empty() {
         return Err(format!(
@@ -141,16 +152,20 @@ fn write_table(text: &mut String, tuned: &TunedModel) -> std::fmt::Result {
     let together = measurements
         .iter()
         .any(|measurement| measurement.placement.instances == instances);
-    for (index, measurement) in measurements.iter().enumerate() {
-        // What was measured twice stands there as it was confirmed.
-        let later = measurements.iter().skip(index + 1);
-        let setting = |measurement: &Measurement| (measurement.placement, measurement.rows);
-        if later
-            .map(setting)
-            .any(|later| later == setting(measurement))
-        {
-            continue;
-        }
+    // What was measured twice stands there as it was confirmed.
+    let rows: BTreeMap<_, _> = measurements
+        .iter()
+        .map(|measurement| {
+            let placement = measurement.placement;
+            let setting = (
+                placement.instances,
+                placement.intra_op_threads,
+                measurement.rows,
+            );
+            (setting, measurement)
+        })
+        .collect();
+    for measurement in rows.values() {
         let chosen = (!together || measurement.placement.instances == instances)
             && measurement.placement.intra_op_threads == settings.intra_op_threads.get()
             && measurement.rows == settings.merge_rows.map_or(1, NonZeroUsize::get);

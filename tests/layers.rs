@@ -27,7 +27,10 @@ const LAYERS: &[(&str, &[&str])] = &[
         "inspect",
         &["container", "loading", "runtime", "model", "tensor"],
     ),
-    ("tune", &["container", "loading", "runtime", "model"]),
+    (
+        "tune",
+        &["container", "loading", "runtime", "model", "units"],
+    ),
     (
         "server",
         &[
@@ -50,6 +53,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("signals", &[]),
     ("process", &["runtime"]),
     ("container", &[]),
+    ("progress", &[]),
     ("reload", &["loading", "registry", "model", "telemetry"]),
     (
         "loading",

@@ -329,6 +329,10 @@ pub struct InspectFlags {
     #[arg(long, env = "MODEL_NAME", value_name = "NAME")]
     pub model_name: Option<String>,
 
+    /// Print one JSON object instead of text, for programs.
+    #[arg(long)]
+    pub json: bool,
+
     /// What would execute the model, and how.
     #[command(flatten)]
     pub execution: ExecutionFlags,

@@ -263,7 +263,7 @@ impl Loader {
             merging,
             merging_reason,
             merge_rows,
-        } = prepare(library, source, session, settings, replaced)?;
+        } = prepare(library, source, session, settings, replaced, &|_| {})?;
         let provider = opened.provider;
         let on_gpu = provider != ExecutionProvider::Cpu;
         if let Device::Cuda(index) = provider.device() {
@@ -408,16 +408,20 @@ pub(crate) fn prepare<'a>(
     session: SessionConfig,
     (fixed, tuning_time): (Fixed, Option<Duration>),
     replaced: Option<(Freedom, Choice)>,
+    stage: &dyn Fn(&str),
 ) -> Result<Prepared<'a>, LoadError> {
     let written = source.sidecar.tuning.as_ref();
     let threads = |provider| {
         let freedom = sessions::freedom(fixed, source, provider, None);
         sessions::first_threads(&freedom, written)
     };
+    stage(&format!("{}: loading", source.name));
     let (opened, mut first) = open_with_memory(library, source, session, threads)?;
+    stage(&format!("{}: trying rows", source.name));
     let trial = try_rows(&opened, &mut first, fixed, session.cuda.tf32, source)?;
     let freedom = sessions::freedom(fixed, source, opened.provider, Some(&trial));
     let known = sessions::known(&freedom, written, replaced, opened.sha256());
+    stage(&format!("{}: trying settings", source.name));
     let mut sessions = sessions::make(&opened, first, &freedom, known, tuning_time)?;
     let given = sessions::fixed_batch_size(fixed, source).is_some();
     let (merging, merging_reason) = trial::merging(&trial, &freedom, &sessions, given);

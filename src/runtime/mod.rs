@@ -10,6 +10,7 @@ pub mod buckets;
 mod cuda;
 pub mod device_health;
 pub mod division;
+pub mod example;
 pub mod library;
 mod load_fault;
 mod made_up;
