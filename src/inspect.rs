@@ -2,22 +2,30 @@
 //!
 //! Invariant: what is printed is found by the very code that serves.
 
+mod request;
+
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use serde_json::{Value, json};
 
 use crate::container;
 use crate::loading::{self, Fixed, LoadingError, Prepared, sessions};
 use crate::model::repository;
 use crate::model::{Dim, ModelMetadata, TensorSpec};
 use crate::runtime::LoadError;
+use crate::runtime::example::{self, Example};
 use crate::runtime::library::Library;
 use crate::runtime::provider::{CudaConfig, Device};
 use crate::runtime::session::{RunMemory, SessionConfig};
-use crate::tensor::{DataType, element_count};
+use crate::telemetry::progress::{self, Progress};
 
-/// Example bodies are printed for inputs of at most this many elements; larger ones are shown as raw tensors.
-const MAX_EXAMPLE: usize = 64;
+/// How long a request to try may be looked for.
+const EXAMPLE_TIME: Duration = Duration::from_secs(10);
+
+/// Where the server is by default.
+const ADDRESS: &str = "localhost:8000";
 
 /// What is to be described, and with which of the settings that change what is found out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,17 +46,21 @@ pub struct InspectConfig {
     pub tuning_time: Option<Duration>,
     /// Bytes that requests, and as much again that runs on the CPU, may hold at once.
     pub max_inflight_bytes: usize,
+    /// Whether it is described for programs, as one JSON object.
+    pub json: bool,
 }
 
-/// Describes the model, or the models of a repository, as they would be served.
+/// Describes the model, or the models of a repository, as they would be served. Says on standard error what takes long.
 ///
 /// # Errors
 /// When there is none, or it could not be served.
 pub fn describe(config: &InspectConfig) -> Result<String, LoadingError> {
-    let sources = repository::find(&config.path, config.name.as_deref())?;
+    let found = repository::scan(&config.path, config.name.as_deref())?;
     let library = Library::load(config.library.as_deref()).map_err(LoadError::from)?;
     let mut text = String::new();
-    for source in sources {
+    let mut models = Vec::new();
+    for source in &found.sources {
+        let _progress = Progress::told(&source.name);
         let session = SessionConfig {
             device: config.device,
             cuda: config.cuda,
@@ -59,14 +71,100 @@ pub fn describe(config: &InspectConfig) -> Result<String, LoadingError> {
             most_sessions: sessions::most_sessions(config.fixed),
         };
         let settings = (config.fixed, config.tuning_time);
-        let prepared = loading::prepare(&library, &source, session, settings, None)?;
-        // Writing into a string cannot fail.
-        let _ = describe_model(&mut text, &prepared, &source.path);
+        let mut prepared = loading::prepare(&library, source, session, settings, None)?;
+        progress::stage("looking for a request to try");
+        let model = prepared.sessions.models.first_mut();
+        let example = model.and_then(|model| example::find(model, EXAMPLE_TIME));
+        if config.json {
+            models.push(model_as_json(&prepared, &source.path, example.as_ref()));
+        } else {
+            // Writing into a string cannot fail.
+            let _ = describe_model(&mut text, &prepared, &source.path, example.as_ref());
+        }
+    }
+    let skipped = found.skipped.named();
+    if config.json {
+        let skipped: Vec<Value> = skipped
+            .iter()
+            .map(|skipped| json!({"path": skipped.path, "reason": skipped.reason}))
+            .collect();
+        let all = json!({
+            "onnxruntime": library.version(),
+            "models": models,
+            "skipped": skipped,
+            "skipped_more": found.skipped.more(),
+        });
+        return Ok(format!("{all:#}\n"));
+    }
+    for skipped in skipped {
+        let _ = writeln!(text, "skipped    {skipped}");
     }
     Ok(text)
 }
 
-fn describe_model(text: &mut String, prepared: &Prepared<'_>, path: &Path) -> std::fmt::Result {
+/// The same as of [`describe_model`], for programs.
+fn model_as_json(prepared: &Prepared<'_>, path: &Path, example: Option<&Example>) -> Value {
+    let metadata: &ModelMetadata = &prepared.trial.metadata;
+    let specs = |specs: &[TensorSpec]| -> Vec<Value> {
+        let spec = |spec: &TensorSpec| {
+            let dims = spec.dims.as_ref().map(|dims| {
+                let dim = |dim: &Dim| match dim {
+                    Dim::Fixed(size) => json!(size),
+                    Dim::Dynamic(symbol) => json!(symbol.as_deref().unwrap_or("?")),
+                };
+                dims.iter().map(dim).collect::<Vec<Value>>()
+            });
+            json!({
+                "name": spec.name,
+                "datatype": spec.datatype.name(),
+                "shape": dims,
+                "labels": spec.labels,
+            })
+        };
+        specs.iter().map(spec).collect()
+    };
+    let opened = &prepared.opened;
+    let request = example.map(|example| {
+        json!({
+            "curl": request::curl(example, ADDRESS, &metadata.name),
+            "shapes": example
+                .inputs
+                .iter()
+                .map(|input| (input.name.clone(), json!(input.shape)))
+                .collect::<serde_json::Map<_, _>>(),
+        })
+    });
+    json!({
+        "name": metadata.name,
+        "version": metadata.version,
+        "description": metadata.description,
+        "file": path.display().to_string(),
+        "bytes": metadata.file_size,
+        "sha256": metadata.sha256,
+        "opsets": metadata.opsets,
+        "producer": metadata.producer,
+        "inputs": specs(&metadata.inputs),
+        "outputs": specs(&metadata.outputs),
+        "device": opened.provider.device().to_string(),
+        "device_reason": opened.fallback,
+        "batching": {
+            "merged": prepared.merging.is_on(),
+            "merge_rows": prepared.merge_rows,
+            "reason": prepared.merging.reason(),
+            "text": prepared.merging_reason,
+            "rests_on": prepared.trial.tried,
+        },
+        "properties": metadata.properties,
+        "request": request,
+    })
+}
+
+fn describe_model(
+    text: &mut String,
+    prepared: &Prepared<'_>,
+    path: &Path,
+    example: Option<&Example>,
+) -> std::fmt::Result {
     let metadata: &ModelMetadata = &prepared.trial.metadata;
     writeln!(text, "{} version {}", metadata.name, metadata.version)?;
     if !metadata.description.is_empty() {
@@ -113,7 +211,17 @@ fn describe_model(text: &mut String, prepared: &Prepared<'_>, path: &Path) -> st
     for (key, value) in &metadata.properties {
         writeln!(text, "property   {key}: {}", value.replace('\n', " "))?;
     }
-    writeln!(text, "try        {}\n", example(metadata))
+    match example {
+        Some(example) => {
+            let curl = request::curl(example, ADDRESS, &metadata.name);
+            writeln!(text, "try        {curl}\n")
+        }
+        None => writeln!(
+            text,
+            "try        no request was found that the model takes: it refuses the values and sizes that could be made up in {} s; send real ones\n",
+            EXAMPLE_TIME.as_secs()
+        ),
+    }
 }
 
 /// What `serve` would do, the kind of reason for it as the metrics name it, and what that rests on.
@@ -139,50 +247,5 @@ fn describe_batching(text: &mut String, prepared: &Prepared<'_>) -> std::fmt::Re
         writeln!(text, "rests on   the setting, whatever was tried: {tried}")
     } else {
         writeln!(text, "rests on   {tried}")
-    }
-}
-
-/// A request that works: JSON where it is short enough to read, else zeros as a raw tensor.
-fn example(metadata: &ModelMetadata) -> String {
-    let url = format!("localhost:8000/v1/models/{}:predict", metadata.name);
-    let sizes = |spec: &TensorSpec| -> Vec<usize> {
-        spec.dims()
-            .iter()
-            .map(|dim| if let Dim::Fixed(size) = dim { *size } else { 1 })
-            .collect()
-    };
-    let elements: usize = metadata
-        .inputs
-        .iter()
-        .map(|spec| element_count(&sizes(spec)).unwrap_or(usize::MAX))
-        .fold(0, usize::saturating_add);
-    if let ([spec], true) = (metadata.inputs.as_slice(), elements > MAX_EXAMPLE) {
-        let bytes = elements.saturating_mul(spec.datatype.size().unwrap_or(4));
-        let sizes: Vec<String> = sizes(spec).iter().map(ToString::to_string).collect();
-        return format!(
-            "head -c {bytes} /dev/zero | curl {url} -H 'Content-Type: application/octet-stream' -H 'X-Tensor-Shape: {}' --data-binary @-",
-            sizes.join(",")
-        );
-    }
-    let inputs: Vec<String> = metadata
-        .inputs
-        .iter()
-        .map(|spec| format!("\"{}\": {}", spec.name, zeros(&sizes(spec), spec.datatype)))
-        .collect();
-    format!(
-        "curl {url} -H 'Content-Type: application/json' -d '{{\"inputs\": {{{}}}}}'",
-        inputs.join(", ")
-    )
-}
-
-/// Nested arrays of zeros.
-fn zeros(sizes: &[usize], datatype: DataType) -> String {
-    match sizes {
-        [] => match datatype {
-            DataType::Bool => "false".to_owned(),
-            DataType::Bytes => "\"\"".to_owned(),
-            _ => "0".to_owned(),
-        },
-        [count, rest @ ..] => format!("[{}]", vec![zeros(rest, datatype); *count].join(",")),
     }
 }

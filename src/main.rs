@@ -107,6 +107,7 @@ fn print_model(flags: InspectFlags) -> Result<(), String> {
         device: execution.device,
         tuning_time: execution.tuning_time.0,
         max_inflight_bytes: execution.max_inflight_bytes.bytes(),
+        json: flags.json,
     };
     let text = inspect::describe(&config).map_err(|error| error.to_string())?;
     print(&text)

@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 
 use crate::batching::{InstanceHealth, Scheduler};
 use crate::model::ModelMetadata;
+use crate::model::repository::SkippedList;
 use crate::runtime::assignment::Assignment;
 use crate::runtime::device_health::DeviceHealth;
 use crate::runtime::tuning::{Choice, Freedom};
@@ -76,10 +77,20 @@ impl ServedModel {
 /// Models by their names.
 pub type Models = BTreeMap<String, Arc<ServedModel>>;
 
+/// What a request finds its model in.
+#[derive(Clone, Default)]
+struct Directory {
+    models: Arc<Models>,
+    /// The name of the model that answers requests which name none; perhaps of none that is served.
+    default: Option<String>,
+}
+
 /// The loaded models, and the server's state.
 #[derive(Default)]
 pub struct Registry {
-    models: ArcSwap<Models>,
+    directory: ArcSwap<Directory>,
+    /// What lies in the repository and is not served.
+    skipped: ArcSwap<SkippedList>,
     phase: AtomicU8,
     fault: AtomicU8,
     device: Arc<DeviceHealth>,
@@ -150,23 +161,54 @@ impl Registry {
         model: &Arc<ServedModel>,
         old: &str,
     ) -> Option<Arc<ServedModel>> {
-        let before = self.models.rcu(|models| {
-            let mut models = Models::clone(models);
+        let before = self.directory.rcu(|directory| {
+            let mut models = Models::clone(&directory.models);
             models.remove(old);
             models.insert(model.metadata.name.clone(), Arc::clone(model));
-            models
+            // Whoever names no model must not meet a moment without one.
+            let default = directory.default.clone();
+            let default = default.map(|name| match name == old {
+                true => model.metadata.name.clone(),
+                false => name,
+            });
+            Directory {
+                models: Arc::new(models),
+                default,
+            }
         });
-        before.get(old).cloned()
+        before.models.get(old).cloned()
     }
 
     /// Takes the model called `name` out.
     pub fn remove(&self, name: &str) -> Option<Arc<ServedModel>> {
-        let before = self.models.rcu(|models| {
-            let mut models = Models::clone(models);
+        let before = self.directory.rcu(|directory| {
+            let mut models = Models::clone(&directory.models);
             models.remove(name);
-            models
+            Directory {
+                models: Arc::new(models),
+                default: directory.default.clone(),
+            }
         });
-        before.get(name).cloned()
+        before.models.get(name).cloned()
+    }
+
+    /// Sets the model that answers requests which name none.
+    pub fn set_default(&self, name: Option<&str>) {
+        self.directory.rcu(|directory| Directory {
+            models: Arc::clone(&directory.models),
+            default: name.map(str::to_owned),
+        });
+    }
+
+    /// Takes note of what lies in the repository and is not served.
+    pub fn set_skipped(&self, skipped: SkippedList) {
+        self.skipped.store(Arc::new(skipped));
+    }
+
+    /// What lies in the repository and is not served.
+    #[must_use]
+    pub fn skipped(&self) -> Arc<SkippedList> {
+        self.skipped.load_full()
     }
 
     /// Becomes ready, unless the server drains already.
@@ -213,27 +255,33 @@ impl Registry {
     /// The model called `name`.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Arc<ServedModel>> {
-        self.models.load().get(name).cloned()
+        self.directory.load().models.get(name).cloned()
     }
 
     /// The models as they are now, in the order of their names.
     #[must_use]
     pub fn models(&self) -> Arc<Models> {
-        self.models.load_full()
+        Arc::clone(&self.directory.load().models)
     }
 
-    /// The model that `/predict` means: the only one.
+    /// The model that answers requests which name none.
     #[must_use]
     pub fn default_model(&self) -> Option<Arc<ServedModel>> {
-        let models = self.models.load();
-        let mut all = models.values();
-        all.next().filter(|_| all.next().is_none()).cloned()
+        let directory = self.directory.load();
+        let name = directory.default.as_ref()?;
+        directory.models.get(name).cloned()
+    }
+
+    /// The name that [`Self::default_model`] looks for.
+    #[must_use]
+    pub fn default_name(&self) -> Option<String> {
+        self.directory.load().default.clone()
     }
 
     /// Looks at every instance: interrupts runs that nobody waits for, updates gauges, and notes faults.
     pub fn check(&self, now: Instant) {
         let mut fault = 0;
-        for model in self.models.load().values() {
+        for model in self.directory.load().models.values() {
             model.scheduler.update_gauges();
             fault = fault.max(match model.scheduler.check(now) {
                 InstanceHealth::Well => 0,

@@ -14,9 +14,11 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use crate::loading::{Loader, LoadingError};
+use crate::loading::{LoadReport, Loader, LoadingError};
+use crate::model::ModelMetadata;
+use crate::model::default::DefaultModel;
 use crate::model::onnx;
-use crate::model::repository::ModelSource;
+use crate::model::repository::{Found, ModelSource, Skipped, SkippedList};
 use crate::model::stamp::Stamp;
 use crate::registry::{Phase, Registry, ServedModel};
 use crate::telemetry::metrics::Metrics;
@@ -67,7 +69,11 @@ impl Reloader {
     ///
     /// # Errors
     /// When the operating system gives no thread.
-    pub fn start(config: ReloadConfig, loaded: BTreeMap<String, Files>) -> std::io::Result<Self> {
+    pub fn start(
+        config: ReloadConfig,
+        loaded: BTreeMap<String, Files>,
+        looked: Looked,
+    ) -> std::io::Result<Self> {
         let (requests, requested) = mpsc::channel();
         let (ending, ended) = mpsc::channel();
         let thread = thread::Builder::new().name("reload".to_owned());
@@ -79,6 +85,7 @@ impl Reloader {
                 problem: None,
                 retired: Vec::new(),
                 refused: BTreeSet::new(),
+                looked,
             };
             worker.run(&requested);
             drop(ending);
@@ -133,6 +140,76 @@ impl Files {
     }
 }
 
+/// A model that serves now, what is to be said of it, and what the one before was.
+type Replaced = (Arc<ServedModel>, LoadReport, Option<Arc<ModelMetadata>>);
+
+/// What was seen of the repository besides the models, and what of it was told.
+pub struct Looked {
+    default: DefaultModel,
+    /// What was skipped at the last look.
+    last: SkippedList,
+    told: Vec<Skipped>,
+}
+
+impl Looked {
+    /// What was `found` when the server started, whose models are served; told in the log, and by `registry`.
+    #[must_use]
+    pub fn at_start(registry: &Registry, default: DefaultModel, found: &Found) -> Self {
+        let mut looked = Self {
+            default,
+            last: SkippedList::default(),
+            told: Vec::new(),
+        };
+        looked.see(registry, &found.skipped, true);
+        looked.choose_default(registry, &found.sources);
+        looked
+    }
+
+    /// Takes note of what is `skipped`, and tells what is new: at once if somebody asked, else if it was there at the
+    /// last look too, because a folder may be filled just now.
+    fn see(&mut self, registry: &Registry, skipped: &SkippedList, asked: bool) {
+        self.told.retain(|told| skipped.named().contains(told));
+        for entry in skipped.named() {
+            let settled = asked || self.last.named().contains(entry);
+            if settled && !self.told.contains(entry) {
+                tracing::warn!(
+                    path = entry.path,
+                    reason = entry.reason,
+                    "something in the repository is not served"
+                );
+                self.told.push(entry.clone());
+            }
+        }
+        if skipped.more() > 0 && self.last.more() == 0 {
+            tracing::warn!(
+                more = skipped.more(),
+                "more in the repository is not served than is named"
+            );
+        }
+        self.last = skipped.clone();
+        registry.set_skipped(skipped.clone());
+    }
+
+    /// Says which model answers requests that name none, now that those of `sources` which can be served are.
+    fn choose_default(&mut self, registry: &Registry, sources: &[ModelSource]) {
+        let is_served = |name: &str| registry.get(name).is_some();
+        let before = self.default.name().map(str::to_owned);
+        self.default.update(sources, is_served);
+        let name = self.default.name();
+        if registry.default_name().as_deref() != name {
+            registry.set_default(name);
+        }
+        if let (Some(before), Some(name)) = (&before, name)
+            && before != name
+        {
+            tracing::info!(model = name, before, "another model is the default one");
+        }
+        if let Some(notice) = self.default.notice(sources, is_served) {
+            tracing::warn!(model = self.default.name(), "{}", notice.text());
+        }
+    }
+}
+
 struct Retired {
     model: Arc<ServedModel>,
     deadline: Instant,
@@ -149,6 +226,7 @@ struct Worker {
     retired: Vec<Retired>,
     /// Models whose files were refused when they were last tried.
     refused: BTreeSet<String>,
+    looked: Looked,
 }
 
 impl Worker {
@@ -191,8 +269,8 @@ impl Worker {
 
     /// Loads the models that have changed, or all of them.
     fn look(&mut self, all: bool) {
-        let sources = match self.config.loader.find() {
-            Ok(sources) => sources,
+        let Found { sources, skipped } = match self.config.loader.find() {
+            Ok(found) => found,
             Err(error) => {
                 let reason = error.to_string();
                 // Trouble that is there at two looks is no file that is just being replaced, and is told once; but
@@ -208,11 +286,18 @@ impl Worker {
             }
         };
         self.problem = None;
+        self.looked.see(&self.config.registry, &skipped, all);
+        self.load_changed(&sources, all);
+        self.looked.choose_default(&self.config.registry, &sources);
+    }
+
+    /// Loads those of `sources` that have changed, or all of them, and lets go what is gone.
+    fn load_changed(&mut self, sources: &[ModelSource], all: bool) {
         self.refused
             .retain(|name| sources.iter().any(|source| source.name == *name));
-        let renamed = self.renamed(&sources);
+        let renamed = self.renamed(sources);
         let mut refused = false;
-        for source in &sources {
+        for source in sources {
             let tried = self.tried.get(&source.name);
             let stamp = match tried {
                 Some(files) => files.stamp_as_found(source),
@@ -278,16 +363,22 @@ impl Worker {
         let result = self.take_place(source, &files, renamed);
         self.tried.insert(source.name.clone(), files);
         match result {
-            Ok(model) => {
+            Ok(replaced) => {
                 self.refused.remove(&source.name);
                 if let Some(old) = renamed {
+                    self.looked.default.rename(old, &source.name);
                     self.tried.remove(old);
                     self.changing.remove(old);
                 }
+                let (model, report, before) = replaced;
+                report.log(&model);
                 tracing::info!(
                     model = source.name,
                     version = source.version,
                     sha256 = model.metadata.sha256,
+                    before = before.as_ref().map(|before| before.name.as_str()),
+                    version_before = before.as_ref().map(|before| before.version.as_str()),
+                    sha256_before = before.as_ref().map(|before| before.sha256.as_str()),
                     seconds = started.elapsed().as_secs_f64(),
                     "model reloaded"
                 );
@@ -307,12 +398,12 @@ impl Worker {
         source: &ModelSource,
         files: &Files,
         renamed: Option<&str>,
-    ) -> Result<Arc<ServedModel>, ReloadError> {
+    ) -> Result<Replaced, ReloadError> {
         let registry = &self.config.registry;
         let served = registry.get(&source.name);
         let before = renamed.and_then(|old| registry.get(old));
         let before = served.as_deref().or(before.as_deref());
-        let model = self.config.loader.load_again(source, before)?;
+        let (model, report) = self.config.loader.load_again(source, before)?;
         let model = Arc::new(model);
         let change = served.and_then(|served| served.declared.signature_change(&model.declared));
         let refused = match change {
@@ -329,8 +420,9 @@ impl Worker {
         let before = registry.publish_instead_of(&model, renamed.unwrap_or(&source.name));
         let info = before.as_ref().map(|before| &before.info);
         self.config.metrics.set_model_info(Some(&model.info), info);
+        let metadata = before.as_ref().map(|before| Arc::clone(&before.metadata));
         self.retire(before);
-        Ok(model)
+        Ok((model, report, metadata))
     }
 
     fn remove(&mut self, name: &str) {

@@ -24,9 +24,11 @@ use crate::http::drain::Drain;
 use crate::http::{self, App, HttpConfig};
 use crate::listening::{self, BindError};
 use crate::loading::{Loader, LoadingError, ModelsConfig};
+use crate::model::default::DefaultModel;
+use crate::model::repository::Found;
 use crate::process;
 use crate::registry::{Registry, ServedModel};
-use crate::reload::{Files, ReloadConfig, Reloader};
+use crate::reload::{Files, Looked, ReloadConfig, Reloader};
 use crate::runtime::device_health::DeviceHealth;
 use crate::runtime::library::Library;
 use crate::runtime::session::RunMemory;
@@ -278,6 +280,10 @@ fn with_room<L>(
 struct Loaded {
     loader: Loader,
     models: Vec<ServedModel>,
+    /// Which model answers requests that name none.
+    default: DefaultModel,
+    /// The models on the disk, and what lies beside them.
+    found: Found,
     /// The files of each model, as they were before it was loaded.
     files: BTreeMap<String, Files>,
 }
@@ -296,17 +302,41 @@ async fn load_models(
     let load = move || -> Result<Loaded, LoadingError> {
         let loader = Loader::new(models, run_memory, timeout, metrics, device, runtime)?;
         tracing::info!(version = loader.library_version(), "ONNX Runtime loaded");
+        let found = loader.find()?;
+        let default = loader.default_of(&found.sources)?;
         let (mut models, mut files) = (Vec::new(), BTreeMap::new());
-        for source in loader.find()? {
-            let own = Files::of(&source);
-            models.push(loader.load(&source)?);
-            files.insert(source.name, own);
+        let mut faults = Vec::new();
+        for source in &found.sources {
+            let own = Files::of(source);
+            // Once one is broken, the others are only looked at, so that all that are broken are named.
+            let loaded = if faults.is_empty() {
+                loader.load(source).map(Some)
+            } else {
+                loader.try_open(source).map(|()| None)
+            };
+            match loaded {
+                Ok(loaded) => models.extend(loaded.map(|(model, report)| {
+                    report.log(&model);
+                    model
+                })),
+                Err(error) => faults.push(error),
+            }
+            files.insert(source.name.clone(), own);
         }
-        Ok(Loaded {
-            loader,
-            models,
-            files,
-        })
+        match (faults.len(), faults.pop()) {
+            (_, None) => Ok(Loaded {
+                loader,
+                models,
+                default,
+                found,
+                files,
+            }),
+            (1, Some(fault)) => Err(fault),
+            (_, Some(fault)) => {
+                faults.push(fault);
+                Err(LoadingError::Several(faults))
+            }
+        }
     };
     let (send, loaded) = oneshot::channel();
     let thread = thread::Builder::new().name("load".to_owned());
@@ -333,6 +363,7 @@ fn publish(
         metrics.set_model_info(Some(&model.info), None);
         registry.publish(&Arc::new(model));
     }
+    let looked = Looked::at_start(registry, loaded.default, &loaded.found);
     registry.become_ready();
     let reload = ReloadConfig {
         loader: loaded.loader,
@@ -342,7 +373,7 @@ fn publish(
         // From a request's head to its body, and from there to its answer.
         grace: config.http.body_timeout + config.http.request_timeout,
     };
-    Reloader::start(reload, loaded.files).map_err(no_thread)
+    Reloader::start(reload, loaded.files, looked).map_err(no_thread)
 }
 
 fn no_listener(source: std::io::Error) -> StartError {

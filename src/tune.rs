@@ -2,6 +2,7 @@
 //!
 //! Invariant: what is measured is run by the very code that serves, and what is written is what the next start uses.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use crate::runtime::library::Library;
 use crate::runtime::provider::{CudaConfig, Device, ExecutionProvider};
 use crate::runtime::session::{RunMemory, SessionConfig};
 use crate::runtime::tuning::{self, Budget, Choice, Effort, Measurement};
+use crate::telemetry::progress::{self, Progress};
 
 /// What is to be tuned, and how.
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +33,8 @@ pub struct TuneConfig<'a> {
     pub write: bool,
 }
 
-/// Tunes the model, or the models of a repository, and gives what is to be printed to `print` as it becomes known.
+/// Tunes the model, or the models of a repository, and gives what is to be printed to `print` as it becomes known. Says on
+/// standard error what takes long.
 ///
 /// # Errors
 /// One line, when there is no model, it cannot be measured, or the settings cannot be written or printed.
@@ -87,8 +90,11 @@ fn measure(
         let freedom = sessions::freedom(config.fixed, source, provider, None);
         sessions::first_threads(&freedom, None)
     };
+    let _progress = Progress::told(&source.name);
+    progress::stage("reading and opening the model");
     let (opened, mut first) =
         loading::open_with_memory(library, source, device, threads).map_err(text)?;
+    progress::stage("trying whether rows may share executions");
     let trial = loading::try_rows(&opened, &mut first, config.fixed, false, source);
     let freedom = sessions::freedom(
         config.fixed,
@@ -101,6 +107,7 @@ fn measure(
         effort: Effort::THOROUGH,
         everything: true,
     };
+    progress::stage("measuring settings");
     let tuned = tuning::tune(&opened, first, &freedom, budget).map_err(text)?;
     if tuned.measurements.is_empty() {
         return Err(format!(
@@ -141,16 +148,20 @@ fn write_table(text: &mut String, tuned: &TunedModel) -> std::fmt::Result {
     let together = measurements
         .iter()
         .any(|measurement| measurement.placement.instances == instances);
-    for (index, measurement) in measurements.iter().enumerate() {
-        // What was measured twice stands there as it was confirmed.
-        let later = measurements.iter().skip(index + 1);
-        let setting = |measurement: &Measurement| (measurement.placement, measurement.rows);
-        if later
-            .map(setting)
-            .any(|later| later == setting(measurement))
-        {
-            continue;
-        }
+    // What was measured twice stands there as it was confirmed.
+    let rows: BTreeMap<_, _> = measurements
+        .iter()
+        .map(|measurement| {
+            let placement = measurement.placement;
+            let setting = (
+                placement.instances,
+                placement.intra_op_threads,
+                measurement.rows,
+            );
+            (setting, measurement)
+        })
+        .collect();
+    for measurement in rows.values() {
         let chosen = (!together || measurement.placement.instances == instances)
             && measurement.placement.intra_op_threads == settings.intra_op_threads.get()
             && measurement.rows == settings.merge_rows.map_or(1, NonZeroUsize::get);

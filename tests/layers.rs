@@ -32,7 +32,10 @@ const LAYERS: &[(&str, &[&str])] = &[
         "inspect",
         &["container", "loading", "runtime", "model", "tensor"],
     ),
-    ("tune", &["container", "loading", "runtime", "model"]),
+    (
+        "tune",
+        &["container", "loading", "runtime", "model", "units"],
+    ),
     (
         "server",
         &[

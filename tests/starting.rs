@@ -62,7 +62,11 @@ fn a_failed_start_is_one_line_with_the_cause_and_the_fix() {
         &["--model", empty],
         &["holds no model", "<name>/<version>/model.onnx"],
     );
-    for broken in ["truncated", "empty", "not_onnx"] {
+    fails(
+        &["--model", &fixture("not_onnx")],
+        &["is not an ONNX model: it is a text", "the .onnx file"],
+    );
+    for broken in ["truncated", "empty"] {
         fails(
             &["--model", &fixture(broken)],
             &["is not an ONNX model", "export the model again"],
@@ -179,6 +183,25 @@ fn links_out_of_the_model_s_folder_are_refused() {
 }
 
 #[test]
+fn counts_beyond_their_bounds_are_refused_with_the_bound() {
+    for (arguments, bound) in [
+        (&["--instances", "1000000"][..], "from 1 to 1024"),
+        (&["--intra-op-threads", "0"], "from 1 to 1024"),
+        (&["--max-batch-size", "+1"], "from 1 to 1048576"),
+        (
+            &["inspect", "m.onnx", "--instances", "2000"],
+            "from 1 to 1024",
+        ),
+        (&["tune", "m.onnx", "--instances", "2000"], "from 1 to 1024"),
+    ] {
+        let output = run(arguments);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+        assert!(text.contains(bound), "{arguments:?}: {text}");
+    }
+}
+
+#[test]
 fn help_names_every_setting_with_its_variable_and_default() {
     let help = String::from_utf8(run(&["--help"]).stdout).unwrap();
     // Lines are wrapped to the terminal's width, wherever that falls.
@@ -186,6 +209,7 @@ fn help_names_every_setting_with_its_variable_and_default() {
     for (flag, variable, default) in [
         ("--model", "MODEL_PATH", "models/best.onnx"),
         ("--model-name", "MODEL_NAME", ""),
+        ("--default-model", "DEFAULT_MODEL", ""),
         ("--host", "HOST", "0.0.0.0"),
         ("--port", "PORT", "8000"),
         ("--device", "DEVICE", "auto"),

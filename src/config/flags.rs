@@ -69,6 +69,11 @@ pub struct ServeFlags {
     #[arg(long, env = "MODEL_NAME", value_name = "NAME", value_parser = values::model_name)]
     pub model_name: Option<String>,
 
+    /// The model of a repository that answers requests which name none, as POST /predict; else the one whose sidecar says
+    /// default = true, else the only one. Set it where several models are served and clients call /predict.
+    #[arg(long, env = "DEFAULT_MODEL", value_name = "NAME", value_parser = values::model_name)]
+    pub default_model: Option<String>,
+
     /// The address to listen on. Set 127.0.0.1 to be reachable from this machine only.
     #[arg(long, env = "HOST", value_name = "ADDRESS", default_value = "0.0.0.0")]
     pub host: Host,
@@ -293,7 +298,7 @@ pub struct ExecutionFlags {
 
     /// Sessions per model, each with a thread that executes batches; chosen from the CPUs this container may use if not
     /// given. Set 1 for a large model that has the machine to itself.
-    #[arg(long, env = "INSTANCES", value_name = "COUNT", value_parser = values::threads)]
+    #[arg(long, env = "INSTANCES", value_name = "COUNT", value_parser = values::instances)]
     pub instances: Option<NonZeroUsize>,
 
     /// Threads per session; chosen from the CPUs this container may use, never the host's, if not given. Raise it for
@@ -315,7 +320,7 @@ pub struct ExecutionFlags {
     /// The most rows of an execution that requests share, and of a part of a larger request; 32 unless the sidecar says
     /// otherwise, with fewer rows shared where more do not pay. 1 turns batching off: each request is executed as it
     /// is. Set it to fix how many rows share an execution; whether they pay is not measured then.
-    #[arg(long, env = "MAX_BATCH_SIZE", value_name = "ROWS", value_parser = values::count)]
+    #[arg(long, env = "MAX_BATCH_SIZE", value_name = "ROWS", value_parser = values::rows)]
     pub max_batch_size: Option<NonZeroUsize>,
 
     /// Bytes that requests may hold at once: bodies, tensors, and answers until their last byte has left; more are refused
@@ -341,6 +346,10 @@ pub struct InspectFlags {
     /// dashboards need a stable name.
     #[arg(long, env = "MODEL_NAME", value_name = "NAME", value_parser = values::model_name)]
     pub model_name: Option<String>,
+
+    /// Print one JSON object instead of text, for programs.
+    #[arg(long)]
+    pub json: bool,
 
     /// What would execute the model, and how.
     #[command(flatten)]
@@ -389,7 +398,7 @@ pub struct TuneFlags {
     pub time: DurationText,
 
     /// Sessions, if they are not to be chosen.
-    #[arg(long, value_name = "COUNT", value_parser = values::threads)]
+    #[arg(long, value_name = "COUNT", value_parser = values::instances)]
     pub instances: Option<NonZeroUsize>,
 
     /// Threads per session, if they are not to be chosen.

@@ -302,6 +302,7 @@ impl ServeFlags {
             models: ModelsConfig {
                 path: self.model,
                 name: self.model_name,
+                default_model: self.default_model,
                 fixed: execution.fixed(),
                 cuda: execution.cuda(),
                 library: execution.onnxruntime,

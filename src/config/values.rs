@@ -8,11 +8,8 @@ use std::num::NonZeroUsize;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::model;
+use crate::model::{self, limits};
 use crate::units::{ByteSize, DurationText};
-
-/// The most sessions of a model, and the most threads of a session; a mistyped number is no reason to start a million.
-const MAX_THREADS: usize = 1024;
 
 /// The deepest JSON: no tensor has more dimensions than this.
 const MAX_JSON_DEPTH: usize = 1024;
@@ -90,9 +87,19 @@ pub(super) fn count(text: &str) -> Result<NonZeroUsize, String> {
     bounded(text, usize::MAX, 32)
 }
 
-/// Sessions, or threads of one.
+/// Sessions of a model.
+pub(super) fn instances(text: &str) -> Result<NonZeroUsize, String> {
+    bounded(text, limits::MAX_INSTANCES, 4)
+}
+
+/// Threads of a session.
 pub(super) fn threads(text: &str) -> Result<NonZeroUsize, String> {
-    bounded(text, MAX_THREADS, 4)
+    bounded(text, limits::MAX_THREADS, 4)
+}
+
+/// Rows of an execution.
+pub(super) fn rows(text: &str) -> Result<NonZeroUsize, String> {
+    bounded(text, limits::MAX_ROWS, 32)
 }
 
 /// Levels of JSON.

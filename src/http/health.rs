@@ -29,7 +29,27 @@ struct Ready<'a> {
     error: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<&'static str>,
+    /// The model of requests that name none, if there is one.
+    default_model: Option<&'a str>,
     models: Vec<ReadyModel<'a>>,
+    /// What lies in the repository and is not served. The list is bounded.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    skipped: Vec<SkippedEntry<'a>>,
+    /// How many more there are.
+    #[serde(skip_serializing_if = "is_zero")]
+    skipped_more: usize,
+}
+
+#[derive(Serialize)]
+struct SkippedEntry<'a> {
+    /// Relative to the repository.
+    path: &'a str,
+    reason: &'a str,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 #[derive(Serialize)]
@@ -97,11 +117,24 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
         not_batched_because: model.not_batched_because(),
         unmeasured: model.unmeasured(),
     });
+    let skipped = app.registry.skipped();
+    let default_model = app.registry.default_model();
+    let default_model = default_model.as_ref().map(|model| &*model.metadata.name);
     let body = Ready {
         ready: error.is_none(),
         error,
         code,
+        default_model,
         models: models.collect(),
+        skipped: skipped
+            .named()
+            .iter()
+            .map(|skipped| SkippedEntry {
+                path: &skipped.path,
+                reason: &skipped.reason,
+            })
+            .collect(),
+        skipped_more: skipped.more(),
     };
     json(
         if error.is_none() {

@@ -88,7 +88,10 @@ pub(super) fn model_or_reason(app: &App, name: Option<&str>) -> Result<Arc<Serve
     model.ok_or_else(|| {
         ApiError::NotFound(match name {
             Some(_) => "no such model; GET /ready lists the models".to_owned(),
-            None => "several models are served; call one as /v1/models/{model}:predict (GET /ready lists them)".to_owned(),
+            None => match app.registry.default_name() {
+                Some(_) => "the default model is not served now; call one as /v1/models/{model}:predict (GET /ready lists them)".to_owned(),
+                None => "several models are served and none is the default one; call one as /v1/models/{model}:predict (GET /ready lists them), or have --default-model or a sidecar name it".to_owned(),
+            },
         })
     })
 }

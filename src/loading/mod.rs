@@ -2,6 +2,7 @@
 //!
 //! Invariant: what comes out of here answers requests at once. Nothing that is served already is touched.
 
+mod report;
 pub(crate) mod sessions;
 mod trial;
 
@@ -14,7 +15,9 @@ use tokio::runtime::Handle;
 
 use crate::batching::{BatchingConfig, Executor, Scheduler};
 use crate::model::ModelMetadata;
-use crate::model::repository::{self, ModelSource, RepositoryError};
+use crate::model::default::{DefaultError, DefaultModel};
+use crate::model::faults::Faults;
+use crate::model::repository::{self, Found, ModelSource, RepositoryError};
 use crate::registry::ServedModel;
 use crate::runtime::buckets::Buckets;
 use crate::runtime::device_health::DeviceHealth;
@@ -26,6 +29,8 @@ use crate::runtime::{LoadError, Model, warmup};
 use crate::telemetry::metrics::{Merging, Metrics, ModelInfo};
 use crate::telemetry::progress::{self, Progress};
 
+pub use crate::model::limits;
+pub use report::LoadReport;
 pub use sessions::Fixed;
 use sessions::{Origin, Sessions};
 pub(crate) use trial::RowTrial;
@@ -46,6 +51,8 @@ pub struct ModelsConfig {
     pub path: PathBuf,
     /// The name of a single-file model.
     pub name: Option<String>,
+    /// The name of the model that answers requests which name none.
+    pub default_model: Option<String>,
     /// ONNX Runtime's library; searched if not given.
     pub library: Option<PathBuf>,
     /// The device to execute on.
@@ -73,6 +80,12 @@ pub enum LoadingError {
     /// A model could not be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// No model can be the default one.
+    #[error(transparent)]
+    Default(#[from] DefaultError),
+    /// Several models could not be loaded.
+    #[error("{} models cannot be served: {}", .0.len(), Faults(.0))]
+    Several(Vec<LoadingError>),
     /// The GPU is lost.
     #[error("the GPU is lost; restart the server")]
     DeviceLost,
@@ -139,7 +152,8 @@ impl Loader {
         runtime: Handle,
     ) -> Result<Self, LoadingError> {
         // The path first: who mistyped it wants to hear that, whatever else is missing.
-        repository::find(&config.path, config.name.as_deref())?;
+        let found = repository::scan(&config.path, config.name.as_deref())?;
+        DefaultModel::at_start(config.default_model.as_deref(), &found.sources)?;
         let library = Library::load(config.library.as_deref()).map_err(LoadError::from)?;
         Ok(Self {
             config,
@@ -162,15 +176,42 @@ impl Loader {
     ///
     /// # Errors
     /// See [`RepositoryError`].
-    pub fn find(&self) -> Result<Vec<ModelSource>, RepositoryError> {
-        repository::find(&self.config.path, self.config.name.as_deref())
+    pub fn find(&self) -> Result<Found, RepositoryError> {
+        repository::scan(&self.config.path, self.config.name.as_deref())
+    }
+
+    /// The default one of `sources`, as a server begins with them.
+    ///
+    /// # Errors
+    /// See [`DefaultError`].
+    pub fn default_of(&self, sources: &[ModelSource]) -> Result<DefaultModel, DefaultError> {
+        DefaultModel::at_start(self.config.default_model.as_deref(), sources)
+    }
+
+    /// Whether the model at `source` can be opened, without preparing it to be served.
+    ///
+    /// # Errors
+    /// See [`LoadingError`].
+    pub fn try_open(&self, source: &ModelSource) -> Result<(), LoadingError> {
+        let session = self.session(self.config.device);
+        session::open(&self.library, source, session, |_| 1)?;
+        Ok(())
+    }
+
+    fn session(&self, device: Device) -> SessionConfig {
+        SessionConfig {
+            device,
+            cuda: self.config.cuda,
+            run_memory: Some(self.run_memory),
+            most_sessions: sessions::most_sessions(self.config.fixed),
+        }
     }
 
     /// Loads and warms the model at `source`, and starts its instances.
     ///
     /// # Errors
     /// See [`LoadingError`].
-    pub fn load(&self, source: &ModelSource) -> Result<ServedModel, LoadingError> {
+    pub fn load(&self, source: &ModelSource) -> Result<(ServedModel, LoadReport), LoadingError> {
         self.load_onto(source, self.config.device, None)
     }
 
@@ -183,7 +224,7 @@ impl Loader {
         &self,
         source: &ModelSource,
         served: Option<&ServedModel>,
-    ) -> Result<ServedModel, LoadingError> {
+    ) -> Result<(ServedModel, LoadReport), LoadingError> {
         let device = served.and_then(|served| served.device.parse().ok());
         let on_gpu = device.filter(|device| matches!(device, Device::Cuda(_)));
         self.load_onto(source, on_gpu.unwrap_or(self.config.device), served)
@@ -194,7 +235,7 @@ impl Loader {
         source: &ModelSource,
         device: Device,
         replaced: Option<&ServedModel>,
-    ) -> Result<ServedModel, LoadingError> {
+    ) -> Result<(ServedModel, LoadReport), LoadingError> {
         if self.device.is_lost() {
             return Err(LoadingError::DeviceLost);
         }
@@ -213,15 +254,10 @@ impl Loader {
         source: &ModelSource,
         device: Device,
         replaced: Option<&ServedModel>,
-    ) -> Result<ServedModel, LoadingError> {
+    ) -> Result<(ServedModel, LoadReport), LoadingError> {
         let (config, library, metrics) = (&self.config, &self.library, &self.metrics);
         let started = Instant::now();
-        let session = SessionConfig {
-            device,
-            cuda: config.cuda,
-            run_memory: Some(self.run_memory),
-            most_sessions: sessions::most_sessions(config.fixed),
-        };
+        let session = self.session(device);
         // What was measured once is kept, because a server that is in use cannot be measured; but only if measuring is
         // wanted at all.
         let replaced = replaced.and_then(|replaced| replaced.tuned);
@@ -246,13 +282,7 @@ impl Loader {
         let measured = !sessions.measurements.is_empty();
         let inherited = sessions.origin == Origin::Before;
         let executor = self.executor(&opened, &metadata, &mut sessions, max_batch_size)?;
-        if measured {
-            tracing::info!(
-                model = metadata.name,
-                measured = sessions::summary(&sessions.measurements),
-                "settings tried, as instances x threads x rows"
-            );
-        }
+        let measured_settings = measured.then(|| sessions::summary(&sessions.measurements));
         let batching = BatchingConfig {
             max_request_rows: config
                 .max_request_rows
@@ -293,27 +323,17 @@ impl Loader {
             metrics.batching(&metadata.name),
         )
         .map_err(LoadingError::Thread)?;
-        tracing::info!(
-            model = metadata.name,
-            version = metadata.version,
-            signature = metadata.signature_text(),
-            device,
-            execution_provider = provider.name(),
-            fallback = opened.fallback,
-            onnxruntime = library.version(),
-            instances = choice.placement.instances,
-            intra_op_threads = choice.placement.intra_op_threads,
-            executor = executor.name(),
-            max_batch_size = metadata.has_rows().then_some(max_batch_size),
+        let report = LoadReport {
+            instances: choice.placement.instances,
+            intra_op_threads: choice.placement.intra_op_threads,
+            executor: executor.name(),
+            max_batch_size: metadata.has_rows().then_some(max_batch_size),
             merge_rows,
-            batching = merging.label(),
-            batching_reason = merging_reason,
-            rows_tried = trial.tried,
-            nodes = opened.assignment.summary(),
-            seconds = started.elapsed().as_secs_f64(),
-            "model loaded"
-        );
-        Ok(ServedModel {
+            rows_tried: trial.tried,
+            measured: measured_settings,
+            took: started.elapsed(),
+        };
+        let model = ServedModel {
             metrics: metrics.prediction(&metadata.name),
             merging_reason,
             metadata,
@@ -325,7 +345,8 @@ impl Loader {
             assignment: opened.assignment,
             info,
             tuned: (measured || inherited).then_some((freedom, choice)),
-        })
+        };
+        Ok((model, report))
     }
 
     /// Where the instances of `sessions` are to execute.

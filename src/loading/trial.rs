@@ -121,6 +121,13 @@ pub(super) fn try_rows(
             reason,
             "requests for this model are executed one by one, although its sidecar says 'check = false': its outputs cannot be divided"
         );
+    } else if kind == "untested" {
+        // That may be the fault of what we made up, and none of the model's.
+        tracing::info!(
+            model = metadata.name,
+            reason,
+            "requests for this model are executed one by one; if its rows are independent all the same, say 'check = false' under [batching] in its sidecar"
+        );
     } else if kind != "signature" {
         tracing::warn!(
             model = metadata.name,
@@ -293,10 +300,10 @@ fn warm_up_within(
             Ok(()) => {}
             Err(RuntimeError::Refused(reason)) => {
                 // Zeros are what we can make up, not what the model was made for; some models rightly refuse them.
-                tracing::warn!(
+                tracing::debug!(
                     model = metadata.name,
                     rows,
-                    reason,
+                    onnxruntime = reason,
                     "the model refused zeros, so this size is not warmed up"
                 );
             }

@@ -2,7 +2,11 @@
 //!
 //! Invariant: nothing here executes a model, and nothing here knows how a request travels.
 
+pub mod default;
+pub mod faults;
 pub mod flow;
+pub mod impostor;
+pub mod limits;
 pub mod onnx;
 mod proto;
 pub mod repository;

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
+use std::io::Read as _;
 use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::flow::{Flow, Known};
+use super::impostor::{self, Impostor};
 use super::proto::{AttributeProto, GraphProto, ModelProto, NodeProto};
 use super::rows::{self, Rows};
 use super::work;
@@ -39,6 +41,14 @@ pub enum OnnxFileError {
         /// What was missing.
         reason: String,
     },
+    /// The file is a known kind of file, and no ONNX model.
+    #[error("{path} is not an ONNX model: it is {}; {}", .found.what, .found.fix, path = .path.display())]
+    Impostor {
+        /// The model's path.
+        path: PathBuf,
+        /// What it is.
+        found: Impostor,
+    },
     /// The model names data outside its own folder.
     #[error("{path} refers to external data '{location}', which {reason}; keep external data as plain files in the model's folder", path = .path.display())]
     ExternalData {
@@ -62,6 +72,10 @@ pub struct OnnxFile {
     pub folder: PathBuf,
     /// SHA-256 of the bytes, in hexadecimal.
     pub sha256: String,
+    /// The version of the format.
+    pub ir_version: i64,
+    /// The operators of the graph: domain and name.
+    pub operators: BTreeSet<(String, String)>,
     /// Operator-set versions by domain.
     pub opsets: BTreeMap<String, i64>,
     /// The tool that wrote the file.
@@ -102,7 +116,9 @@ impl OnnxFile {
             return Err(not_onnx("it is not a file"));
         }
         if metadata.len() > MAX_BYTES {
-            return Err(not_onnx("no ONNX file is larger than 2 GiB"));
+            let head = head(path).map_err(read_error)?;
+            let reason = "no ONNX file is larger than 2 GiB; weights beyond that are external data";
+            return Err(what_else(path, &head).unwrap_or_else(|| not_onnx(reason)));
         }
         // Shared with the messages that are read from them, which end with this function.
         let bytes = Bytes::from(fs::read(path).map_err(read_error)?);
@@ -115,12 +131,13 @@ impl OnnxFile {
         if bytes.is_empty() {
             return Err(not_onnx("it is empty"));
         }
-        let model = ModelProto::read(bytes.clone()).ok_or_else(|| not_onnx("it does not parse"))?;
+        let no_model = |reason| what_else(path, &bytes).unwrap_or_else(|| not_onnx(reason));
+        let model = ModelProto::read(bytes.clone()).ok_or_else(|| no_model("it does not parse"))?;
         let Some(graph) = &model.graph else {
-            return Err(not_onnx("it holds no graph"));
+            return Err(no_model("it holds no graph"));
         };
         if model.opset_import.is_empty() {
-            return Err(not_onnx("it states no operator set"));
+            return Err(no_model("it states no operator set"));
         }
 
         let locations = model.external_locations();
@@ -162,6 +179,9 @@ impl OnnxFile {
         let properties = properties.map(|entry| (entry.key.clone(), entry.value.clone()));
         let properties = properties.collect();
         let description = model.doc_string.clone();
+        let ir_version = model.ir_version;
+        let mut operators = BTreeSet::new();
+        graph.collect_operators(&mut operators);
         // Nothing shares the bytes any more, so that they are not copied.
         drop(model);
         Ok(Self {
@@ -169,6 +189,8 @@ impl OnnxFile {
             sha256: hexadecimal(&Sha256::digest(&bytes)),
             bytes: bytes.into(),
             folder,
+            ir_version,
+            operators,
             opsets,
             producer,
             description,
@@ -180,6 +202,22 @@ impl OnnxFile {
             rows,
         })
     }
+}
+
+/// The start of a file that is too large to be read.
+fn head(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut head = Vec::new();
+    fs::File::open(path)?.take(4096).read_to_end(&mut head)?;
+    Ok(head)
+}
+
+/// What the file at `path` is, if it is known to be something else than a model.
+fn what_else(path: &Path, bytes: &[u8]) -> Option<OnnxFileError> {
+    let found = impostor::identify(path, bytes)?;
+    Some(OnnxFileError::Impostor {
+        path: path.to_owned(),
+        found,
+    })
 }
 
 /// The files that the model at `path` names for its weights, whether they are there or not; none if it is no model.

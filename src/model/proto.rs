@@ -11,6 +11,8 @@ use prost::Message;
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ModelProto {
+    #[prost(int64, tag = "1")]
+    pub(super) ir_version: i64,
     #[prost(string, tag = "2")]
     pub(super) producer_name: String,
     #[prost(string, tag = "3")]
@@ -214,6 +216,21 @@ impl GraphProto {
                 functions.iter().any(|function| name(function, node))
                     || node.attribute.iter().any(inner)
             })
+    }
+
+    /// Adds the domain and the name of every operator of this graph, or of one nested in it.
+    pub(super) fn collect_operators(&self, operators: &mut BTreeSet<(String, String)>) {
+        for node in &self.node {
+            let domain = match node.domain.as_str() {
+                "" => "ai.onnx",
+                domain => domain,
+            };
+            operators.insert((domain.to_owned(), node.op_type.clone()));
+            for attribute in &node.attribute {
+                let graphs = attribute.g.iter().chain(&attribute.graphs);
+                graphs.for_each(|graph| graph.collect_operators(operators));
+            }
+        }
     }
 
     /// Adds every external location named by this graph or one nested in it.

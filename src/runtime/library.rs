@@ -102,6 +102,7 @@ impl Library {
             .map_err(|error| unusable(error.to_string()))?
             .with_name("model-serving")
             .with_telemetry(false)
+            .with_logger(Arc::new(log))
             .build()
             .map_err(|error| unusable(error.to_string()))?;
         // The environment starts at the most verbose level, at which every run formats messages that nobody reads.
@@ -132,6 +133,27 @@ impl Library {
     #[must_use]
     pub fn version(&self) -> &str {
         &self.version
+    }
+}
+
+/// Logs what ONNX Runtime says by itself. Our trials make it complain of inputs that nobody sent, and what fails for a user
+/// is told by us, with the model's or the request's name; so its messages are for who looks into it.
+fn log(level: LogLevel, category: &str, id: &str, location: &str, message: &str) {
+    match level {
+        LogLevel::Fatal => {
+            tracing::error!(target: "onnxruntime", category, id, location, "{}", message.trim());
+        }
+        LogLevel::Error | LogLevel::Warning => {
+            let severity = if level == LogLevel::Error {
+                "error"
+            } else {
+                "warning"
+            };
+            tracing::debug!(target: "onnxruntime", severity, category, id, location, "{}", message.trim());
+        }
+        LogLevel::Info | LogLevel::Verbose => {
+            tracing::trace!(target: "onnxruntime", category, id, location, "{}", message.trim());
+        }
     }
 }
 
@@ -190,7 +212,39 @@ pub(super) fn one_line(text: &str) -> String {
     };
     // CUDA: "<reason> ; GPU=0 ; hostname=… ; file=… ; line=… ; expr=…".
     let reason = reason.split(" ; GPU=").next().unwrap_or(reason);
-    reason.to_owned()
+    without_place(reason).to_owned()
+}
+
+/// `text` without the place in the library's sources that it may begin with: "<file>.cc:<line> <function>(<types>) ".
+fn without_place(text: &str) -> &str {
+    let is_place = |(_, rest): &(&str, &str)| rest.starts_with(|c: char| c.is_ascii_digit());
+    let place = [".cc:", ".h:", ".cpp:", ".hpp:", ".cu:"]
+        .iter()
+        .find_map(|ending| text.split_once(ending).filter(is_place));
+    let Some((file, rest)) = place.filter(|(file, _)| file.contains('/')) else {
+        return text;
+    };
+    if file.contains(". ") {
+        // The place stands within a sentence.
+        return text;
+    }
+    let mut depth = 0_usize;
+    for (index, character) in rest.char_indices() {
+        match character {
+            '(' | '[' => depth += 1,
+            ')' | ']' => {
+                depth = depth.saturating_sub(1);
+                let after = rest.get(index + 1..).unwrap_or_default();
+                let after = after.strip_prefix(" const").unwrap_or(after);
+                let goes_on = after.starts_with(" [") || !after.starts_with(' ');
+                if depth == 0 && !goes_on {
+                    return after.trim_start();
+                }
+            }
+            _ => {}
+        }
+    }
+    text
 }
 
 #[cfg(test)]
@@ -204,6 +258,14 @@ mod tests {
             (
                 "/src/bridge.cc:1962 onnxruntime::Provider& onnxruntime::ProviderLibrary::Get() [ONNXRuntimeError] : 1 : FAIL : Failed to load library p.so with error: libx.so.1: cannot open : x",
                 "Failed to load library p.so with error: libx.so.1: cannot open : x",
+            ),
+            (
+                "Load model failed:/src/core/graph/model.cc:256 x::Model::Model(y::Proto&&, std::function<void (int)>) const [with T = (z)] Unsupported version (of it)",
+                "Unsupported version (of it)",
+            ),
+            (
+                "/src/core/model_load_utils.h:46 void x::Validate(const std::unordered_map<std::string, int>&, bool) It is (really) so",
+                "It is (really) so",
             ),
             (
                 "Parse of \"device_id\" failed: CUDA failure 35: CUDA driver version is insufficient ; GPU=-1 ; hostname=h ; file=f.cc ; line=67 ; expr=g();",

@@ -68,6 +68,13 @@ pub(super) fn input_bytes(metadata: &ModelMetadata, size: Size) -> usize {
     all.fold(0, usize::saturating_add)
 }
 
+/// The shapes that the inputs of `metadata` have at this size.
+pub(super) fn shapes(metadata: &ModelMetadata, size: Size) -> Vec<Shape> {
+    let batched = metadata.has_batch_axis();
+    let shape = |spec| shape_of(spec, batched, size);
+    metadata.inputs.iter().map(shape).collect()
+}
+
 fn shape_of(spec: &TensorSpec, batched: bool, size: Size) -> Shape {
     let of = |(axis, dim): (usize, &Dim)| match dim {
         Dim::Fixed(fixed) => *fixed,

@@ -10,10 +10,13 @@ pub mod buckets;
 mod cuda;
 pub mod device_health;
 pub mod division;
+pub mod example;
 pub mod library;
+mod load_fault;
 mod made_up;
 mod output;
 pub mod provider;
+pub mod refusal;
 pub mod session;
 #[cfg(feature = "testkit")]
 mod testkit;
@@ -143,7 +146,7 @@ pub enum LoadError {
     Refused {
         /// The model's path.
         path: std::path::PathBuf,
-        /// What ONNX Runtime said, on one line.
+        /// What is wrong with it, and what to do.
         reason: String,
     },
     /// The signature holds something that cannot be served.

@@ -5,6 +5,7 @@
 //! Invariant: work that is done within a second says nothing, and nothing here makes the work wait.
 
 use std::cell::RefCell;
+use std::io::Write;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -58,6 +59,20 @@ impl Progress {
                 stage = report.stage,
                 seconds = report.elapsed.as_secs_f64(),
                 "loading"
+            );
+        })
+    }
+
+    /// Begins work for `subject`, reported on standard error, beside what a command prints.
+    pub fn told(subject: &str) -> Self {
+        Self::start(subject, PATIENCE, |report| {
+            let seconds = report.elapsed.as_secs();
+            // Whoever closed standard error wants no progress.
+            let _ = writeln!(
+                std::io::stderr(),
+                "{}: {} ... ({seconds} s)",
+                report.subject,
+                report.stage
             );
         })
     }

@@ -35,6 +35,7 @@ use rows::{Kind, Row};
 
 use super::division::{DivisionPlan, OutputPlan, Size};
 use super::made_up::{self, LARGEST_INPUT};
+use super::refusal;
 use super::{BatchOutput, Model, RuntimeError};
 use crate::model::flow::Flow;
 use crate::model::{Dim, ModelMetadata, TensorSpec};
@@ -557,7 +558,11 @@ impl<'a> Trial<'a> {
                 Ok(outputs)
             }
             Ok(None) => Err(Unusable::TooLarge.into()),
-            Err(RuntimeError::Refused(reason)) => Err(Unusable::Refused(reason).into()),
+            Err(RuntimeError::Refused(text)) => {
+                let model = &self.metadata.name;
+                tracing::debug!(model, onnxruntime = text, "a trial was refused");
+                Err(Unusable::Refused(refusal::of_made_up(&text)).into())
+            }
             Err(error) => Err(Stop::Failed(error)),
         }
     }

@@ -240,7 +240,7 @@ fn a_model_that_refuses_two_rows_has_no_batch() {
     };
     assert_eq!(
         doubt(single).unwrap(),
-        "signature: the model takes one row, and refuses two: not these"
+        "signature: the model takes one row, and refuses two: the model refuses made-up values"
     );
 }
 
@@ -458,7 +458,7 @@ fn what_has_no_numbers_shows_nothing() {
 fn what_cannot_be_tried_is_doubted() {
     assert_eq!(
         doubt(|_, _| Vec::new()).unwrap(),
-        "untested: it could not be tested whether rows depend on each other: not these"
+        "untested: it could not be tested whether rows depend on each other: the model refuses made-up values"
     );
     let limited = |largest| {
         let mut case = Case::new(|values, rows| each(values, rows, |_, value| value));

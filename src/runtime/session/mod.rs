@@ -21,7 +21,7 @@ use super::library::{Library, one_line};
 use super::provider::{CudaConfig, Device, ExecutionProvider};
 #[cfg(feature = "testkit")]
 use super::testkit::Faults;
-use super::{LoadError, cuda};
+use super::{LoadError, cuda, load_fault};
 use crate::model::flow::Flow;
 use crate::model::onnx::OnnxFile;
 use crate::model::repository::ModelSource;
@@ -113,7 +113,7 @@ pub fn open<'a>(
                 .saturating_mul(ROOM_FOR_WEIGHTS)
                 .saturating_add(ROOM),
         )
-        .map_err(|error| refused(&file, &error))?;
+        .map_err(|error| refused(library, &file, &error))?;
     let mut fallback = None;
     if config.device == Device::Auto && !ExecutionProvider::has_cuda() {
         fallback = Some(cuda::NOT_BUILT_IN.to_owned());
@@ -123,7 +123,7 @@ pub fn open<'a>(
         let threads = threads(provider);
         let created = create_session(library, &file, provider, config, threads);
         let attempt = created.and_then(|session| {
-            let assignment = check_assignment(&session, &file, provider, config.device)?;
+            let assignment = check_assignment(library, &session, &file, provider, config.device)?;
             Ok((session, assignment))
         });
         match attempt {
@@ -139,7 +139,7 @@ pub fn open<'a>(
                     bound,
                     session_arena,
                 )
-                .map_err(|error| refused(&file, &error))?;
+                .map_err(|error| refused(library, &file, &error))?;
                 let opened = OpenedModel {
                     library,
                     file,
@@ -184,7 +184,7 @@ impl OpenedModel<'_> {
             bound,
             Arc::clone(&self.arena),
         )
-        .map_err(|error| refused(&self.file, &error))
+        .map_err(|error| refused(self.library, &self.file, &error))
     }
 
     /// SHA-256 of the model's file, in hexadecimal.
@@ -296,12 +296,13 @@ fn pretended(provider: ExecutionProvider) -> ExecutionProvider {
 /// A few on the CPU are normal: ONNX Runtime computes shapes there on purpose. All of them are the accident that
 /// everybody has once.
 fn check_assignment(
+    library: &Library,
     session: &Session,
     file: &OnnxFile,
     provider: ExecutionProvider,
     device: Device,
 ) -> Result<Assignment, LoadError> {
-    let assignment = Assignment::of(session).map_err(|error| refused(file, &error))?;
+    let assignment = Assignment::of(session).map_err(|error| refused(library, file, &error))?;
     let cpu = ExecutionProvider::Cpu.name();
     let on_cpu = assignment.nodes(cpu);
     if provider != ExecutionProvider::Cpu && assignment.nodes(provider.name()) == 0 && on_cpu > 0 {
@@ -318,10 +319,13 @@ fn check_assignment(
     Ok(assignment)
 }
 
-fn refused(file: &OnnxFile, error: &ort::Error) -> LoadError {
+fn refused(library: &Library, file: &OnnxFile, error: &ort::Error) -> LoadError {
+    let text = error.to_string();
+    let path = file.path.display();
+    tracing::debug!(%path, onnxruntime = text, "ONNX Runtime refused a model");
     LoadError::Refused {
         path: file.path.clone(),
-        reason: one_line(&error.to_string()),
+        reason: load_fault::explain(&text, file, library.version()),
     }
 }
 
@@ -335,7 +339,7 @@ fn create_session(
     let unavailable = |error: &ort::Error| {
         let complaint = one_line(&error.to_string());
         match provider {
-            ExecutionProvider::Cpu => refused(file, error),
+            ExecutionProvider::Cpu => refused(library, file, error),
             ExecutionProvider::Cuda(index) if cuda::is_lost(&error.to_string()) => {
                 LoadError::DeviceLost {
                     device: Device::Cuda(index),
@@ -376,7 +380,7 @@ fn create_session(
         if provider != ExecutionProvider::Cpu && cuda::is_concerned(&error.to_string()) {
             unavailable(&error)
         } else {
-            refused(file, &error)
+            refused(library, file, &error)
         }
     })
 }

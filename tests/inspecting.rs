@@ -1,0 +1,113 @@
+//! What `inspect` and `tune` print: requests that were run, JSON for programs, progress beside the result.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test stops at the first thing that is wrong"
+)]
+
+mod support;
+
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+use support::{Server, fixture, program};
+
+fn run(arguments: &[&str]) -> Output {
+    let mut command = program();
+    command.args(arguments).stdin(Stdio::null());
+    command.output().unwrap()
+}
+
+fn inspect_json(model: &str) -> Value {
+    let output = run(&["inspect", "--json", model]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn the_request_that_is_printed_works_also_where_zeros_or_sizes_of_one_do_not() {
+    // One divided by zero is infinite, which JSON cannot say.
+    for name in ["recip", "lookup", "mixed_batch", "image", "same_name"] {
+        let described = inspect_json(&fixture(name));
+        let line = described["models"][0]["request"]["curl"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        let text = String::from_utf8(run(&["inspect", &fixture(name)]).stdout).unwrap();
+        assert!(
+            text.contains(&format!("try        {line}\n")),
+            "{name}: {text}"
+        );
+        if Command::new("curl").arg("--version").output().is_err() {
+            eprintln!("SKIPPED: there is no curl to run {line}");
+            continue;
+        }
+        let server = Server::fixture(name, &[]);
+        let command = line
+            .replace("localhost:8000", &server.address.to_string())
+            .replace("curl ", "curl -s -f ");
+        let output = Command::new("sh").args(["-c", &command]).output().unwrap();
+        assert!(output.status.success(), "{command}");
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(answer["outputs"].is_object(), "{answer}");
+    }
+}
+
+#[test]
+fn json_is_one_object_with_all_that_the_text_says() {
+    let folder = tempfile::tempdir().unwrap();
+    for place in ["a/1", "a/v2", "b/3"] {
+        let place = folder.path().join(place);
+        std::fs::create_dir_all(&place).unwrap();
+        std::fs::copy(fixture("two"), place.join("model.onnx")).unwrap();
+    }
+    let described = inspect_json(folder.path().to_str().unwrap());
+    let models = described["models"].as_array().unwrap();
+    let names: Vec<&Value> = models.iter().map(|model| &model["name"]).collect();
+    assert_eq!(names, ["a", "b"]);
+    assert_eq!(described["skipped"][0]["path"], "a/v2");
+    assert!(described["onnxruntime"].is_string());
+    let model = &models[1];
+    assert_eq!(model["version"], "3");
+    assert_eq!(model["sha256"].as_str().unwrap().len(), 64);
+    assert_eq!(
+        model["inputs"],
+        json!([
+            {"name": "a", "datatype": "FP32", "shape": ["N", 2], "labels": []},
+            {"name": "b", "datatype": "INT64", "shape": ["N"], "labels": []},
+        ])
+    );
+    assert_eq!(model["batching"]["merged"], true);
+    assert_eq!(model["request"]["shapes"], json!({"a": [1, 2], "b": [1]}));
+}
+
+#[test]
+fn a_table_is_sorted_and_long_work_is_told_beside_it() {
+    let output = run(&["tune", "--dry-run", "--time", "3s", &fixture("image")]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let rows: Vec<Vec<usize>> = text
+        .lines()
+        .filter_map(|line| {
+            let fields = line.split_whitespace().take(3);
+            fields
+                .map(|field| field.parse().ok())
+                .collect::<Option<Vec<usize>>>()
+        })
+        .filter(|row| row.len() == 3)
+        .collect();
+    assert!(rows.len() > 2, "{text}");
+    assert!(rows.is_sorted(), "{text}");
+    let told = String::from_utf8(output.stderr).unwrap();
+    for line in told.lines() {
+        assert!(
+            line.starts_with("image: ") && line.contains(" ... ("),
+            "{told}"
+        );
+    }
+}

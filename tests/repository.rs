@@ -1,0 +1,342 @@
+//! Repositories: what is served of them, what is not and why, and which model answers requests that name none.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test stops at the first thing that is wrong"
+)]
+
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use serde_json::{Value, json};
+use support::{PATIENCE, Server, fixture, program};
+
+/// A repository with fixtures in it.
+struct Repository(tempfile::TempDir);
+
+impl Repository {
+    fn with(files: &[(&str, &str)]) -> Self {
+        let repository = Self(tempfile::tempdir().unwrap());
+        for (name, place) in files {
+            repository.put(name, place);
+        }
+        repository
+    }
+
+    fn path(&self, place: &str) -> PathBuf {
+        self.0.path().join(place)
+    }
+
+    /// Puts the fixture `name` to `place`.
+    fn put(&self, name: &str, place: &str) {
+        let place = self.path(place);
+        fs::create_dir_all(place.parent().unwrap()).unwrap();
+        fs::copy(fixture(name), place).unwrap();
+    }
+
+    fn write(&self, place: &str, text: &str) {
+        fs::write(self.path(place), text).unwrap();
+    }
+
+    fn serve(&self, flags: &[&str]) -> Server {
+        let mut all = vec!["--model", self.0.path().to_str().unwrap()];
+        all.extend(flags);
+        Server::start(&all)
+    }
+
+    /// The one line that a start with `flags` fails with.
+    fn refused(&self, flags: &[&str]) -> String {
+        let output = program()
+            .env("HOST", "127.0.0.1")
+            .env("PORT", "0")
+            .args(["--model", self.0.path().to_str().unwrap()])
+            .args(flags)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+        text
+    }
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::park_timeout(std::time::Duration::from_millis(10));
+    }
+}
+
+/// Asks for a reload, and waits until all models have been loaded again.
+fn reload(server: &Server) {
+    let reloaded = |server: &Server| {
+        let labels = [("result", "success")];
+        server.metric("ml_model_reloads_total", &labels).unwrap()
+    };
+    let before = reloaded(server);
+    server.signal(Signal::SIGHUP);
+    until("a reload", || reloaded(server) > before);
+}
+
+fn count(server: &Server, wanted: impl Fn(&Value) -> bool) -> usize {
+    server
+        .log
+        .lines()
+        .iter()
+        .filter(|line| wanted(line))
+        .count()
+}
+
+fn is_about(line: &Value, part: &str) -> bool {
+    line["message"]
+        .as_str()
+        .is_some_and(|message| message.contains(part))
+}
+
+fn predict(server: &Server) -> (u16, Value) {
+    let answer = server.predict(&json!({"inputs": [[1, 2, 3, 4]]}));
+    (answer.status, answer.json())
+}
+
+#[test]
+fn what_is_not_served_is_named_once_in_the_log_and_by_ready() {
+    let repository = Repository::with(&[
+        ("addone", "good/1/model.onnx"),
+        ("addone", "good/v4/model.onnx"),
+        ("addone", "good/18446744073709551616/model.onnx"),
+        ("addone", "my model/1/model.onnx"),
+        ("addone", "stray.onnx"),
+        ("addone", "other/1/best.onnx"),
+    ]);
+    repository.write("README.md", "harmless");
+    let server = repository.serve(&[]);
+    let paths = [
+        "good/18446744073709551616",
+        "good/v4",
+        "my model",
+        "other",
+        "other/1",
+        "stray.onnx",
+    ];
+    let listed = |server: &Server| -> Vec<String> {
+        let ready = server.get("/ready").json();
+        let skipped = ready["skipped"].as_array().cloned().unwrap_or_default();
+        let path = |entry: &Value| {
+            assert!(entry["reason"].as_str().unwrap().len() > 10, "{entry}");
+            entry["path"].as_str().unwrap().to_owned()
+        };
+        let mut paths: Vec<String> = skipped.iter().map(path).collect();
+        paths.sort();
+        paths
+    };
+    assert_eq!(listed(&server), paths);
+    reload(&server);
+    repository.put("addone", "good/v5/model.onnx");
+    fs::remove_dir_all(repository.path("good/v4")).unwrap();
+    reload(&server);
+    server
+        .log
+        .wait_for(|line| line["path"] == "good/v5")
+        .unwrap();
+    for path in paths.iter().chain(&["good/v5"]) {
+        let told = |line: &Value| line["path"] == *path && line["level"] == "WARN";
+        assert_eq!(count(&server, told), 1, "{path}");
+    }
+    assert!(listed(&server).contains(&"good/v5".to_owned()));
+    assert!(!listed(&server).contains(&"good/v4".to_owned()));
+}
+
+#[test]
+fn a_second_model_that_appears_leaves_predict_with_the_first_and_warns_once() {
+    let repository = Repository::with(&[("addone", "first/1/model.onnx")]);
+    let server = repository.serve(&["--watch-model", "20ms"]);
+    assert_eq!(server.get("/ready").json()["default_model"], "first");
+    repository.put("addten", "second/1/model.onnx");
+    let warning = server
+        .log
+        .wait_for(|line| is_about(line, "/predict stays with 'first'"));
+    let warning = warning.unwrap();
+    assert!(
+        is_about(&warning, "--default-model (DEFAULT_MODEL)"),
+        "{warning}"
+    );
+    assert_eq!(predict(&server).1["model_name"], "first");
+    assert_eq!(server.get("/ready").json()["default_model"], "first");
+
+    // The first one goes: nobody is sent to the other one without being asked.
+    fs::remove_dir_all(repository.path("first")).unwrap();
+    server
+        .log
+        .wait_for(|line| is_about(line, "the default model 'first' is not served"))
+        .unwrap();
+    let (status, answer) = predict(&server);
+    assert_eq!((status, &answer["code"]), (404, &json!("not_found")));
+    assert!(
+        answer["error"]
+            .as_str()
+            .unwrap()
+            .contains("/v1/models/{model}:predict")
+    );
+    assert_eq!(server.get("/ready").json()["default_model"], Value::Null);
+
+    repository.write("second/1/model.toml", "default = true");
+    until("the sidecar names it", || predict(&server).0 == 200);
+    assert_eq!(predict(&server).1["model_name"], "second");
+    assert_eq!(
+        count(&server, |line| is_about(line, "/predict stays with")),
+        1
+    );
+}
+
+#[test]
+fn of_several_models_the_flag_or_a_sidecar_names_the_default_one() {
+    let repository = Repository::with(&[
+        ("addone", "first/1/model.onnx"),
+        ("addten", "second/1/model.onnx"),
+    ]);
+    let server = repository.serve(&[]);
+    let warned = |line: &Value| is_about(line, "none is the default one");
+    assert_eq!(count(&server, warned), 1);
+    let (status, answer) = predict(&server);
+    assert_eq!(status, 404);
+    for part in ["/v1/models/{model}:predict", "--default-model"] {
+        assert!(answer["error"].as_str().unwrap().contains(part), "{answer}");
+    }
+    assert_eq!(server.get("/ready").json()["default_model"], Value::Null);
+    drop(server);
+
+    let server = repository.serve(&["--default-model", "second"]);
+    assert_eq!(predict(&server).1["model_name"], "second");
+    assert_eq!(count(&server, |line| is_about(line, "/predict")), 0);
+    drop(server);
+
+    repository.write("first/1/model.toml", "default = true");
+    let server = repository.serve(&[]);
+    assert_eq!(predict(&server).1["model_name"], "first");
+    // A contradiction changes nothing of what is served.
+    repository.write("second/1/model.toml", "default = true");
+    reload(&server);
+    server
+        .log
+        .wait_for(|line| is_about(line, "first, second all say 'default = true'"))
+        .unwrap();
+    assert_eq!(predict(&server).1["model_name"], "first");
+    drop(server);
+
+    let text = repository.refused(&[]);
+    assert!(
+        text.contains("first, second all say 'default = true'"),
+        "{text}"
+    );
+    let text = repository.refused(&["--default-model", "third"]);
+    for part in [
+        "--default-model (DEFAULT_MODEL)",
+        "'third'",
+        "first, second",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn all_models_that_are_broken_are_named_at_once() {
+    let repository = Repository::with(&[
+        ("not_onnx", "a/1/model.onnx"),
+        ("addone", "b/1/model.onnx"),
+        ("truncated", "c/1/model.onnx"),
+    ]);
+    let text = repository.refused(&[]);
+    for part in [
+        "2 models cannot be served",
+        "a/1/model.onnx",
+        "c/1/model.onnx",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert!(!text.contains("b/1/model.onnx"), "{text}");
+}
+
+#[test]
+fn a_refused_model_is_not_said_to_be_loaded_and_one_that_takes_over_says_what_was_before() {
+    let repository = Repository::with(&[("addone", "m/1/model.onnx")]);
+    let server = repository.serve(&[]);
+    let loaded = |line: &Value| line["message"] == "model loaded";
+    assert_eq!(count(&server, loaded), 1);
+    repository.put("two", "m/2/model.onnx");
+    server.signal(Signal::SIGHUP);
+    let refused = server
+        .log
+        .wait_for(|line| is_about(line, "could not be loaded again"));
+    assert!(
+        refused.unwrap()["reason"]
+            .as_str()
+            .unwrap()
+            .contains("signature changed")
+    );
+    assert_eq!(count(&server, loaded), 1);
+
+    repository.put("addten", "m/3/model.onnx");
+    server.signal(Signal::SIGHUP);
+    let line = server
+        .log
+        .wait_for(|line| line["message"] == "model reloaded")
+        .unwrap();
+    assert_eq!(
+        (&line["version_before"], &line["version"]),
+        (&json!("1"), &json!("3"))
+    );
+    let fingerprints = [&line["sha256_before"], &line["sha256"]];
+    assert_ne!(fingerprints[0], fingerprints[1]);
+    assert!(
+        fingerprints
+            .iter()
+            .all(|print| print.as_str().unwrap().len() == 64),
+        "{line}"
+    );
+    assert_eq!(count(&server, loaded), 2);
+}
+
+#[test]
+fn a_sidecar_that_is_a_pipe_or_huge_is_refused_and_blocks_nothing() {
+    let repository = Repository::with(&[("addone", "m/1/model.onnx")]);
+    let server = repository.serve(&[]);
+    let sidecar = repository.path("m/1/model.toml");
+    let refused = |part: &'static str| {
+        server.signal(Signal::SIGHUP);
+        let told = |line: &Value| {
+            line["reason"]
+                .as_str()
+                .is_some_and(|reason| reason.contains(part))
+        };
+        let line = server.log.wait_for(told).unwrap();
+        assert!(
+            line["reason"].as_str().unwrap().contains("m/1/model.toml"),
+            "{line}"
+        );
+        assert_eq!(predict(&server).0, 200);
+    };
+    nix::unistd::mkfifo(&sidecar, Mode::S_IRWXU).unwrap();
+    refused("is a pipe");
+    fs::remove_file(&sidecar).unwrap();
+    fs::File::create(&sidecar)
+        .unwrap()
+        .set_len(100 << 20)
+        .unwrap();
+    refused("larger than 1048576 bytes");
+    let tuning = "[tuning]\nsha256 = \"a\"\ncpus = 1\nintra_op_threads = 1\ninstances = 1000000\n";
+    repository.write("m/1/model.toml", tuning);
+    refused("from 1 to 1024");
+    fs::remove_file(&sidecar).unwrap();
+    reload(&server);
+}
