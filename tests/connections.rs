@@ -520,10 +520,8 @@ fn a_chunk_that_declares_too_much_is_refused_when_its_size_is_known() {
             );
         }
     }
-    let exact = format!(
-        "100000\r\n{}\r\n0\r\n\r\n",
-        format!("{{\"inputs\": [[1,2,3,4]]}}{}", " ".repeat((1 << 20) - 23))
-    );
+    let spaces = " ".repeat((1 << 20) - 23);
+    let exact = format!("100000\r\n{{\"inputs\": [[1,2,3,4]]}}{spaces}\r\n0\r\n\r\n");
     for together in [true, false] {
         assert_eq!(framed(&server, chunked, &exact, together), 200);
     }
