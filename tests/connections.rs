@@ -407,3 +407,122 @@ fn a_storm_of_broken_connections_leaves_no_trace() {
     assert_eq!(server.metric("panics_total", &[]), Some(0.0));
     assert!(server.metric("process_open_fds", &[]).unwrap() < 64.0);
 }
+
+/// Sends `head` of a prediction, and `body` with or after it. The status and whether the connection ends.
+fn framed(server: &Server, head: &str, body: &str, together: bool) -> u16 {
+    let head = format!("POST /predict HTTP/1.1\r\nHost: a\r\n{head}\r\n\r\n");
+    let mut client = server.connect();
+    if together {
+        client
+            .write(&[head.as_bytes(), body.as_bytes()].concat())
+            .unwrap();
+    } else {
+        client.write(head.as_bytes()).unwrap();
+        std::thread::park_timeout(Duration::from_millis(20));
+        // It may have been refused by now.
+        let _ = client.write(body.as_bytes());
+    }
+    let text = String::from_utf8_lossy(&client.read_to_end()).into_owned();
+    let answers = text.matches("HTTP/1.1 ").count();
+    assert!(answers <= 1, "what follows is taken for a request: {text}");
+    text.split(' ')
+        .nth(1)
+        .map_or(0, |status| status.parse().unwrap())
+}
+
+#[test]
+fn a_body_is_chunked_by_one_word_or_refused_and_the_connection_ends() {
+    let patient = ["--body-timeout", "1h", "--keep-alive-timeout", "1s"];
+    let server = Server::fixture("addone", &patient);
+    let text = r#"{"inputs": [[1,2,3,4]]}"#;
+    let body = format!("{:x}\r\n{text}\r\n0\r\n\r\n", text.len());
+    for head in ["chunked", "Chunked", "CHUNKED", " chunked ", "\tchunked"] {
+        let head = format!("Transfer-Encoding:{head}");
+        assert_eq!(framed(&server, &head, &body, true), 200, "{head}");
+    }
+    let smuggled = format!("{body}GET /health HTTP/1.1\r\nHost: a\r\n\r\n");
+    for coding in [
+        "gzip, chunked",
+        "foo, chunked",
+        "chunked, chunked",
+        "chunked\r\nTransfer-Encoding: chunked",
+        "gzip\r\nTransfer-Encoding: chunked",
+        "identity, chunked",
+        ", chunked",
+        "chunked,",
+        "\"chunked\"",
+        "chunked;q=1",
+        "xchunked",
+        "chunked gzip",
+        "identity",
+        "gzip",
+        "chunked, identity",
+        "chunked\r\nTransfer-Encoding: identity",
+        "",
+    ] {
+        let head = format!("Transfer-Encoding: {coding}");
+        for together in [true, false] {
+            assert_eq!(framed(&server, &head, &smuggled, together), 400, "{head}");
+        }
+    }
+}
+
+#[test]
+fn a_chunk_that_declares_too_much_is_refused_when_its_size_is_known() {
+    let patient = [
+        "--body-timeout",
+        "1h",
+        "--max-body-size",
+        "1MiB",
+        "--keep-alive-timeout",
+        "1s",
+    ];
+    let server = Server::fixture("addone", &patient);
+    let chunked = "Transfer-Encoding: chunked";
+    let first = format!("80000\r\n{}\r\n", " ".repeat(0x80000));
+    for size in [
+        "100000000\r\n",
+        "100001\r\n{",
+        "FFFFFFFFFFFFFFF\r\n",
+        "ffffffffffffffff\r\n",
+        "200000;name=value\r\n",
+        &format!("{first}80001\r\n"),
+    ] {
+        for together in [true, false] {
+            let status = framed(&server, chunked, size, together);
+            assert_eq!(status, 413, "{}", &size[size.len().saturating_sub(40)..]);
+        }
+    }
+    assert_eq!(
+        framed(&server, "Content-Length: 4294967296", "{", true),
+        413
+    );
+    // What is no size is refused as soon as it is known, too.
+    for size in [
+        "10000000000000000000000000\r\n{",
+        "-1\r\n{",
+        "+5\r\n{    ",
+        "0x5\r\n{    ",
+        "g\r\n{",
+        "\r\n{",
+        " \r\n{",
+        "1 1\r\n{",
+        "3\r\n{  xx",
+        &format!("1;{}", "x".repeat(100_000)),
+        &format!("0\r\n{}", "a: b\r\n".repeat(100_000)),
+    ] {
+        for together in [true, false] {
+            let status = framed(&server, chunked, size, together);
+            assert!(
+                matches!(status, 400 | 413 | 431 | 0),
+                "{status}: {}",
+                &size[..size.len().min(40)]
+            );
+        }
+    }
+    let spaces = " ".repeat((1 << 20) - 23);
+    let exact = format!("100000\r\n{{\"inputs\": [[1,2,3,4]]}}{spaces}\r\n0\r\n\r\n");
+    for together in [true, false] {
+        assert_eq!(framed(&server, chunked, &exact, together), 200);
+    }
+}

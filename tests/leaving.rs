@@ -17,8 +17,7 @@ use std::net::Shutdown;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
-use support::{Client, PATIENCE, Request, Server};
+use support::{PATIENCE, Request, Server};
 
 /// A request that takes the fixture `loop` some half a second.
 const SLOW: &str = r#"{"inputs": [1000000]}"#;
@@ -145,14 +144,6 @@ fn a_request_whose_body_breaks_off_is_an_error_at_once() {
     assert_eq!(predictions(&server, "success"), Some(0.0));
 }
 
-/// Closes `client` so that the server's end is reset.
-fn reset(client: Client) {
-    SockRef::from(&client.stream)
-        .set_linger(Some(Duration::ZERO))
-        .unwrap();
-    drop(client);
-}
-
 #[test]
 fn a_reset_drops_the_request_also_behind_the_word_that_no_more_is_sent() {
     let server = slow_server();
@@ -170,14 +161,14 @@ fn a_reset_drops_the_request_also_behind_the_word_that_no_more_is_sent() {
         if sends_no_more {
             client.stream.shutdown(Shutdown::Write).unwrap();
         }
-        reset(client);
+        client.reset();
         wait_until("a reset is not noticed", || {
             predictions(&server, "cancelled") == Some(cancelled)
         });
         assert_eq!(in_flight(), Some(1.0));
     }
     running.stream.shutdown(Shutdown::Write).unwrap();
-    reset(running);
+    running.reset();
     wait_until("a reset is not noticed", || {
         predictions(&server, "cancelled") == Some(4.0)
     });

@@ -383,8 +383,10 @@ fn timeouts_overload_and_clients_that_leave_are_counted_as_such() {
             .unwrap()
             >= 1
     );
-    drop(waiting);
-    drop(busy);
+    for client in waiting {
+        client.reset();
+    }
+    busy.reset();
     eventually("nothing in flight", || in_flight() < 0.5);
     for (status, expected) in [
         ("timeout", 1.0),

@@ -284,6 +284,7 @@ impl ServeFlags {
                 .saturating_add(max_uri_size)
                 .saturating_mul(2),
             max_headers: self.max_headers.get().saturating_mul(2),
+            max_body_bytes: self.max_body_size.bytes(),
         };
         let port = self.port.or(platform_port).unwrap_or(DEFAULT_PORT);
         if port != 0 && self.admin_port == Some(port) {

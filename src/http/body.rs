@@ -2,6 +2,7 @@
 //!
 //! Invariant: no more is read, or inflated, than may be, and what is held counts against the memory budget.
 
+use std::error::Error as _;
 use std::io::Read;
 use std::pin::Pin;
 
@@ -13,6 +14,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http_body_util::BodyExt;
 use tokio::time::Sleep;
 
+use super::connection::DeclaredTooLarge;
 use super::error::ApiError;
 use super::wire::json::quote;
 use crate::batching::Reservation;
@@ -93,6 +95,14 @@ pub(super) async fn receive(
     }
 }
 
+/// Why a body does not come to its end.
+fn broken(error: &axum::Error, max_bytes: usize) -> ApiError {
+    match error.source() {
+        Some(source) if source.is::<DeclaredTooLarge>() => ApiError::BodyTooLarge(max_bytes),
+        _ => ApiError::Invalid("the request's body broke off".to_owned()),
+    }
+}
+
 async fn collect(
     mut body: Body,
     declared: Option<usize>,
@@ -101,8 +111,7 @@ async fn collect(
 ) -> Result<Bytes, ApiError> {
     let mut buffer = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame =
-            frame.map_err(|_| ApiError::Invalid("the request's body broke off".to_owned()))?;
+        let frame = frame.map_err(|error| broken(&error, max_bytes))?;
         let Ok(data) = frame.into_data() else {
             continue;
         };

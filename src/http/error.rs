@@ -21,6 +21,8 @@ pub const MAX_BODY: usize = 512;
 pub enum ApiError {
     /// 400: not what the model, or HTTP, takes.
     Invalid(String),
+    /// 400: where the request ends could be read in two ways, or in none.
+    Framing(&'static str),
     /// 401: no API key, or one that is not known.
     Unauthorized,
     /// 404: no such route or model.
@@ -64,7 +66,9 @@ impl ApiError {
     /// The status, code and counted outcome of each cause.
     fn row(&self) -> (StatusCode, &'static str, Outcome) {
         match self {
-            Self::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid_request", Outcome::Invalid),
+            Self::Invalid(_) | Self::Framing(_) => {
+                (StatusCode::BAD_REQUEST, "invalid_request", Outcome::Invalid)
+            }
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized", Outcome::Invalid),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not_found", Outcome::Invalid),
             Self::MethodNotAllowed => (
@@ -146,6 +150,7 @@ impl ApiError {
             | Self::HeadersTooLarge(message)
             | Self::UnsupportedMediaType(message)
             | Self::Unprocessable(message) => message.clone(),
+            Self::Framing(message) => (*message).to_owned(),
             Self::Unauthorized => {
                 "expected an API key of this server, as 'Authorization: Bearer KEY'".to_owned()
             }
@@ -184,6 +189,7 @@ impl ApiError {
         matches!(
             self,
             Self::BodyTimeout
+                | Self::Framing(_)
                 | Self::BodyTooLarge(_)
                 | Self::MemoryTooLarge
                 | Self::UriTooLong(_)

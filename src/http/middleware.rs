@@ -284,11 +284,25 @@ fn check_head(app: &App, request: &Request) -> Result<(), ApiError> {
             "expected exactly one Host header".to_owned(),
         ));
     }
-    if headers.contains_key(header::TRANSFER_ENCODING)
-        && headers.contains_key(header::CONTENT_LENGTH)
-    {
-        return Err(ApiError::Invalid(
-            "Content-Length and Transfer-Encoding exclude each other".to_owned(),
+    check_framing(headers)
+}
+
+/// Refuses a body whose end another server on the way could find elsewhere: hyper takes any list of codings whose last one
+/// is `chunked` as if it were the only one.
+fn check_framing(headers: &HeaderMap) -> Result<(), ApiError> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let Some(coding) = codings.next() else {
+        return Ok(());
+    };
+    let text = coding.to_str().map(str::trim);
+    if codings.next().is_some() || !text.is_ok_and(|text| text.eq_ignore_ascii_case("chunked")) {
+        return Err(ApiError::Framing(
+            "expected Transfer-Encoding 'chunked' and nothing else; a body may be compressed by Content-Encoding",
+        ));
+    }
+    if headers.contains_key(header::CONTENT_LENGTH) {
+        return Err(ApiError::Framing(
+            "Content-Length and Transfer-Encoding exclude each other",
         ));
     }
     Ok(())

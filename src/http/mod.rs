@@ -237,18 +237,18 @@ fn router(app: Arc<App>) -> Router {
     assemble(app, all, missing)
 }
 
-/// These routes, what is `missing` besides, and what happens to every request.
+/// The routes of `table`, what is `missing` besides, and what happens to every request.
 fn assemble(
     app: Arc<App>,
-    routes: impl IntoIterator<Item = (String, MethodRouter<Arc<App>>)>,
+    table: impl IntoIterator<Item = (String, MethodRouter<Arc<App>>)>,
     missing: &'static str,
 ) -> Router {
     let mut router = Router::new();
     let mut taken: Vec<String> = Vec::new();
-    for (path, route) in routes {
+    for (path, methods) in table {
         // A platform may ask for a route by the name that it has anyway.
         if !taken.contains(&path) {
-            router = router.route(&path, route);
+            router = router.route(&path, methods);
             taken.push(path);
         }
     }

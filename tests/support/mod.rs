@@ -452,6 +452,13 @@ impl Client {
         })
     }
 
+    /// Resets the connection, as a client does that is gone for good.
+    pub fn reset(self) {
+        socket2::SockRef::from(&self.stream)
+            .set_linger(Some(Duration::ZERO))
+            .expect("the socket is open");
+    }
+
     /// Waits until the server has closed the connection; returns what it still sent. Panics when it stays open.
     pub fn read_to_end(&mut self) -> Vec<u8> {
         let mut rest = std::mem::take(&mut self.buffer);

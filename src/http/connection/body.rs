@@ -7,12 +7,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
+use axum::BoxError;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use thiserror::Error;
 
 use super::shared::Shared;
 use crate::http::phase::Event;
+
+/// Why a body is not received: a chunk declares more bytes than a body may have.
+#[derive(Debug, Error)]
+#[error("a chunk is larger than a body may be")]
+pub(in crate::http) struct DeclaredTooLarge;
 
 /// A request's body that notes whether it was read to its end.
 pub(super) struct RequestBody {
@@ -22,7 +29,12 @@ pub(super) struct RequestBody {
 }
 
 impl RequestBody {
-    pub(super) fn new(body: Incoming, shared: Arc<Shared>) -> Self {
+    /// The body of a request, which may be `chunked`.
+    pub(super) fn new(body: Incoming, chunked: bool, shared: Arc<Shared>) -> Self {
+        shared.chunked.store(chunked, Ordering::Relaxed);
+        if !chunked {
+            shared.declared_too_large.store(false, Ordering::Relaxed);
+        }
         shared
             .body_read
             .store(body.is_end_stream(), Ordering::Relaxed);
@@ -37,19 +49,22 @@ impl RequestBody {
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BoxError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.shared.declared_too_large.load(Ordering::Relaxed) {
+            return Poll::Ready(Some(Err(DeclaredTooLarge.into())));
+        }
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         // A chunked body does not know of itself that it has ended.
         self.ended |= frame.is_none();
         if self.ended || self.body.is_end_stream() {
             self.shared.body_read.store(true, Ordering::Relaxed);
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -63,6 +78,10 @@ impl Body for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
+        self.shared.chunked.store(false, Ordering::Relaxed);
+        self.shared
+            .declared_too_large
+            .store(false, Ordering::Relaxed);
         if !self.ended && !self.body.is_end_stream() {
             self.shared.unread_body.store(true, Ordering::Relaxed);
         }

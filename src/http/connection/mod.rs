@@ -6,6 +6,7 @@
 //! and neither stopping nor giving way to others loses a request whose head was received.
 
 mod body;
+mod chunks;
 mod service;
 mod shared;
 mod stream;
@@ -27,6 +28,7 @@ use super::drain::Drain;
 use super::giving_way;
 use super::phase::{Limits, Micros, Phase, Verdict, micros};
 use super::places::Place;
+pub(super) use body::DeclaredTooLarge;
 use service::WatchedService;
 pub(super) use shared::Shared;
 use stream::WatchedStream;
@@ -47,6 +49,8 @@ pub struct ConnectionConfig {
     pub max_head_bytes: usize,
     /// The most headers that are read at all.
     pub max_headers: usize,
+    /// The most bytes that a chunked body may declare.
+    pub max_body_bytes: usize,
 }
 
 impl ConnectionConfig {
@@ -97,7 +101,7 @@ async fn serve_stream<S: Transport>(
     })
     .await;
     place.belongs_to(&shared);
-    let stream = WatchedStream::new(stream, Arc::clone(&shared));
+    let stream = WatchedStream::new(stream, Arc::clone(&shared), config.max_body_bytes);
     let service = WatchedService {
         router: site.router,
         shared: Arc::clone(&shared),
@@ -193,6 +197,7 @@ mod tests {
         keep_alive_timeout: Duration::from_millis(500),
         max_head_bytes: 8192,
         max_headers: 100,
+        max_body_bytes: 1 << 20,
     };
 
     /// A peer of a connection, which holds a kilobyte on its way, in a time that passes only while everybody waits.

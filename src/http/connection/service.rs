@@ -12,7 +12,7 @@ use std::task::{Context, Poll, ready};
 
 use axum::Router;
 use axum::routing::future::RouteFuture;
-use http::header::{CONNECTION, HeaderValue};
+use http::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
@@ -54,7 +54,8 @@ impl hyper::service::Service<Request<Incoming>> for WatchedService {
         // Of the request before, hyper has read everything, or it would not have come to this one.
         self.shared.unread_body.store(false, Ordering::Relaxed);
         let needs_place = self.needs_place(&request);
-        let request = request.map(|body| RequestBody::new(body, Arc::clone(&self.shared)));
+        let chunked = request.headers().contains_key(TRANSFER_ENCODING);
+        let request = request.map(|body| RequestBody::new(body, chunked, Arc::clone(&self.shared)));
         let mut router = self.router.clone();
         let inner = if needs_place {
             let place = Arc::clone(&self.place);

@@ -23,6 +23,10 @@ pub(in crate::http) struct Shared {
     arrears: AtomicU64,
     /// Whether the body of the last request was left unread.
     pub(super) unread_body: AtomicBool,
+    /// Whether the body of the request in progress is chunked, and wanted.
+    pub(super) chunked: AtomicBool,
+    /// Whether the body of the request in progress, or of the one that has just arrived, is too large by its own account.
+    pub(super) declared_too_large: AtomicBool,
     /// Whether the body of the request in progress was read to its end.
     pub(super) body_read: AtomicBool,
     /// Whether the peer sent no more before it was known that the request in progress is complete.
@@ -42,6 +46,8 @@ impl Shared {
             blocked: AtomicU64::new(0),
             arrears: AtomicU64::new(0),
             unread_body: AtomicBool::new(false),
+            chunked: AtomicBool::new(false),
+            declared_too_large: AtomicBool::new(false),
             body_read: AtomicBool::new(false),
             end_doubted: AtomicBool::new(false),
             unread_bytes: AtomicBool::new(false),

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::chunks::ChunkWatch;
 use super::shared::Shared;
 use super::transport::{Reset, Transport};
 use crate::http::phase::{Event, Phase};
@@ -29,17 +30,19 @@ pub(super) struct WatchedStream<S> {
     end_withheld: bool,
     /// Ends when the peer is gone for good, while the end of what it sends is withheld.
     reset: Option<Reset>,
+    chunks: ChunkWatch,
     discarded: usize,
     write_closed: bool,
 }
 
 impl<S> WatchedStream<S> {
-    pub(super) fn new(stream: S, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(stream: S, shared: Arc<Shared>, max_body: usize) -> Self {
         Self {
             stream,
             shared,
             end_withheld: false,
             reset: None,
+            chunks: ChunkWatch::new(max_body.try_into().unwrap_or(u64::MAX)),
             discarded: 0,
             write_closed: false,
         }
@@ -65,6 +68,22 @@ impl<S: Transport> WatchedStream<S> {
             _ => return true,
         }
         false
+    }
+
+    /// Looks at bytes that have arrived for the size that a body declares.
+    fn watch_chunks(&mut self, bytes: &[u8]) {
+        let too_large = match self.shared.state().phase {
+            Phase::AwaitingFirstByte | Phase::Idle => self.chunks.in_head(bytes, true),
+            Phase::ReadingHead => self.chunks.in_head(bytes, false),
+            _ if self.shared.chunked.load(Ordering::Relaxed) => self.chunks.in_body(bytes),
+            // It was no chunked body, or nobody wants it.
+            _ => false,
+        };
+        if too_large {
+            self.shared
+                .declared_too_large
+                .store(true, Ordering::Relaxed);
+        }
     }
 
     /// Whether the peer, of which no more comes, has reset the connection.
@@ -97,6 +116,7 @@ impl<S: Transport> AsyncRead for WatchedStream<S> {
         }
         ready!(result)?;
         if buffer.filled().len() > before {
+            self.watch_chunks(buffer.filled().get(before..).unwrap_or_default());
             self.shared.note(Event::BytesArrived);
         } else if buffer.remaining() > 0 {
             let phase = self.shared.state().phase;
