@@ -34,7 +34,10 @@ def minutes(seconds):
 def run(recipe, skipped):
     """Runs one recipe, passes its output on, and notes what it skipped; returns its exit code."""
     command = [*os.environ.get("MAKE", "make").split(), "--no-print-directory", recipe]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as stage:
+    # Of `make -j` the stage inherits the pipe by which all parts of one make share their jobs.
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, close_fds=False
+    ) as stage:
         try:
             for line in stage.stdout:
                 sys.stdout.buffer.write(line)
