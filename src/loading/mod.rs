@@ -294,23 +294,11 @@ impl Loader {
         )
         .map_err(LoadingError::Thread)?;
         tracing::info!(
-            model = metadata.name,
-            version = metadata.version,
-            signature = metadata.signature_text(),
-            device,
-            execution_provider = provider.name(),
-            fallback = opened.fallback,
-            onnxruntime = library.version(),
-            instances = choice.placement.instances,
-            intra_op_threads = choice.placement.intra_op_threads,
-            executor = executor.name(),
-            max_batch_size = metadata.has_rows().then_some(max_batch_size),
-            merge_rows,
-            batching = merging.label(),
-            batching_reason = merging_reason,
-            rows_tried = trial.tried,
-            nodes = opened.assignment.summary(),
-            seconds = started.elapsed().as_secs_f64(),
+            model = metadata.name, version = metadata.version, signature = metadata.signature_text(),
+            device, execution_provider = provider.name(), fallback = opened.fallback, onnxruntime = library.version(),
+            instances = choice.placement.instances, intra_op_threads = choice.placement.intra_op_threads,
+            executor = executor.name(), max_batch_size = metadata.has_rows().then_some(max_batch_size), merge_rows,
+            batching = merging.label(), batching_reason = merging_reason, rows_tried = trial.tried, nodes = %opened.assignment, seconds = started.elapsed().as_secs_f64(),
             "model loaded"
         );
         Ok(ServedModel {
