@@ -645,7 +645,7 @@ impl AtTerminal {
                         return lines;
                     }
                 }
-                Err(_) => panic!("the line did not come: {lines:?}"),
+                Err(error) => panic!("the line did not come ({error}): {lines:?}"),
             }
         }
     }

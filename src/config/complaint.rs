@@ -264,16 +264,14 @@ pub(super) fn given_flags(arguments: &[OsString]) -> Vec<(String, OsString)> {
         let Some(rest) = argument.as_bytes().strip_prefix(b"--") else {
             continue;
         };
-        let (name, value) = match rest.iter().position(|byte| *byte == b'=') {
-            Some(end) => {
-                let (name, value) = rest.split_at(end);
-                let value = value.get(1..).unwrap_or_default();
-                (name, OsString::from_vec(value.to_vec()))
-            }
-            None => {
-                let next = arguments.peek().map(|next| (*next).clone());
-                (rest, next.unwrap_or_default())
-            }
+        let end = rest.iter().position(|byte| *byte == b'=');
+        let (name, value) = rest.split_at(end.unwrap_or(rest.len()));
+        let value = match value.split_first() {
+            Some((_equals, value)) => OsString::from_vec(value.to_vec()),
+            None => arguments
+                .peek()
+                .map(|next| (*next).clone())
+                .unwrap_or_default(),
         };
         given.push((String::from_utf8_lossy(name).into_owned(), value));
     }

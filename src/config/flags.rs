@@ -253,7 +253,7 @@ pub struct ServeFlags {
     #[arg(long, env = "LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     pub log_level: LogLevel,
 
-    /// json for log collectors, text for people; auto is text at a terminal (in colour, unless NO_COLOR is set), else json.
+    /// json for log collectors, text for people; auto is text at a terminal (in colour, unless `NO_COLOR` is set), else json.
     #[arg(
         long,
         env = "LOG_FORMAT",

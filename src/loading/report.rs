@@ -47,16 +47,9 @@ impl LoadReport {
             batching = model.info.merging.label(),
             batching_reason = model.merging_reason,
             rows_tried = self.rows_tried,
-            nodes = nodes(model),
+            nodes = %model.assignment,
             seconds = self.took.as_secs_f64(),
             "model loaded"
         );
     }
-}
-
-/// How many nodes each execution provider executes, as people write it.
-fn nodes(model: &ServedModel) -> String {
-    let counts = model.assignment.counts();
-    let one = |(provider, count): (&&str, &usize)| format!("{provider} {count}");
-    counts.iter().map(one).collect::<Vec<_>>().join(", ")
 }

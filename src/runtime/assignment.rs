@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char};
+use std::fmt;
 use std::ptr;
 
 use ort::AsPointer;
@@ -76,16 +77,6 @@ impl Assignment {
             .collect()
     }
 
-    /// The providers with the number of nodes that each executes, as people write it.
-    #[must_use]
-    pub fn summary(&self) -> String {
-        let counts = self.counts().into_iter();
-        let texts: Vec<String> = counts
-            .map(|(name, nodes)| format!("{name} {nodes}"))
-            .collect();
-        texts.join(", ")
-    }
-
     /// The operators that the provider called `name` executes, with how many nodes each, as people write it.
     #[must_use]
     pub fn operators(&self, name: &str) -> String {
@@ -94,6 +85,17 @@ impl Assignment {
             .map(|(operator, nodes)| format!("{operator} {nodes}"))
             .collect();
         texts.join(", ")
+    }
+}
+
+/// The providers with the number of nodes that each executes, as people write it.
+impl fmt::Display for Assignment {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (name, nodes)) in self.counts().into_iter().enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            write!(formatter, "{separator}{name} {nodes}")?;
+        }
+        Ok(())
     }
 }
 

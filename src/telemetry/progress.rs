@@ -129,12 +129,12 @@ impl Shared {
             if state.ended {
                 return;
             }
-            let stage = state.stage;
+            let current = state.stage;
             // The work may go on while this is said.
             parking_lot::MutexGuard::unlocked(&mut state, || {
                 say(Report {
                     subject,
-                    stage,
+                    stage: current,
                     elapsed: started.elapsed(),
                 });
             });
