@@ -167,9 +167,12 @@ impl Registry {
             models.insert(model.metadata.name.clone(), Arc::clone(model));
             // Whoever names no model must not meet a moment without one.
             let default = directory.default.clone();
-            let default = default.map(|name| match name == old {
-                true => model.metadata.name.clone(),
-                false => name,
+            let default = default.map(|name| {
+                if name == old {
+                    model.metadata.name.clone()
+                } else {
+                    name
+                }
             });
             Directory {
                 models: Arc::new(models),

@@ -309,13 +309,13 @@ async fn load_models(
         for source in &found.sources {
             let own = Files::of(source);
             // Once one is broken, the others are only looked at, so that all that are broken are named.
-            let loaded = if faults.is_empty() {
+            let attempt = if faults.is_empty() {
                 loader.load(source).map(Some)
             } else {
                 loader.try_open(source).map(|()| None)
             };
-            match loaded {
-                Ok(loaded) => models.extend(loaded.map(|(model, report)| {
+            match attempt {
+                Ok(served) => models.extend(served.map(|(model, report)| {
                     report.log(&model);
                     model
                 })),

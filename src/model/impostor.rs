@@ -167,7 +167,7 @@ fn archive(bytes: &[u8]) -> Impostor {
 }
 
 fn pickle(bytes: &[u8]) -> Impostor {
-    /// The number that old versions of PyTorch begin their files with.
+    /// The number that old versions of `PyTorch` begin their files with.
     const TORCH_MAGIC: &[u8] = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
     let (what, fix) = if holds(bytes, TORCH_MAGIC) || holds(bytes, b"torch") {
         ("a PyTorch file (torch.save)", TORCH)

@@ -108,7 +108,7 @@ fn operator_set(line: &str, facts: &Facts<'_>) -> Option<String> {
 /// An operator that the library does not have.
 fn unknown_operator(line: &str, facts: &Facts<'_>) -> Option<String> {
     if let Some(rest) = line.strip_prefix("Fatal error: ") {
-        let (name, _) = rest.split_once("(")?;
+        let (name, _) = rest.split_once('(')?;
         let (domain, operator) = name.rsplit_once(':')?;
         return (facts.has)(domain, operator).then(|| foreign(domain, operator, facts.library));
     }

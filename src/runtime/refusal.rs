@@ -32,6 +32,7 @@ pub(super) fn who(text: &str) -> Option<String> {
 }
 
 /// Why made-up inputs show nothing of a model that refused them with `text`.
+#[must_use]
 pub fn of_made_up(text: &str) -> String {
     match who(text) {
         Some(operator) => format!("the model's {operator} refuses made-up values"),
