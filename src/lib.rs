@@ -41,4 +41,6 @@ pub mod model;
 // Plain data, and leaves that everybody may use.
 pub mod telemetry;
 pub mod tensor;
+#[cfg(feature = "testkit")]
+mod testkit;
 pub mod units;

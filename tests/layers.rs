@@ -31,6 +31,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "server",
         &[
+            "testkit",
             "container",
             "process",
             "shutdown",
@@ -50,21 +51,35 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("signals", &[]),
     ("process", &["runtime"]),
     ("container", &[]),
-    ("reload", &["loading", "registry", "model", "telemetry"]),
+    (
+        "reload",
+        &["testkit", "loading", "registry", "model", "telemetry"],
+    ),
     (
         "loading",
         &["registry", "batching", "runtime", "model", "telemetry"],
     ),
     (
         "http",
-        &["registry", "batching", "model", "telemetry", "tensor"],
+        &[
+            "testkit",
+            "registry",
+            "batching",
+            "model",
+            "telemetry",
+            "tensor",
+        ],
     ),
     ("registry", &["batching", "runtime", "model", "telemetry"]),
-    ("batching", &["runtime", "model", "telemetry", "tensor"]),
-    ("gpu", &["runtime", "telemetry"]),
-    ("runtime", &["model", "tensor"]),
+    (
+        "batching",
+        &["testkit", "runtime", "model", "telemetry", "tensor"],
+    ),
+    ("gpu", &["testkit", "runtime", "telemetry"]),
+    ("runtime", &["testkit", "model", "tensor"]),
     ("model", &["tensor", "units"]),
-    ("telemetry", &[]),
+    ("telemetry", &["testkit"]),
+    ("testkit", &[]),
     ("tensor", &[]),
     ("units", &[]),
 ];
@@ -76,6 +91,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
         "hyper",
         &[
             "http/connection/mod.rs",
+            "http/connection/refusal.rs",
             "http/connection/service.rs",
             "http/connection/body.rs",
             "healthcheck",

@@ -10,6 +10,7 @@ pub mod connection;
 pub mod drain;
 pub mod error;
 mod exposition;
+mod headers;
 mod health;
 mod media;
 mod metadata;
@@ -32,6 +33,7 @@ use crate::registry::Registry;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Tracer;
 use api_keys::ApiKeys;
+use drain::Drain;
 use error::ApiError;
 
 /// The bounds of requests and answers.
@@ -73,6 +75,8 @@ pub struct App {
     pub config: HttpConfig,
     /// What makes the spans of requests.
     pub tracer: Tracer,
+    /// How the server stops.
+    drain: Drain,
     /// Probes and metrics: they ask for no key, and their successes are not worth a line in the log.
     quiet_routes: Vec<String>,
 }
@@ -86,6 +90,7 @@ impl App {
         budget: MemoryBudget,
         config: HttpConfig,
         tracer: Tracer,
+        drain: Drain,
     ) -> Self {
         let mut quiet_routes: Vec<String> = ["/health", "/ready", "/ping", "/metrics"]
             .map(str::to_owned)
@@ -97,6 +102,7 @@ impl App {
             budget,
             config,
             tracer,
+            drain,
             quiet_routes,
         }
     }

@@ -4,6 +4,7 @@
 
 pub mod flow;
 pub mod onnx;
+pub mod operators;
 mod proto;
 pub mod repository;
 pub mod rows;

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::flow::{Flow, Known};
+use super::operators::Operators;
 use super::proto::{AttributeProto, GraphProto, ModelProto, NodeProto};
 use super::rows::{self, Rows};
 use super::work;
@@ -80,6 +81,8 @@ pub struct OnnxFile {
     pub flows: BTreeMap<String, Flow>,
     /// Whether each output keeps the rows of a batch apart, by name.
     pub rows: BTreeMap<String, Rows>,
+    /// The operators of its graph, by which a refusal is told.
+    pub operators: Operators,
 }
 
 impl OnnxFile {
@@ -147,6 +150,7 @@ impl OnnxFile {
         } else {
             (BTreeMap::new(), BTreeMap::new())
         };
+        let operators = Operators::of(graph);
         let bounded_work = is_plain && has_bounded_work(graph);
         let producer = [
             model.producer_name.as_str(),
@@ -178,6 +182,7 @@ impl OnnxFile {
             bounded_work,
             flows,
             rows,
+            operators,
         })
     }
 }

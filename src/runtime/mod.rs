@@ -15,8 +15,6 @@ mod made_up;
 mod output;
 pub mod provider;
 pub mod session;
-#[cfg(feature = "testkit")]
-mod testkit;
 pub mod tuning;
 pub mod warmup;
 

@@ -6,6 +6,7 @@
 //! and stopping loses no request whose head was received.
 
 mod body;
+mod refusal;
 mod service;
 mod shared;
 mod stream;
@@ -76,7 +77,7 @@ async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
     let shared = Arc::new(Shared::new());
     let stream = WatchedStream::new(stream, Arc::clone(&shared));
     let service = WatchedService {
-        router,
+        router: router.clone(),
         shared: Arc::clone(&shared),
         drain: drain.clone(),
     };
@@ -103,7 +104,12 @@ async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
         }
         tokio::select! {
             biased;
-            _ = connection.as_mut() => return,
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    refusal::tell(router, &error).await;
+                }
+                return;
+            }
             () = &mut aborting => {
                 if shared.state().owes_an_answer() {
                     drain.note_aborted();

@@ -21,6 +21,7 @@ use tower::Service as _;
 use super::body::{AnswerBody, RequestBody};
 use super::shared::Shared;
 use crate::http::drain::Drain;
+use crate::http::middleware::REQUEST_ID;
 use crate::http::phase::Event;
 
 /// The router, seen from one connection.
@@ -64,6 +65,7 @@ impl Future for AnswerFuture {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let Ok(mut response) = ready!(this.inner.poll(context));
+        this.shared.note_answer(response.headers().get(&REQUEST_ID));
         if this.drain.is_closing() {
             response
                 .headers_mut()
