@@ -45,6 +45,8 @@ pub mod model;
 pub mod address;
 pub mod telemetry;
 pub mod tensor;
+#[cfg(feature = "testkit")]
+mod testkit;
 pub mod text_file;
 pub mod units;
 pub mod version;

@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 
 use crate::batching::{InstanceHealth, Scheduler};
 use crate::model::ModelMetadata;
+use crate::model::operators::Operators;
 use crate::model::repository::SkippedList;
 use crate::runtime::assignment::Assignment;
 use crate::runtime::device_health::DeviceHealth;
@@ -24,6 +25,8 @@ pub struct ServedModel {
     pub metadata: Arc<ModelMetadata>,
     /// What the model is by its declaration alone.
     pub declared: Arc<ModelMetadata>,
+    /// The operators of its graph.
+    pub operators: Operators,
     /// Its queue and instances.
     pub scheduler: Scheduler,
     /// Its metrics at the edge.

@@ -22,6 +22,7 @@ use crate::model::repository::{Found, ModelSource, Skipped, SkippedList};
 use crate::model::stamp::Stamp;
 use crate::registry::{Phase, Registry, ServedModel};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::supervision;
 
 /// How often a replaced model is looked at, until nobody uses it any more.
 const RETIRE_INTERVAL: Duration = Duration::from_millis(50);
@@ -39,6 +40,9 @@ enum ReloadError {
     Signature(String),
     #[error("the server is draining")]
     Draining,
+    /// That is a defect of this program, which the log tells in a line of its own.
+    #[error("loading it panicked, which is a defect of this server; the line 'panic' says where")]
+    Panicked,
     /// What was loaded may be half of the old files and half of the new ones.
     #[error("its files changed while they were loaded; ask again when they are complete")]
     Changed,
@@ -78,7 +82,7 @@ impl Reloader {
         let (ending, ended) = mpsc::channel();
         let thread = thread::Builder::new().name("reload".to_owned());
         thread.spawn(move || {
-            let worker = Worker {
+            let mut worker = Worker {
                 config,
                 tried: loaded,
                 changing: BTreeMap::new(),
@@ -87,7 +91,12 @@ impl Reloader {
                 refused: BTreeSet::new(),
                 looked,
             };
-            worker.run(&requested);
+            let wait = |pause| {
+                thread::park_timeout(pause);
+                // It sees by itself whether it is still wanted.
+                true
+            };
+            supervision::keep_running("reload", wait, || worker.run(&requested));
             drop(ending);
         })?;
         Ok(Self {
@@ -230,9 +239,11 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self, requested: &Receiver<()>) {
+    fn run(&mut self, requested: &Receiver<()>) {
         let mut look_at = self.config.watch.map(|watch| Instant::now() + watch);
         loop {
+            #[cfg(feature = "testkit")]
+            crate::testkit::panic_at("reload");
             let retire_at = (!self.retired.is_empty()).then(|| Instant::now() + RETIRE_INTERVAL);
             let event = match look_at.into_iter().chain(retire_at).min() {
                 Some(at) => requested.recv_timeout(at.saturating_duration_since(Instant::now())),
@@ -360,7 +371,9 @@ impl Worker {
         self.changing.remove(&source.name);
         let started = Instant::now();
         let files = Files::of(source);
-        let result = self.take_place(source, &files, renamed);
+        // A panic on the way is a refusal like any other: these files are not tried again and again.
+        let result = supervision::guard(|| self.take_place(source, &files, renamed))
+            .unwrap_or(Err(ReloadError::Panicked));
         self.tried.insert(source.name.clone(), files);
         match result {
             Ok(replaced) => {
@@ -399,6 +412,8 @@ impl Worker {
         files: &Files,
         renamed: Option<&str>,
     ) -> Result<Replaced, ReloadError> {
+        #[cfg(feature = "testkit")]
+        crate::testkit::panic_at("load");
         let registry = &self.config.registry;
         let served = registry.get(&source.name);
         let before = renamed.and_then(|old| registry.get(old));

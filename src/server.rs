@@ -36,6 +36,8 @@ use crate::shutdown::{self, DrainConfig};
 use crate::signals::{Signals, Stop};
 use crate::telemetry::collector::Endpoint;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::panics;
+use crate::telemetry::supervision::{self, Restarts};
 use crate::telemetry::traces::Tracer;
 
 /// How often instances are looked at for runs that nobody waits for.
@@ -86,6 +88,11 @@ pub enum StartError {
         /// What it said.
         source: std::io::Error,
     },
+    /// Loading the models panicked, which is a defect.
+    #[error(
+        "loading the models panicked, which is a defect of this server; the line 'panic' of the log says where: please report it"
+    )]
+    Panicked,
     /// The metrics could not be registered, which is a defect.
     #[error("the metrics could not be registered: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -143,7 +150,7 @@ pub async fn run(
 ) -> Result<(), StartError> {
     let started = Instant::now();
     let metrics = Arc::new(Metrics::new()?);
-    crate::telemetry::count_panics(&metrics);
+    panics::count(&metrics);
     let device = Arc::new(DeviceHealth::default());
     let _sampler_until_the_end =
         gpu::start(Arc::clone(&metrics), Arc::clone(&device)).map_err(no_thread)?;
@@ -164,6 +171,7 @@ pub async fn run(
         budget,
         config.http.clone(),
         tracer,
+        drain.clone(),
     ));
     let address = listeners.local_addr().ok();
     let admin_address = listeners.admin.as_ref().map(|(_, address)| *address);
@@ -190,25 +198,7 @@ pub async fn run(
         "listening"
     );
 
-    let checking = tokio::spawn({
-        let registry = Arc::clone(&registry);
-        async move {
-            let mut interval = tokio::time::interval(CHECK_INTERVAL);
-            let mut trimmed = Instant::now();
-            loop {
-                interval.tick().await;
-                registry.check(Instant::now());
-                if trimmed.elapsed() >= TRIM_INTERVAL {
-                    trimmed = Instant::now();
-                    tokio::task::spawn_blocking(process::trim);
-                }
-                if Library::has_unneeded_memory(Instant::now()) {
-                    // To give much back takes a while.
-                    tokio::task::spawn_blocking(Library::give_back_memory);
-                }
-            }
-        }
-    });
+    let checking = tokio::spawn(keep_checking(Arc::clone(&registry)));
     let (stop, reloader) = tokio::select! {
         stop = signals.stop.next() => (stop, None),
         loaded = load_models(&config, run_memory, &metrics, &device) => {
@@ -276,6 +266,34 @@ fn with_room<L>(
     (fitting, admin)
 }
 
+/// Looks at the instances and the memory, until it is dropped.
+async fn keep_checking(registry: Arc<Registry>) {
+    let mut restarts = Restarts::of("watchdog");
+    let mut interval = tokio::time::interval(CHECK_INTERVAL);
+    let mut trimmed = Instant::now();
+    loop {
+        interval.tick().await;
+        let checked = supervision::guard(|| {
+            #[cfg(feature = "testkit")]
+            crate::testkit::panic_at("watchdog");
+            registry.check(Instant::now());
+        });
+        if checked.is_some() {
+            restarts.succeeded();
+        } else {
+            tokio::time::sleep(restarts.panicked()).await;
+        }
+        if trimmed.elapsed() >= TRIM_INTERVAL {
+            trimmed = Instant::now();
+            tokio::task::spawn_blocking(process::trim);
+        }
+        if Library::has_unneeded_memory(Instant::now()) {
+            // To give much back takes a while.
+            tokio::task::spawn_blocking(Library::give_back_memory);
+        }
+    }
+}
+
 /// What was loaded before the server is ready.
 struct Loaded {
     loader: Loader,
@@ -300,6 +318,8 @@ async fn load_models(
     let timeout = config.http.request_timeout;
     let runtime = tokio::runtime::Handle::current();
     let load = move || -> Result<Loaded, LoadingError> {
+        #[cfg(feature = "testkit")]
+        crate::testkit::panic_at("start");
         let loader = Loader::new(models, run_memory, timeout, metrics, device, runtime)?;
         tracing::info!(version = loader.library_version(), "ONNX Runtime loaded");
         let found = loader.find()?;
@@ -341,15 +361,14 @@ async fn load_models(
     let (send, loaded) = oneshot::channel();
     let thread = thread::Builder::new().name("load".to_owned());
     let spawned = thread.spawn(move || {
-        // Nobody waits any more when a signal came first.
-        let _ = send.send(load());
+        if let Some(loaded) = supervision::guard(load) {
+            // Nobody waits any more when a signal came first.
+            let _ = send.send(loaded);
+        }
     });
     spawned.map_err(no_thread)?;
-    let ended_early = |_| StartError::System {
-        what: "to load the models",
-        source: std::io::Error::other("the loading thread ended early"),
-    };
-    Ok(loaded.await.map_err(ended_early)??)
+    // Without a result it has panicked.
+    Ok(loaded.await.map_err(|_| StartError::Panicked)??)
 }
 
 /// Serves what was loaded, from now on also anew.

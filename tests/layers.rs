@@ -40,6 +40,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "server",
         &[
             "admin",
+            "testkit",
             "container",
             "process",
             "shutdown",
@@ -64,7 +65,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("signals", &[]),
     ("process", &["runtime"]),
     ("container", &[]),
-    ("reload", &["loading", "registry", "model", "telemetry"]),
+    (
+        "reload",
+        &["testkit", "loading", "registry", "model", "telemetry"],
+    ),
     (
         "loading",
         &["registry", "batching", "runtime", "model", "telemetry"],
@@ -72,6 +76,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "http",
         &[
+            "testkit",
             "registry",
             "batching",
             "model",
@@ -81,12 +86,16 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("registry", &["batching", "runtime", "model", "telemetry"]),
-    ("batching", &["runtime", "model", "telemetry", "tensor"]),
-    ("gpu", &["runtime", "telemetry"]),
-    ("runtime", &["model", "tensor"]),
+    (
+        "batching",
+        &["testkit", "runtime", "model", "telemetry", "tensor"],
+    ),
+    ("gpu", &["testkit", "runtime", "telemetry"]),
+    ("runtime", &["testkit", "model", "tensor"]),
     ("model", &["tensor", "text_file", "units"]),
     ("address", &[]),
-    ("telemetry", &[]),
+    ("telemetry", &["testkit"]),
+    ("testkit", &[]),
     ("tensor", &[]),
     ("text_file", &[]),
     ("units", &[]),
@@ -100,6 +109,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
         "hyper",
         &[
             "http/connection/mod.rs",
+            "http/connection/refusal.rs",
             "http/connection/service.rs",
             "http/connection/body.rs",
             "healthcheck",

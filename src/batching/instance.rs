@@ -16,10 +16,14 @@ use super::output_sizes::OutputSizes;
 use super::parts::{self, InParts, PartRule, Stop};
 use super::queue::{Pending, RequestQueue};
 use super::request::{InferenceRequest, InferenceResponse, OutputRows, ScheduleError, Timings};
+use super::told::Told;
+use crate::model::ModelMetadata;
 use crate::runtime::buckets::Buckets;
 use crate::runtime::device_health::DeviceHealth;
 use crate::runtime::{BatchInput, BatchOutput, Interrupt, Model, RuntimeError};
 use crate::telemetry::metrics::BatchingMetrics;
+use crate::telemetry::panics;
+use crate::telemetry::request_ids::RequestIds;
 use crate::tensor::{Division, OutputTensor};
 
 /// When it is worth trying again to get memory for a run.
@@ -171,12 +175,17 @@ impl Instance {
                     tokio::task::block_in_place(|| self.take_turns(members, large, &mut buffers));
                 continue;
             }
+            // They are answered by the time that the run is known to have been long.
+            let of_large = large.iter().map(|large| &large.pending);
+            let told = Told::of(members.iter().flatten().chain(of_large));
             let started = Instant::now();
             large = self.take_turns(members, large, &mut buffers);
             let elapsed = started.elapsed();
             if elapsed > LONG_RUN {
                 was_long = true;
                 tracing::warn!(
+                    request_id = told.request_ids(),
+                    trace_id = told.trace_ids(),
                     model = self.model.metadata().name,
                     milliseconds = elapsed.as_secs_f64() * 1e3,
                     "a run took far longer than those that were tried; set --instances if that is not rare"
@@ -256,8 +265,10 @@ impl Instance {
         let started = Instant::now();
         self.queue.note_part(self.index, rows.len(), started);
         *self.status.running.lock() = Some(deadline);
-        let result = self
-            .run_gathered(|| parts::gather(&large.pending.request, rows.clone(), buffers, padded));
+        let ids = large.pending.request.ids();
+        let result = self.run_gathered(ids, || {
+            parts::gather(&large.pending.request, rows.clone(), buffers, padded)
+        });
         *self.status.running.lock() = None;
         let elapsed = started.elapsed();
         self.queue
@@ -292,13 +303,11 @@ impl Instance {
                 }
             }
             Err(error) => {
-                match &error {
-                    RuntimeError::DeviceLost(reason) => self.device.lose(reason),
-                    // Nobody waits for it any more, which is no failure.
-                    RuntimeError::Interrupted => {}
-                    _ => tracing::warn!(error = %error, rows = rows.len(), "an execution failed"),
+                self.tell_failure([&large.pending], rows.len(), &error);
+                if let RuntimeError::DeviceLost(reason) = &error {
+                    self.device.lose(reason);
                 }
-                reported(error)
+                reported(error, &large.pending.request, self.model.metadata())
             }
         };
         large.pending.answer(Err(error));
@@ -389,8 +398,11 @@ impl Instance {
             Ok((outputs, timings)) if batch.can_scatter(&outputs, padded) => {
                 self.answer(batch, &outputs, padded, timings, started);
             }
-            Err(RuntimeError::DeviceLost(reason)) => {
-                self.device.lose(&reason);
+            Err(error @ RuntimeError::DeviceLost(_)) => {
+                self.tell_failure(batch.members(), batch.rows(), &error);
+                if let RuntimeError::DeviceLost(reason) = &error {
+                    self.device.lose(reason);
+                }
                 batch.refuse(&ScheduleError::DeviceLost);
             }
             Err(RuntimeError::Interrupted) => batch.refuse(&ScheduleError::DeadlineExceeded),
@@ -399,9 +411,10 @@ impl Instance {
                 let padded = batch.rows();
                 return Some(smallvec![Attempt { batch, padded }]);
             }
-            Err(error) if batch.members().len() == 1 => {
-                tracing::warn!(error = %error, rows = batch.rows(), "an execution failed");
-                batch.refuse(&reported(error));
+            Err(error) if let [only] = batch.members() => {
+                self.tell_failure([only], batch.rows(), &error);
+                let told = reported(error, &only.request, self.model.metadata());
+                batch.refuse(&told);
             }
             Ok(_) | Err(_) => {
                 let (first, second) = batch.split();
@@ -413,6 +426,28 @@ impl Instance {
             }
         }
         None
+    }
+
+    /// Says in the log that an execution of `members` failed. The text is the library's own, which nobody else is told.
+    fn tell_failure<'a>(
+        &self,
+        members: impl IntoIterator<Item = &'a Pending>,
+        rows: usize,
+        error: &RuntimeError,
+    ) {
+        // Nobody waits for it any more, which is no failure.
+        if matches!(error, RuntimeError::Interrupted) {
+            return;
+        }
+        let told = Told::of(members);
+        tracing::warn!(
+            request_id = told.request_ids(),
+            trace_id = told.trace_ids(),
+            model = self.model.metadata().name,
+            rows,
+            %error,
+            "an execution failed"
+        );
     }
 
     /// Gives each member of `batch` its rows of `outputs`.
@@ -470,15 +505,23 @@ impl Instance {
         padded: usize,
         buffers: &mut InputBuffers,
     ) -> Result<(BatchOutput, Timings), RuntimeError> {
-        self.run_gathered(|| batch.gather(buffers, padded))
+        let only = match batch.members() {
+            [only] => only.request.ids(),
+            // Which of them it is about is known once it is alone.
+            _ => None,
+        };
+        self.run_gathered(only, || batch.gather(buffers, padded))
     }
 
-    /// Runs the model once on what `gather` gives.
+    /// Runs the model once on what `gather` gives, for the request with `ids` if it is for one only.
     fn run_gathered<'a>(
         &mut self,
+        ids: Option<&RequestIds>,
         gather: impl FnOnce() -> Result<BatchInput<'a>, RuntimeError>,
     ) -> Result<(BatchOutput, Timings), RuntimeError> {
         let run = || {
+            #[cfg(feature = "testkit")]
+            crate::testkit::panic_at("run");
             let started = Instant::now();
             let input = gather()?;
             let gathered = Instant::now();
@@ -489,6 +532,10 @@ impl Instance {
                 compute_infer: gathered.elapsed(),
             };
             Ok((outputs, timings))
+        };
+        let run = || match ids {
+            Some(ids) => panics::about(ids.header(), run),
+            None => run(),
         };
         catch_unwind(AssertUnwindSafe(run))
             .unwrap_or_else(|_| Err(RuntimeError::Broken("the execution panicked".to_owned())))
@@ -516,9 +563,16 @@ fn bytes_of_row(outputs: &[OutputTensor], padded: usize) -> usize {
 }
 
 /// What the client of a failed execution is told.
-fn reported(error: RuntimeError) -> ScheduleError {
+fn reported(
+    error: RuntimeError,
+    request: &InferenceRequest,
+    metadata: &ModelMetadata,
+) -> ScheduleError {
     match error {
-        RuntimeError::Refused(reason) => ScheduleError::Refused(reason.into()),
+        RuntimeError::Refused(reason) => ScheduleError::Refused {
+            reason: reason.into(),
+            inputs: request.inputs_text(metadata).into(),
+        },
         RuntimeError::Broken(reason) => ScheduleError::Internal(reason.into()),
         RuntimeError::DeviceLost(_) => ScheduleError::DeviceLost,
         RuntimeError::OutOfMemory(_) => ScheduleError::Overloaded {

@@ -22,6 +22,7 @@ mod simulation;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod told;
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -301,7 +302,7 @@ impl Scheduler {
         };
         match (answer, disagreement) {
             // Why the model refused is known then.
-            (Err(ScheduleError::Refused(_)), Some(message)) => {
+            (Err(ScheduleError::Refused { .. }), Some(message)) => {
                 Err(ScheduleError::Disagreement(message))
             }
             (answer, _) => answer,

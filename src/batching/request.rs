@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use super::budget::{Exhausted, Reservation};
 use crate::model::{Dim, ModelMetadata, TensorSpec};
+use crate::telemetry::request_ids::RequestIds;
 use crate::tensor::{Element, OutputTensor, Shape, Tensor, TensorData, TensorView, element_count};
 
 /// Why a request was refused: one sentence that says what, where, what was expected and what was got.
@@ -33,6 +34,8 @@ pub struct InferenceRequest {
     reservation: Reservation,
     /// Bytes of the answer that somebody else has reserved.
     output_reserved: usize,
+    /// What the log and traces call it.
+    ids: Option<RequestIds>,
 }
 
 impl InferenceRequest {
@@ -73,6 +76,7 @@ impl InferenceRequest {
             deadline,
             reservation,
             output_reserved: 0,
+            ids: None,
         })
     }
 
@@ -136,6 +140,27 @@ impl InferenceRequest {
     /// Takes note that whoever waits for the answer has reserved `bytes` for it.
     pub fn note_output_reserved(&mut self, bytes: usize) {
         self.output_reserved = bytes;
+    }
+
+    /// Takes note of what the log and traces call this request.
+    pub fn note_ids(&mut self, ids: RequestIds) {
+        self.ids = Some(ids);
+    }
+
+    /// What the log and traces call this request, if somebody has said.
+    #[must_use]
+    pub fn ids(&self) -> Option<&RequestIds> {
+        self.ids.as_ref()
+    }
+
+    /// The datatype and shape of each input, for people.
+    #[must_use]
+    pub fn inputs_text(&self, metadata: &ModelMetadata) -> String {
+        let inputs = metadata.inputs.iter().zip(&self.inputs);
+        let text = |(spec, tensor): (&TensorSpec, &Tensor)| {
+            format!("{} {}{:?}", spec.name, spec.datatype, tensor.shape())
+        };
+        inputs.map(text).collect::<Vec<_>>().join(", ")
     }
 
     /// Sets aside memory for `bytes` of the answer, until the request is dropped.
@@ -391,7 +416,12 @@ pub enum ScheduleError {
     DeadlineExceeded,
     /// The model refused the values.
     #[error("the model refused the values")]
-    Refused(Arc<str>),
+    Refused {
+        /// What ONNX Runtime said, which is not for clients.
+        reason: Arc<str>,
+        /// Names, datatypes and shapes of the inputs that it was given.
+        inputs: Arc<str>,
+    },
     /// The values make the model take more memory than runs may.
     #[error("the values take more memory than runs may")]
     TooLarge,

@@ -260,7 +260,7 @@ async fn only_the_culprit_fails(config: BatchingConfig) {
     for (value, answer) in answers {
         match answer.await.unwrap() {
             Ok(response) => assert_eq!(values(&response), [value + 1.0]),
-            Err(ScheduleError::Refused(_)) => assert!(value < 0.0),
+            Err(ScheduleError::Refused { .. }) => assert!(value < 0.0),
             Err(error) => panic!("{value}: {error}"),
         }
     }
@@ -845,7 +845,7 @@ async fn a_part_that_nobody_waits_for_is_interrupted_without_a_warning() {
     assert_eq!(failures(), 0);
     // What does fail is told.
     let refused = scheduler.submit(request(&[-1.0; 24], soon())).await;
-    assert!(matches!(refused, Err(ScheduleError::Refused(_))));
+    assert!(matches!(refused, Err(ScheduleError::Refused { .. })));
     assert_eq!(failures(), 1);
 }
 
@@ -871,7 +871,7 @@ async fn what_fails_in_one_part_fails_the_request_and_nobody_else() {
     let mut given = ascending(24);
     given[20] = -1.0;
     let error = scheduler.submit(request(&given, soon())).await.unwrap_err();
-    assert!(matches!(error, ScheduleError::Refused(_)), "{error}");
+    assert!(matches!(error, ScheduleError::Refused { .. }), "{error}");
     given[20] = f32::INFINITY;
     let error = scheduler.submit(request(&given, soon())).await.unwrap_err();
     assert!(matches!(error, ScheduleError::Internal(_)), "{error}");

@@ -21,6 +21,7 @@ use nvml_wrapper::error::NvmlError;
 
 use crate::runtime::device_health::DeviceHealth;
 use crate::telemetry::metrics::{GpuReading, Metrics};
+use crate::telemetry::supervision;
 use watch::Watch;
 
 /// The driver averages utilisation over up to a second, so reading more often shows nothing new.
@@ -50,7 +51,14 @@ pub fn start(metrics: Arc<Metrics>, device: Arc<DeviceHealth>) -> std::io::Resul
     let (ending, ended) = mpsc::channel();
     let thread = thread::Builder::new().name("gpu".to_owned());
     thread.spawn(move || {
-        sample_until(&stopped, &metrics, &device);
+        // Whoever stops the sampler lets go of the other end.
+        let is_wanted =
+            |pause| matches!(stopped.recv_timeout(pause), Err(RecvTimeoutError::Timeout));
+        supervision::keep_running("gpu", is_wanted, || {
+            #[cfg(feature = "testkit")]
+            crate::testkit::panic_at("gpu");
+            sample_until(&stopped, &metrics, &device);
+        });
         drop(ending);
     })?;
     Ok(Sampler {

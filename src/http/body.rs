@@ -3,12 +3,13 @@
 //! Invariant: no more is read, or inflated, than may be, and what is held counts against the memory budget.
 
 use std::error::Error as _;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::pin::Pin;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
-use flate2::read::{MultiGzDecoder, ZlibDecoder};
+use flate2::read::MultiGzDecoder;
+use flate2::{Decompress, FlushDecompress, Status};
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http_body_util::BodyExt;
@@ -41,6 +42,13 @@ pub(super) enum Coding {
     Deflate,
 }
 
+/// A body that was compressed more than once.
+fn several() -> ApiError {
+    ApiError::UnsupportedMediaType(
+        "several codings in Content-Encoding are not supported; send the body plain, or with one of gzip and deflate".to_owned(),
+    )
+}
+
 impl Coding {
     /// The coding that `headers` state.
     pub(super) fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
@@ -60,9 +68,11 @@ impl Coding {
             Some("identity" | "") => Ok(Self::Identity),
             Some("gzip" | "x-gzip") => Ok(Self::Gzip),
             Some("deflate") => Ok(Self::Deflate),
-            other => Err(ApiError::UnsupportedMediaType(format!(
+            Some(list) if list.contains(',') => Err(several()),
+            None => Err(several()),
+            Some(other) => Err(ApiError::UnsupportedMediaType(format!(
                 "Content-Encoding '{}' is not supported; send the body plain, or as gzip or deflate",
-                quote(other.unwrap_or("(several)"))
+                quote(other)
             ))),
         }
     }
@@ -150,11 +160,45 @@ pub(super) fn inflate(
     max_bytes: usize,
     reservation: &mut Reservation,
 ) -> Result<Bytes, ApiError> {
-    let mut decoder: Box<dyn Read> = match coding {
-        Coding::Identity => return Ok(body),
-        Coding::Gzip => Box::new(MultiGzDecoder::new(body.as_ref())),
-        Coding::Deflate => Box::new(ZlibDecoder::new(body.as_ref())),
-    };
+    match coding {
+        Coding::Identity => Ok(body),
+        // Several members, one after the other, are one body, as RFC 1952 has it; the bounds are for all of them together.
+        Coding::Gzip => grow(
+            MultiGzDecoder::new(body.as_ref()),
+            "gzip (RFC 1952)",
+            max_bytes,
+            reservation,
+        ),
+        Coding::Deflate => {
+            if !has_zlib_header(&body) {
+                return Err(ApiError::Invalid(
+                    "the body is not in the coding deflate, which in HTTP is zlib's format (RFC 1950); raw deflate (RFC 1951) has no header and is not taken: send zlib, or gzip".to_owned(),
+                ));
+            }
+            let mut stream = Zlib::new(&body);
+            let inflated = grow(
+                &mut stream,
+                "deflate (zlib, RFC 1950)",
+                max_bytes,
+                reservation,
+            )?;
+            match stream.left() {
+                0 => Ok(inflated),
+                left => Err(ApiError::Invalid(format!(
+                    "{left} bytes follow the end of the body's deflate stream"
+                ))),
+            }
+        }
+    }
+}
+
+/// Reads `decoder` to its end.
+fn grow(
+    mut decoder: impl Read,
+    coding: &str,
+    max_bytes: usize,
+    reservation: &mut Reservation,
+) -> Result<Bytes, ApiError> {
     let mut inflated = Vec::new();
     loop {
         let before = inflated.len();
@@ -162,8 +206,14 @@ pub(super) fn inflate(
             .by_ref()
             .take(INFLATE_STEP as u64)
             .read_to_end(&mut inflated);
-        step.map_err(|_| {
-            ApiError::Invalid("the body is not what its Content-Encoding says".to_owned())
+        step.map_err(|error| {
+            let what = match error.kind() {
+                ErrorKind::UnexpectedEof => "ends too early",
+                _ => "is damaged, or something else",
+            };
+            ApiError::Invalid(format!(
+                "the body is to be {coding} by its Content-Encoding, but {what}"
+            ))
         })?;
         if inflated.len() > max_bytes {
             return Err(ApiError::BodyTooLarge(max_bytes));
@@ -172,6 +222,64 @@ pub(super) fn inflate(
             return Ok(inflated.into());
         }
         reservation.grow(inflated.len() - before)?;
+    }
+}
+
+/// Whether `body` begins as a zlib stream does, by RFC 1950.
+fn has_zlib_header(body: &[u8]) -> bool {
+    match body {
+        [method, flags, ..] => {
+            method & 0x0f == 8 && (u16::from(*method) * 256 + u16::from(*flags)).is_multiple_of(31)
+        }
+        _ => false,
+    }
+}
+
+/// A zlib stream in memory. `flate2`'s own reader takes the end of the bytes for the end of the stream, and says nothing of
+/// bytes that follow.
+struct Zlib<'a> {
+    rest: &'a [u8],
+    state: Decompress,
+    ended: bool,
+}
+
+impl<'a> Zlib<'a> {
+    fn new(bytes: &'a [u8]) -> Self {
+        Self {
+            rest: bytes,
+            state: Decompress::new(true),
+            ended: false,
+        }
+    }
+
+    /// The bytes after the end of the stream.
+    fn left(&self) -> usize {
+        self.rest.len()
+    }
+}
+
+impl Read for Zlib<'_> {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        if self.ended || out.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            let (read, written) = (self.state.total_in(), self.state.total_out());
+            let status = self
+                .state
+                .decompress(self.rest, out, FlushDecompress::None)?;
+            let progress = |from: u64, to: u64| usize::try_from(to - from).unwrap_or(usize::MAX);
+            let consumed = progress(read, self.state.total_in());
+            let produced = progress(written, self.state.total_out());
+            self.rest = self.rest.get(consumed..).unwrap_or_default();
+            self.ended = status == Status::StreamEnd;
+            if produced > 0 || self.ended {
+                return Ok(produced);
+            }
+            if consumed == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+        }
     }
 }
 
@@ -204,6 +312,65 @@ mod tests {
         let error = inflate(bomb, Coding::Gzip, 64 << 20, &mut budget.reservation()).unwrap_err();
         assert_eq!(error, ApiError::MemoryTooLarge);
         assert_eq!(budget.used(), 0);
+    }
+
+    fn zlib(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// The body, or the message.
+    fn inflated(body: impl Into<Bytes>, coding: Coding) -> Result<Bytes, String> {
+        inflate(body.into(), coding, 1 << 20, &mut Reservation::none())
+            .map_err(|error| error.message())
+    }
+
+    #[test]
+    fn a_compressed_body_is_complete_and_nothing_follows_it() {
+        let text: Vec<u8> = (0..200_000_u32)
+            .map(|number| number.to_le_bytes()[0])
+            .collect();
+        let (whole, packed) = (zlib(&text), gzip(&text));
+        assert_eq!(inflated(whole.clone(), Coding::Deflate).unwrap(), text);
+        assert_eq!(inflated(zlib(b""), Coding::Deflate).unwrap(), "");
+        for cut in [2, 3, whole.len() / 2, whole.len() - 4, whole.len() - 1] {
+            let told = inflated(whole[..cut].to_vec(), Coding::Deflate).unwrap_err();
+            assert!(told.ends_with("but ends too early"), "{cut}: {told}");
+        }
+        for cut in [1, 9, packed.len() / 2, packed.len() - 1] {
+            let told = inflated(packed.slice(..cut), Coding::Gzip).unwrap_err();
+            assert!(told.contains("but "), "{cut}: {told}");
+        }
+        let told = inflated([whole.as_slice(), b"more"].concat(), Coding::Deflate).unwrap_err();
+        assert_eq!(told, "4 bytes follow the end of the body's deflate stream");
+        for after in [b"more".as_slice(), &[0; 8], &[0x1f, 0x8b]] {
+            let body = [&packed, after].concat();
+            assert!(inflated(body, Coding::Gzip).is_err(), "{after:?}");
+        }
+        let mut damaged = whole.clone();
+        *damaged.last_mut().unwrap() ^= 1;
+        assert!(inflated(damaged, Coding::Deflate).is_err());
+    }
+
+    #[test]
+    fn several_gzip_members_are_one_body_within_the_same_bound() {
+        let members = [&gzip(b"hel")[..], &gzip(b""), &gzip(b"lo")].concat();
+        assert_eq!(inflated(members, Coding::Gzip).unwrap(), "hello");
+        let half = gzip(&vec![0; 600 << 10]);
+        assert!(inflated(half.clone(), Coding::Gzip).is_ok());
+        let told = inflated([&half[..], &half].concat(), Coding::Gzip).unwrap_err();
+        assert!(told.contains("larger than"), "{told}");
+    }
+
+    #[test]
+    fn raw_deflate_is_refused_by_its_name() {
+        let mut encoder =
+            flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(b"{\"inputs\": [[1, 2, 3, 4]]}").unwrap();
+        let told = inflated(encoder.finish().unwrap(), Coding::Deflate).unwrap_err();
+        assert!(told.contains("raw deflate (RFC 1951)"), "{told}");
+        assert!(inflated(Bytes::new(), Coding::Deflate).is_err());
     }
 
     #[test]

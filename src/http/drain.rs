@@ -43,6 +43,11 @@ impl Drain {
         self.closing.load(Ordering::Acquire)
     }
 
+    /// Whether stage 3 is reached.
+    pub(super) fn is_aborting(&self) -> bool {
+        self.aborting.is_reached()
+    }
+
     /// Requests that were received and, because of stage 3, not answered to the last byte.
     #[must_use]
     pub fn aborted_requests(&self) -> usize {
@@ -74,6 +79,10 @@ impl Stage {
         // First what is looked at, then what wakes those who look.
         self.reached.store(true, Ordering::Release);
         self.token.cancel();
+    }
+
+    fn is_reached(&self) -> bool {
+        self.reached.load(Ordering::Acquire)
     }
 
     fn reached(&self) -> StageReached {

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::wire::{DecodeError, EncodeError};
 use crate::batching::{Exhausted, InvalidRequest, ScheduleError};
+use crate::model::operators::Operators;
 use crate::telemetry::metrics::Outcome;
 
 /// The largest error body, in bytes.
@@ -309,6 +310,26 @@ impl From<EncodeError> for ApiError {
     }
 }
 
+/// Says that `who` refused `inputs`.
+fn refused(who: &str, inputs: &str) -> ApiError {
+    ApiError::Unprocessable(format!(
+        "{who} cannot compute these values (for example, an index is out of range, or sizes do not fit each other); the inputs were {inputs}"
+    ))
+}
+
+impl ApiError {
+    /// The same as [`From`], by the operator that refused, where that can be told. `operators` are the model's.
+    pub(super) fn of(error: ScheduleError, operators: &Operators) -> Self {
+        match &error {
+            ScheduleError::Refused { reason, inputs } => match operators.named_in(reason) {
+                Some(operator) => refused(&format!("the model's {operator}"), inputs),
+                None => error.into(),
+            },
+            _ => error.into(),
+        }
+    }
+}
+
 impl From<ScheduleError> for ApiError {
     fn from(error: ScheduleError) -> Self {
         match error {
@@ -316,9 +337,7 @@ impl From<ScheduleError> for ApiError {
             ScheduleError::ShuttingDown => Self::Draining,
             ScheduleError::DeviceLost => Self::DeviceLost,
             ScheduleError::DeadlineExceeded => Self::DeadlineExceeded,
-            ScheduleError::Refused(_) => Self::Unprocessable(
-                "the model cannot compute these values (for example, an index is out of range or a size does not fit)".to_owned(),
-            ),
+            ScheduleError::Refused { inputs, .. } => refused("the model", &inputs),
             ScheduleError::TooLarge => Self::Unprocessable(
                 "these values make the model take more memory than --max-inflight-bytes allows; send fewer or smaller ones".to_owned(),
             ),
@@ -363,7 +382,10 @@ mod tests {
     fn client_data_is_never_a_server_error() {
         for error in [
             ApiError::from(InvalidRequest(String::new())),
-            ApiError::from(ScheduleError::Refused("x".into())),
+            ApiError::from(ScheduleError::Refused {
+                reason: "x".into(),
+                inputs: "x".into(),
+            }),
             ApiError::from(ScheduleError::TooLarge),
             ApiError::from(ScheduleError::Disagreement("x".into())),
             ApiError::from(EncodeError::NotFinite {

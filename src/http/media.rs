@@ -6,12 +6,13 @@ use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue};
 
 use super::error::ApiError;
-use super::wire::BodyFormat;
+use super::headers;
 use super::wire::json::quote;
+use super::wire::{BodyFormat, whole_number};
 
 /// The type of the body. None is JSON, because the field's own clients send none.
 pub(super) fn body_format(headers: &HeaderMap) -> Result<BodyFormat, ApiError> {
-    let Some(value) = headers.get(CONTENT_TYPE) else {
+    let Some(value) = headers::only(headers, &CONTENT_TYPE)? else {
         return Ok(BodyFormat::Json);
     };
     // What nearly every client sends, before anything is taken apart.
@@ -48,34 +49,60 @@ fn unsupported(what: &str) -> ApiError {
     ))
 }
 
-/// Whether the client prefers a raw tensor to JSON.
-pub(super) fn wants_raw(headers: &HeaderMap) -> bool {
+/// Whether the client prefers a raw tensor to JSON. Several `Accept` lines are one list.
+pub(super) fn wants_raw(headers: &HeaderMap) -> Result<bool, ApiError> {
     let mut values = headers.get_all(ACCEPT).iter();
     match (values.next().map(HeaderValue::as_bytes), values.next()) {
-        (None | Some(b"*/*" | b"application/json"), None) => return false,
-        (Some(b"application/octet-stream"), None) => return true,
+        (None | Some(b"*/*" | b"application/json"), None) => return Ok(false),
+        (Some(b"application/octet-stream"), None) => return Ok(true),
         _ => {}
     }
-    let quality = |wanted: &str| -> Option<f32> {
+    let quality = |wanted: &str| -> Result<Option<u16>, ApiError> {
         let ranges = headers
             .get_all(ACCEPT)
             .iter()
             .filter_map(|value| HeaderValue::to_str(value).ok())
             .flat_map(|text| text.split(','));
-        let qualities = ranges.filter_map(|range| {
-            let mut parts = range.split(';');
-            let essence = parts.next()?.trim();
-            let quality =
-                parts.find_map(|part| part.trim().strip_prefix("q=")?.parse::<f32>().ok());
-            essence
-                .eq_ignore_ascii_case(wanted)
-                .then(|| quality.unwrap_or(1.0))
-        });
-        qualities.reduce(f32::max)
+        let mut best = None;
+        for range in ranges {
+            let mut parts = range.split(';').map(str::trim);
+            let essence = parts.next().unwrap_or_default();
+            if essence.eq_ignore_ascii_case(wanted) {
+                let weight = parts.find_map(|part| {
+                    let (name, value) = part.split_once('=')?;
+                    name.eq_ignore_ascii_case("q").then_some(value)
+                });
+                best = best.max(Some(weight.map_or(Ok(WHOLE), thousandths)?));
+            }
+        }
+        Ok(best)
     };
     // Only an explicit wish counts: `*/*` is what every client sends that never heard of raw tensors.
-    let raw = quality("application/octet-stream").unwrap_or(0.0);
-    raw > 0.0 && raw >= quality("application/json").unwrap_or(0.0)
+    let raw = quality("application/octet-stream")?.unwrap_or(0);
+    Ok(raw > 0 && raw >= quality("application/json")?.unwrap_or(0))
+}
+
+/// The weight of what is wished for above all, in thousandths.
+const WHOLE: u16 = 1000;
+
+/// A weight such as `0.8`, in thousandths.
+fn thousandths(text: &str) -> Result<u16, ApiError> {
+    let wrong = || {
+        ApiError::Invalid(format!(
+            "the weight q={} in Accept is not a number from 0 to 1 with three decimals at most",
+            quote(text)
+        ))
+    };
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    if !matches!(whole, "0" | "1") || fraction.len() > 3 {
+        return Err(wrong());
+    }
+    let digits = format!("{whole}{fraction:0<3}");
+    let thousandths = whole_number(&digits).ok_or_else(wrong)?;
+    if thousandths > WHOLE {
+        return Err(wrong());
+    }
+    Ok(thousandths)
 }
 
 #[cfg(test)]
@@ -109,12 +136,31 @@ mod tests {
 
     #[test]
     fn raw_answers_are_sent_to_those_who_ask_for_them() {
-        let wants = |value: &str| wants_raw(&headers(ACCEPT, value));
-        assert!(!wants_raw(&HeaderMap::new()));
+        let wants = |value: &str| wants_raw(&headers(ACCEPT, value)).unwrap();
+        assert_eq!(wants_raw(&HeaderMap::new()), Ok(false));
         assert!(!wants("*/*"));
         assert!(wants("application/octet-stream"));
         assert!(wants("application/json;q=0.5, application/octet-stream"));
         assert!(!wants("application/json, application/octet-stream;q=0.9"));
         assert!(!wants("application/octet-stream;q=0"));
+        assert!(wants("application/octet-stream;Q=0.001, */*; q=.2"));
+        let mut lines = headers(ACCEPT, "application/json;q=0.5");
+        lines.append(ACCEPT, HeaderValue::from_static("application/octet-stream"));
+        assert_eq!(wants_raw(&lines), Ok(true));
+    }
+
+    #[test]
+    fn a_weight_is_a_number_from_0_to_1_and_nothing_else() {
+        for (text, thousandths) in [("0", 0), ("1", 1000), ("1.000", 1000), ("0.8", 800)] {
+            assert_eq!(super::thousandths(text), Ok(thousandths), "{text}");
+        }
+        for wrong in [
+            "", "+1", "-0", "1.001", "2", "0.1234", "1e0", "inf", "NaN", "0.x", "0.+1", "0,5",
+        ] {
+            let accept = format!("application/octet-stream;q={wrong}");
+            let told = wants_raw(&headers(ACCEPT, &accept));
+            assert_eq!(told.is_err(), !wrong.contains(','), "{wrong}: {told:?}");
+            assert!(super::thousandths(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
@@ -12,7 +13,7 @@ use serde::Serialize;
 
 use super::App;
 use super::health::json;
-use super::predict::model_or_reason;
+use super::predict::{model_or_reason, not_utf8};
 use crate::model::{Dim, TensorSpec};
 use crate::registry::ServedModel;
 
@@ -53,7 +54,13 @@ impl<'a> TensorMetadata<'a> {
 }
 
 /// The metadata of the model, or 404.
-pub(super) async fn metadata(State(app): State<Arc<App>>, Path(name): Path<String>) -> Response {
+pub(super) async fn metadata(
+    State(app): State<Arc<App>>,
+    name: Result<Path<String>, PathRejection>,
+) -> Response {
+    let Ok(Path(name)) = name else {
+        return not_utf8().into_response();
+    };
     match model_or_reason(&app, Some(&name)) {
         Ok(model) => json(StatusCode::OK, &describe(&model)),
         Err(error) => error.into_response(),

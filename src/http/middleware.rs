@@ -1,12 +1,13 @@
 //! What happens to every request, whatever its route: limits of the head, its API key, an id, a trace, and one line in
 //! the log.
 //!
-//! Invariant: there is one line per request, and what it repeats of the client's own text is short and escaped.
+//! Invariant: there is one line per request and one count, however it ends, and what the line repeats of the client's own
+//! text is short and escaped.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, RandomState};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
@@ -14,26 +15,34 @@ use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request};
 use axum::response::{IntoResponse, Response};
-use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 
 use tower::{Layer, Service};
-use tracing::field::{DisplayValue, display};
 
 use super::App;
 use super::error::ApiError;
+use super::headers;
 use super::places::NoPlace;
 use crate::batching::Timings;
 use crate::registry::ServedModel;
-use crate::telemetry::traces::{RequestTrace, SpanId, Stage, TraceId, TraceIds};
+use crate::telemetry::panics;
+use crate::telemetry::request_ids::RequestIds;
+use crate::telemetry::traces::{RequestTrace, Stage};
 
 /// The header that carries a request's id.
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The caller's place in its trace.
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// What tracing systems add to it.
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+
+/// The route of a request that matched none.
+const UNMATCHED: &str = "unmatched";
+
+/// What stands for the status of a request that was not answered.
+const NO_STATUS: &str = "none";
 
 /// The longest id of a client that is kept.
 const MAX_ID: usize = 128;
@@ -43,27 +52,8 @@ const MAX_ID: usize = 128;
 pub(super) struct Arrival {
     /// Its deadline counts from here.
     pub(super) at: Instant,
-    /// Fit to be repeated, hence text.
-    id: HeaderValue,
-    /// Its place in a trace, if it has one.
-    trace: Option<TraceIds>,
-}
-
-impl Arrival {
-    /// The request's id.
-    pub(super) fn id(&self) -> &str {
-        self.id.to_str().unwrap_or("-")
-    }
-
-    /// The trace that the request is part of, for the log.
-    pub(super) fn trace_id(&self) -> Option<DisplayValue<TraceId>> {
-        self.trace.map(|ids| display(ids.trace_id))
-    }
-
-    /// The span that stands for the request in that trace, for the log.
-    pub(super) fn span_id(&self) -> Option<DisplayValue<SpanId>> {
-        self.trace.map(|ids| display(ids.span_id))
-    }
+    /// What the log and traces call it.
+    pub(super) ids: RequestIds,
 }
 
 /// What a prediction tells the access log and its trace.
@@ -130,35 +120,134 @@ where
 {
     let at = Instant::now();
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
+    if route.is_none()
+        && let Some(refused) = request.extensions_mut().remove::<RefusedHead>()
+    {
+        refused.tell(&app);
+        return Response::default();
+    }
     let method = method_name(request.method());
+    let route = Route(route);
     // Probes and scrapes come every few seconds from everywhere and say nothing when all is well.
-    let quiet = app.quiet_routes.iter().any(|quiet| quiet == route);
-    let trace = (!quiet).then(|| start_trace(&app, request.headers(), method, route));
+    let quiet = app.quiet_routes.iter().any(|quiet| quiet == route.name());
+    let trace = (!quiet).then(|| start_trace(&app, request.headers(), method, route.name()));
+    let place = trace.as_ref().and_then(RequestTrace::ids);
     let arrival = Arrival {
         at,
-        id: request_id(request.headers()),
-        trace: trace.as_ref().and_then(RequestTrace::ids),
+        ids: RequestIds::new(request_id(request.headers()), place),
     };
     request.extensions_mut().insert(arrival.clone());
+    let entry = Entry {
+        app,
+        arrival,
+        method,
+        route,
+        quiet,
+        ended: false,
+    };
+    let app = &entry.app;
     let admitted = check_place(&request)
-        .and_then(|()| check_head(&app, &request))
-        .and_then(|()| check_key(&app, &request, quiet));
+        .and_then(|()| check_head(app, &request))
+        .and_then(|()| check_key(app, &request, quiet));
     let mut response = match admitted {
         Ok(()) => {
-            let Ok(response) = inner.call(request).await;
+            let mut answering = pin!(inner.call(request));
+            let id = entry.arrival.ids.header();
+            let answered = poll_fn(|context| {
+                // Should the handler panic, the log says with which request.
+                panics::about(id, || answering.as_mut().poll(context))
+            });
+            let Ok(response) = answered.await;
             response.into_response()
         }
         Err(error) => error.into_response(),
     };
     response
         .headers_mut()
-        .insert(REQUEST_ID, arrival.id.clone());
-    log(&response, &arrival, method, route, quiet);
+        .insert(REQUEST_ID, entry.arrival.ids.header().clone());
     if let Some(trace) = trace {
-        finish_trace(trace, &app, &response, &arrival);
+        finish_trace(trace, app, &response, &entry.arrival);
     }
+    entry.answered(&response);
     response
+}
+
+/// The route that a request matched, from the closed set of those that there are.
+struct Route(Option<MatchedPath>);
+
+impl Route {
+    fn name(&self) -> &str {
+        self.0.as_ref().map_or(UNMATCHED, MatchedPath::as_str)
+    }
+}
+
+/// A request's place in the log and the metrics. Dropped with the request's future, it says that there was no answer.
+struct Entry {
+    app: Arc<App>,
+    arrival: Arrival,
+    method: &'static str,
+    route: Route,
+    quiet: bool,
+    /// Whether it was told how the request ended.
+    ended: bool,
+}
+
+impl Entry {
+    fn answered(mut self, response: &Response) {
+        self.ended = true;
+        let (route, status) = (self.route.name(), response.status());
+        self.app.metrics.count_response(route, status.as_str());
+        log(response, &self.arrival, self.method, route, self.quiet);
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let (route, ids) = (self.route.name(), &self.arrival.ids);
+        self.app.metrics.count_response(route, NO_STATUS);
+        let reason = if self.app.drain.is_aborting() {
+            "the drain timeout passed"
+        } else {
+            "the connection ended"
+        };
+        tracing::info!(
+            target: "access",
+            request_id = ids.id(), trace_id = ids.trace_id(), span_id = ids.span_id(),
+            method = self.method, route, answered = false,
+            duration_ms = milliseconds(self.arrival.at.elapsed()), reason,
+            "request"
+        );
+    }
+}
+
+/// A request of which hyper has refused the head, as the connection tells it.
+#[derive(Debug, Clone)]
+pub(super) struct RefusedHead {
+    /// What hyper has answered, if anything.
+    pub(super) status: Option<StatusCode>,
+    /// What was wrong, in hyper's words.
+    pub(super) reason: String,
+}
+
+impl RefusedHead {
+    fn tell(&self, app: &App) {
+        let status = self.status.as_ref().map_or(NO_STATUS, StatusCode::as_str);
+        app.metrics.count_response(UNMATCHED, status);
+        let request_id = new_id();
+        let (request_id, error) = (request_id.to_str().unwrap_or("-"), self.reason.as_str());
+        let route = UNMATCHED;
+        match self.status.map(|status| status.as_u16()) {
+            Some(status) => {
+                tracing::info!(target: "access", request_id, route, status, error, "request");
+            }
+            None => {
+                tracing::info!(target: "access", request_id, route, answered = false, reason = error, "request");
+            }
+        }
+    }
 }
 
 /// The request's place in its caller's trace, or a trace of its own.
@@ -188,20 +277,21 @@ fn finish_trace(trace: RequestTrace, app: &App, response: &Response, arrival: &A
     let error = response.extensions().get::<ApiError>();
     trace.finish(
         &app.tracer,
-        arrival.id(),
+        arrival.ids.id(),
         response.status().as_u16(),
         error.map(ApiError::code),
         stage,
     );
 }
 
-/// The client's own id if it is fit to be repeated, else a new one.
+/// The client's own id if there is one that is fit to be repeated, else a new one.
 fn request_id(headers: &HeaderMap) -> HeaderValue {
     let fit = |value: &&HeaderValue| {
         (1..=MAX_ID).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
     };
-    headers
-        .get(&REQUEST_ID)
+    let mut ids = headers.get_all(&REQUEST_ID).iter();
+    ids.next()
+        .filter(|_| ids.next().is_none())
         .filter(fit)
         .cloned()
         .unwrap_or_else(new_id)
@@ -310,16 +400,24 @@ fn check_framing(headers: &HeaderMap) -> Result<(), ApiError> {
 
 /// Refuses who brings no key, before a byte of the body is read. Probes and metrics are for platforms, which have none.
 fn check_key(app: &App, request: &Request, open: bool) -> Result<(), ApiError> {
-    match &app.config.api_keys {
-        Some(keys) if !open && !keys.admit(request.headers()) => Err(ApiError::Unauthorized),
-        _ => Ok(()),
+    let Some(keys) = app.config.api_keys.as_ref().filter(|_| !open) else {
+        return Ok(());
+    };
+    headers::only(request.headers(), &header::AUTHORIZATION)?;
+    if keys.admit(request.headers()) {
+        Ok(())
+    } else {
+        Err(ApiError::Unauthorized)
     }
 }
 
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
 fn log(response: &Response, arrival: &Arrival, method: &'static str, route: &str, quiet: bool) {
-    let milliseconds = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
-    let request_id = arrival.id();
-    let (trace_id, span_id) = (arrival.trace_id(), arrival.span_id());
+    let ids = &arrival.ids;
+    let (request_id, trace_id, span_id) = (ids.id(), ids.trace_id(), ids.span_id());
     let status = response.status().as_u16();
     let duration_ms = milliseconds(arrival.at.elapsed());
     if let Some(record) = response.extensions().get::<PredictionRecord>() {

@@ -11,6 +11,7 @@ pub mod drain;
 pub mod error;
 mod exposition;
 mod giving_way;
+mod headers;
 mod health;
 mod media;
 mod metadata;
@@ -35,6 +36,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Tracer;
 use api_keys::ApiKeys;
 use connection::Site;
+use drain::Drain;
 use error::ApiError;
 
 /// The bounds of requests and answers.
@@ -76,6 +78,8 @@ pub struct App {
     pub config: HttpConfig,
     /// What makes the spans of requests.
     pub tracer: Tracer,
+    /// How the server stops.
+    drain: Drain,
     /// Probes and metrics: they ask for no key, and their successes are not worth a line in the log.
     quiet_routes: Vec<String>,
 }
@@ -89,6 +93,7 @@ impl App {
         budget: MemoryBudget,
         config: HttpConfig,
         tracer: Tracer,
+        drain: Drain,
     ) -> Self {
         let mut quiet_routes: Vec<String> = ["/health", "/ready", "/ping", "/metrics"]
             .map(str::to_owned)
@@ -100,6 +105,7 @@ impl App {
             budget,
             config,
             tracer,
+            drain,
             quiet_routes,
         }
     }
@@ -199,6 +205,7 @@ pub fn admin_site(app: &App) -> Site {
             ..app.config.clone()
         },
         app.tracer.clone(),
+        app.drain.clone(),
     );
     let app = Arc::new(app);
     let probes = health_routes(&app.config);

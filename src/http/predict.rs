@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
@@ -16,13 +17,16 @@ use percent_encoding::percent_decode_str;
 use super::App;
 use super::body::{self, Coding};
 use super::error::ApiError;
+use super::headers;
 use super::media;
 use super::middleware::{Arrival, PredictionRecord};
-use super::wire::{self, DecodeLimits, Decoded, Form, Selection};
+use super::wire::{self, DecodeLimits, Decoded, Form, Selection, whole_number};
 use crate::batching::{Exhausted, InferenceResponse, OutputRows, Reservation};
 use crate::model::ModelMetadata;
 use crate::registry::{Fault, Phase, ServedModel};
 use crate::telemetry::metrics::Outcome;
+use crate::telemetry::panics;
+use crate::telemetry::request_ids::RequestIds;
 
 /// Bodies from this size on are decoded on a thread of their own, so that probes and small requests do not wait.
 const LARGE_BODY: usize = 256 << 10;
@@ -60,9 +64,12 @@ pub(super) async fn predict(State(app): State<Arc<App>>, request: Request) -> Re
 /// `POST /v1/models/{model}:predict`.
 pub(super) async fn predict_named(
     State(app): State<Arc<App>>,
-    Path(call): Path<String>,
+    call: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Response {
+    let Ok(Path(call)) = call else {
+        return not_utf8().into_response();
+    };
     let Some(name) = call.strip_suffix(":predict") else {
         return ApiError::NotFound(
             "no such route; a model is called as /v1/models/{model}:predict".to_owned(),
@@ -74,6 +81,14 @@ pub(super) async fn predict_named(
         Err(error) => return error.into_response(),
     };
     answer(&app, &model, request).await
+}
+
+/// A model that is named by bytes which are no UTF-8, such as `%ff`.
+pub(super) fn not_utf8() -> ApiError {
+    ApiError::NotFound(
+        "no such model, as its name in the path is not UTF-8; GET /ready lists the models"
+            .to_owned(),
+    )
 }
 
 /// The model that is meant, or why there is none.
@@ -105,6 +120,10 @@ struct Tally<'a> {
 
 impl Drop for Tally<'_> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The client is still there, and gets 500.
+            self.outcome = Outcome::Error;
+        }
         let metrics = &self.model.metrics;
         metrics.in_flight.dec();
         metrics.counter(self.outcome).inc();
@@ -131,6 +150,8 @@ async fn answer(app: &App, model: &Arc<ServedModel>, request: Request) -> Respon
         arrived_at,
         outcome: Outcome::Cancelled,
     };
+    #[cfg(feature = "testkit")]
+    crate::testkit::panic_at("handler");
     match run(app, model, request, arrived_at, arrival.as_ref()).await {
         Ok(response) => {
             tally.outcome = Outcome::Success;
@@ -174,7 +195,7 @@ async fn run(
         &mut reservation,
     )
     .await?;
-    let mut decoded = decode(app, model, &ask, body, deadline, reservation).await?;
+    let mut decoded = decode(app, model, &ask, body, deadline, reservation, arrival).await?;
     if let Some(selection) = ask.selection {
         if decoded.selection.is_some() {
             return Err(ApiError::Invalid(
@@ -188,6 +209,9 @@ async fn run(
     let expected = decoded.request.expected_output_bytes(&model.metadata);
     memory.grow(expected).map_err(answer_too_large)?;
     decoded.request.note_output_reserved(expected);
+    if let Some(arrival) = arrival {
+        decoded.request.note_ids(arrival.ids.clone());
+    }
     let rows = decoded.request.rows();
     model.metrics.batch_size.observe(super::rows_as_f64(rows));
     let (selection, form) = (decoded.selection, decoded.form);
@@ -197,15 +221,16 @@ async fn run(
         .await
         .map_err(|error| {
             if let crate::batching::ScheduleError::Internal(reason) = &error {
+                let ids = arrival.map(|arrival| &arrival.ids);
                 tracing::error!(
-                    request_id = arrival.map(Arrival::id),
-                    trace_id = arrival.and_then(Arrival::trace_id),
-                    span_id = arrival.and_then(Arrival::span_id),
+                    request_id = ids.map(RequestIds::id),
+                    trace_id = ids.and_then(RequestIds::trace_id),
+                    span_id = ids.and_then(RequestIds::span_id),
                     %reason,
                     "a prediction failed by our fault"
                 );
             }
-            ApiError::from(error)
+            ApiError::of(error, &model.operators)
         })?;
     let (timings, started_at, batch_rows) =
         (response.timings, response.started_at, response.batch_rows);
@@ -231,7 +256,7 @@ async fn run(
     let answer = if !encoding.raw && elements >= LARGE_ANSWER {
         let metadata = Arc::clone(&model.metadata);
         let work = move || encoding.apply(response, &metadata, memory);
-        tokio::task::spawn_blocking(work)
+        elsewhere("encode", arrival, work)
             .await
             .unwrap_or(Err(ApiError::Internal))
     } else {
@@ -340,18 +365,16 @@ struct Ask {
 
 impl Ask {
     fn read(head: &Parts, model: &ServedModel) -> Result<Self, ApiError> {
-        let shape = head
-            .headers
-            .get(TENSOR_SHAPE)
+        let shape = headers::only(&head.headers, &TENSOR_SHAPE)?
             .map(|value| value.to_str().map(str::to_owned));
-        let shape = shape
-            .transpose()
-            .map_err(|_| ApiError::Invalid("X-Tensor-Shape is not text".to_owned()))?;
+        let shape = shape.transpose().map_err(|_| {
+            ApiError::Invalid("X-Tensor-Shape is a list of sizes such as 2,3".to_owned())
+        })?;
         Ok(Self {
             format: media::body_format(&head.headers)?,
             coding: Coding::of(&head.headers)?,
             shape,
-            raw_answer: media::wants_raw(&head.headers),
+            raw_answer: media::wants_raw(&head.headers)?,
             selection: selection_in(head.uri.query().unwrap_or_default(), model)?,
         })
     }
@@ -379,19 +402,17 @@ fn selection_in(query: &str, model: &ServedModel) -> Result<Option<Selection>, A
 
 /// The deadline that the client brings, in milliseconds.
 fn requested_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
-    let Some(value) = headers.get(REQUEST_TIMEOUT) else {
+    let Some(value) = headers::only(headers, &REQUEST_TIMEOUT)? else {
         return Ok(None);
     };
-    let milliseconds = value
-        .to_str()
-        .ok()
-        .and_then(|text| text.trim().parse::<u32>().ok())
-        .filter(|milliseconds| *milliseconds > 0);
-    match milliseconds {
+    let text = value.to_str().unwrap_or("(not text)");
+    match whole_number::<u32>(text).filter(|milliseconds| *milliseconds > 0) {
         Some(milliseconds) => Ok(Some(Duration::from_millis(milliseconds.into()))),
-        None => Err(ApiError::Invalid(
-            "X-Request-Timeout-Ms is not a positive whole number of milliseconds".to_owned(),
-        )),
+        None => Err(ApiError::Invalid(format!(
+            "X-Request-Timeout-Ms is a whole number of milliseconds from 1 to {}, such as 250; got '{}'",
+            u32::MAX,
+            wire::json::quote(text)
+        ))),
     }
 }
 
@@ -403,6 +424,7 @@ async fn decode(
     body: Bytes,
     deadline: Instant,
     mut reservation: Reservation,
+    arrival: Option<&Arrival>,
 ) -> Result<Decoded, ApiError> {
     let limits = DecodeLimits {
         max_rows: model.scheduler.config().max_request_rows,
@@ -440,9 +462,28 @@ async fn decode(
             reservation,
         )?)
     };
-    tokio::task::spawn_blocking(work)
+    elsewhere("decode", arrival, work)
         .await
         .unwrap_or(Err(ApiError::Internal))
+}
+
+/// Does `work` on a thread of its own. Should it panic, the log says with which request, and there is no result.
+async fn elsewhere<T: Send + 'static>(
+    #[cfg_attr(not(feature = "testkit"), expect(unused_variables))] stage: &'static str,
+    arrival: Option<&Arrival>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let id = arrival.map(|arrival| arrival.ids.header().clone());
+    let work = move || {
+        #[cfg(feature = "testkit")]
+        crate::testkit::panic_at(stage);
+        work()
+    };
+    let told = move || match id {
+        Some(id) => panics::about(&id, work),
+        None => work(),
+    };
+    tokio::task::spawn_blocking(told).await.ok()
 }
 
 fn raw_response(body: Bytes, shape: &[usize], datatype: &'static str) -> Response {

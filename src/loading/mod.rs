@@ -337,6 +337,7 @@ impl Loader {
             metrics: metrics.prediction(&metadata.name),
             merging_reason,
             metadata,
+            operators: opened.operators(),
             declared: opened.metadata,
             scheduler,
             device,

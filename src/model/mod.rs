@@ -8,6 +8,7 @@ pub mod flow;
 pub mod impostor;
 pub mod limits;
 pub mod onnx;
+pub mod operators;
 mod proto;
 pub mod repository;
 pub mod rows;

@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use super::flow::{Flow, Known};
 use super::impostor::{self, Impostor};
+use super::operators::Operators;
 use super::proto::{AttributeProto, GraphProto, ModelProto, NodeProto};
 use super::rows::{self, Rows};
 use super::work;
@@ -74,8 +75,6 @@ pub struct OnnxFile {
     pub sha256: String,
     /// The version of the format.
     pub ir_version: i64,
-    /// The operators of the graph: domain and name.
-    pub operators: BTreeSet<(String, String)>,
     /// Operator-set versions by domain.
     pub opsets: BTreeMap<String, i64>,
     /// The tool that wrote the file.
@@ -94,6 +93,8 @@ pub struct OnnxFile {
     pub flows: BTreeMap<String, Flow>,
     /// Whether each output keeps the rows of a batch apart, by name.
     pub rows: BTreeMap<String, Rows>,
+    /// The operators of its graph, by which faults and refusals are told.
+    pub operators: Operators,
 }
 
 impl OnnxFile {
@@ -164,6 +165,7 @@ impl OnnxFile {
         } else {
             (BTreeMap::new(), BTreeMap::new())
         };
+        let operators = Operators::of(graph);
         let bounded_work = is_plain && has_bounded_work(graph);
         let producer = [
             model.producer_name.as_str(),
@@ -180,8 +182,6 @@ impl OnnxFile {
         let properties = properties.collect();
         let description = model.doc_string.clone();
         let ir_version = model.ir_version;
-        let mut operators = BTreeSet::new();
-        graph.collect_operators(&mut operators);
         // Nothing shares the bytes any more, so that they are not copied.
         drop(model);
         Ok(Self {
@@ -190,7 +190,6 @@ impl OnnxFile {
             bytes: bytes.into(),
             folder,
             ir_version,
-            operators,
             opsets,
             producer,
             description,
@@ -200,6 +199,7 @@ impl OnnxFile {
             bounded_work,
             flows,
             rows,
+            operators,
         })
     }
 }

@@ -218,21 +218,6 @@ impl GraphProto {
             })
     }
 
-    /// Adds the domain and the name of every operator of this graph, or of one nested in it.
-    pub(super) fn collect_operators(&self, operators: &mut BTreeSet<(String, String)>) {
-        for node in &self.node {
-            let domain = match node.domain.as_str() {
-                "" => "ai.onnx",
-                domain => domain,
-            };
-            operators.insert((domain.to_owned(), node.op_type.clone()));
-            for attribute in &node.attribute {
-                let graphs = attribute.g.iter().chain(&attribute.graphs);
-                graphs.for_each(|graph| graph.collect_operators(operators));
-            }
-        }
-    }
-
     /// Adds every external location named by this graph or one nested in it.
     fn collect_external(&self, locations: &mut BTreeSet<String>) {
         self.initializer

@@ -27,10 +27,7 @@ pub(super) fn explain(text: &str, file: &OnnxFile, library: &str) -> String {
         &Facts {
             ir_version: file.ir_version,
             opset: &|domain| file.opsets.get(domain).copied(),
-            has: &|domain, name| {
-                let mut operators = file.operators.iter();
-                operators.any(|operator| operator.0 == domain && operator.1 == name)
-            },
+            has: &|domain, name| file.operators.has(domain, name),
             library,
         },
     )

@@ -18,8 +18,6 @@ mod output;
 pub mod provider;
 pub mod refusal;
 pub mod session;
-#[cfg(feature = "testkit")]
-mod testkit;
 pub mod tuning;
 pub mod warmup;
 

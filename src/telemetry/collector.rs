@@ -17,6 +17,8 @@ use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 
+use super::supervision;
+
 /// The longest that one export may take.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -129,7 +131,15 @@ impl HttpClient for Collector {
         'client: 'future,
         Self: 'future,
     {
-        Box::pin(async move { self.post(request) })
+        Box::pin(async move {
+            // The thread that exports is the library's, and would end.
+            let answer = supervision::guard(|| {
+                #[cfg(feature = "testkit")]
+                crate::testkit::panic_at("exporter");
+                self.post(request)
+            });
+            answer.unwrap_or_else(|| Err("the export panicked".into()))
+        })
     }
 }
 

@@ -3,14 +3,18 @@
 //! Lines are gathered for a moment and written together. Waking a thread for every line, and a system call for each,
 //! cost more than all else that a request's line does.
 //!
-//! Invariant: whoever logs never waits for the reader; what does not fit is dropped.
+//! Invariant: whoever logs never waits for the reader. What does not fit is dropped, and so is what an output that is gone
+//! does not take; each such line is counted, and the log says how many when it gets through again.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+
+use super::supervision;
 
 /// How long the first line of a write waits for further ones. Too short for anybody to notice, and long enough that a
 /// loaded server writes a hundred times a second and not once for every request.
@@ -22,8 +26,19 @@ const ENOUGH: usize = 64 << 10;
 /// Bytes that may wait for a slow reader before further lines are dropped.
 const MAX_WAITING: usize = 10 << 20;
 
+/// Room for the line that says how many were dropped.
+const NOTICE: usize = 1 << 10;
+
+/// Lines that were dropped in this process.
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+
 /// How long the end of the process waits for the last lines to be written.
 const FLUSH: Duration = Duration::from_secs(1);
+
+/// How many lines of the log were dropped so far.
+pub(super) fn dropped() -> u64 {
+    DROPPED.load(Ordering::Relaxed)
+}
 
 /// The end at which lines are put in; a cheap handle.
 #[derive(Clone)]
@@ -74,6 +89,8 @@ impl LogWriter {
         let wake = {
             let mut state = self.0.state.lock();
             if state.lines.len() + line.len() > MAX_WAITING {
+                drop(state);
+                DROPPED.fetch_add(1, Ordering::Relaxed);
                 return;
             }
             let before = state.lines.len();
@@ -91,6 +108,7 @@ impl Shared {
     /// Writes lines to `output` until the guard is dropped and nothing waits.
     fn write_out(&self, mut output: impl Write) {
         let mut lines = Vec::new();
+        let mut told = dropped();
         loop {
             {
                 let mut state = self.state.lock();
@@ -112,13 +130,52 @@ impl Shared {
                     return;
                 }
             }
-            // A reader that is gone has no use for an error.
-            let _ = output.write_all(&lines).and_then(|()| output.flush());
+            // Should that panic, which an output of a test may, the lines are lost and the thread goes on.
+            let written = supervision::guard(|| write(&mut output, &lines)).unwrap_or(0);
+            let lost = lines.get(written..).unwrap_or_default();
+            // The rest of a line is of no use to anybody.
+            let lost = memchr::memchr_iter(b'\n', lost).count() as u64;
+            DROPPED.fetch_add(lost, Ordering::Relaxed);
             lines.clear();
+            if lost == 0 && self.has_room() {
+                let now = dropped();
+                let untold = now.saturating_sub(told);
+                if untold > 0 {
+                    tracing::warn!(
+                        lines = untold,
+                        "lines of the log were dropped, because they were not read in time or could not be written"
+                    );
+                    told = now;
+                }
+            }
             // What a slow reader has let grow is not kept for ever.
             lines.shrink_to(2 * ENOUGH);
         }
     }
+}
+
+impl Shared {
+    /// Whether a line that is put in now will not be dropped.
+    fn has_room(&self) -> bool {
+        self.state.lock().lines.len() + NOTICE <= MAX_WAITING
+    }
+}
+
+/// Writes `lines` to `output`; returns how many bytes it has taken. A reader that is gone has no use for an error.
+fn write(output: &mut impl Write, lines: &[u8]) -> usize {
+    #[cfg(feature = "testkit")]
+    crate::testkit::panic_at("log");
+    let mut written = 0;
+    while let Some(rest) = lines.get(written..).filter(|rest| !rest.is_empty()) {
+        match output.write(rest) {
+            Ok(0) => break,
+            Ok(bytes) => written += bytes,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    let _ = output.flush();
+    written
 }
 
 impl Drop for LogGuard {

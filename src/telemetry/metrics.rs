@@ -1,14 +1,17 @@
 //! Every metric family of the server, in one file: typed fields, whose doc comment is the help text.
 //!
-//! Invariant: label values come from a closed set (loaded models, our own status words), and they are resolved when a
-//! model is loaded, never on the path of a request.
+//! Invariant: label values come from a closed set (loaded models, our own routes and status words). Those of a model are
+//! resolved when it is loaded, never on the path of a request.
 
+use parking_lot::Mutex;
 use prometheus::core::{Atomic, Collector, GenericGaugeVec};
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
     IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
+
+use super::log_writer;
 
 /// Bucket edges of durations, in seconds. From 10 ms up they are the prescribed ones; the finer ones below are for
 /// models that answer in less than that.
@@ -91,6 +94,8 @@ families! {
     queue_duration: HistogramVec(SECONDS) = "ml_queue_duration_seconds" ["model_name"];
     #[doc = " Seconds of each execution in ONNX Runtime."]
     inference_duration: HistogramVec(SECONDS) = "ml_inference_duration_seconds" ["model_name"];
+    #[doc = " Requests by the route that they matched (unmatched if none) and the HTTP status of their answer; the status is none for those that ended without an answer."]
+    responses: IntCounterVec = "ml_http_responses_total" ["route", "status"];
     #[doc = " Rows waiting in the queue."]
     queue_rows: IntGaugeVec = "ml_queue_rows" ["model_name"];
     #[doc = " Prediction requests being worked on, from their head to their answer."]
@@ -121,6 +126,8 @@ families! {
     ready: IntGaugeVec = "ml_ready" [];
     #[doc = " Panics caught anywhere in the process; each is a defect."]
     panics: IntCounterVec = "panics_total" [];
+    #[doc = " Lines of the log that were dropped, because their reader was too slow or gone."]
+    log_lines_dropped: IntCounterVec = "ml_log_lines_dropped_total" [];
 }
 
 /// The registry and everything in it.
@@ -135,6 +142,8 @@ pub struct Metrics {
     pub connections_gave_way: IntCounter,
     /// Requests that were refused because every connection was taken.
     pub connections_refused: IntCounter,
+    /// Lines of the log that were dropped, as far as that was looked at.
+    log_lines_dropped: Mutex<IntCounter>,
     /// Models that were loaded again while serving.
     pub reloads_succeeded: IntCounter,
     /// Models that could not be loaded again.
@@ -310,6 +319,7 @@ impl Metrics {
         let no_labels: &[&str] = &[];
         let ready = families.ready.with_label_values(no_labels);
         let panics = families.panics.with_label_values(no_labels);
+        let log_lines_dropped = families.log_lines_dropped.with_label_values(no_labels);
         let reload_blocked = families.reload_blocked.with_label_values(no_labels);
         let reloads = |result| families.model_reloads.with_label_values(&[result]);
         let (reloads_succeeded, reloads_failed) = (reloads("success"), reloads("failure"));
@@ -322,6 +332,7 @@ impl Metrics {
             panics,
             connections_gave_way,
             connections_refused,
+            log_lines_dropped: Mutex::new(log_lines_dropped),
             reloads_succeeded,
             reloads_failed,
             reload_blocked,
@@ -355,6 +366,15 @@ impl Metrics {
             queue_rows: self.families.queue_rows.with_label_values(&[name]),
             saturation: self.families.saturation.with_label_values(&[name]),
         }
+    }
+
+    /// Counts a request of `route`, which was answered with `status`. Both come from closed sets: the routes that there are,
+    /// and the statuses of the table of errors.
+    pub fn count_response(&self, route: &str, status: &str) {
+        self.families
+            .responses
+            .with_label_values(&[route, status])
+            .inc();
     }
 
     /// States what is loaded now, and no longer what it replaced.
@@ -427,6 +447,12 @@ impl Metrics {
     /// # Errors
     /// When a family cannot be encoded, which is a defect.
     pub fn encode(&self) -> Result<Vec<u8>, prometheus::Error> {
+        {
+            // The log began before there were metrics, and counts for itself. The lock keeps two scrapes from adding the same
+            // lines twice.
+            let counter = self.log_lines_dropped.lock();
+            counter.inc_by(log_writer::dropped().saturating_sub(counter.get()));
+        }
         let mut text = Vec::with_capacity(16 << 10);
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)

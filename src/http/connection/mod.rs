@@ -7,6 +7,7 @@
 
 mod body;
 mod chunks;
+mod refusal;
 mod service;
 mod shared;
 mod stream;
@@ -101,13 +102,17 @@ async fn serve_stream<S: Transport>(
     })
     .await;
     place.belongs_to(&shared);
+    let Site {
+        router,
+        quiet_routes,
+    } = site;
     let stream = WatchedStream::new(stream, Arc::clone(&shared), config.max_body_bytes);
     let service = WatchedService {
-        router: site.router,
+        router: router.clone(),
         shared: Arc::clone(&shared),
         drain: drain.clone(),
         place: Arc::clone(&place),
-        quiet_routes: site.quiet_routes,
+        quiet_routes,
     };
     let connection = http1::Builder::new()
         .keep_alive(true)
@@ -132,7 +137,12 @@ async fn serve_stream<S: Transport>(
         }
         tokio::select! {
             biased;
-            _ = connection.as_mut() => return,
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    refusal::tell(router, &error).await;
+                }
+                return;
+            }
             () = &mut aborting => {
                 if shared.state().owes_an_answer() {
                     drain.note_aborted();
@@ -144,8 +154,11 @@ async fn serve_stream<S: Transport>(
             }
             () = asked_to_give_way(&shared) => {
                 // What has arrived until now is read first, and whoever has sent a request stays.
-                let ended = poll_fn(|context| Poll::Ready(connection.as_mut().poll(context).is_ready()));
-                if ended.await {
+                let polled = poll_fn(|context| Poll::Ready(connection.as_mut().poll(context)));
+                if let Poll::Ready(ended) = polled.await {
+                    if let Err(error) = ended {
+                        refusal::tell(router, &error).await;
+                    }
                     return;
                 }
                 let state = shared.state();

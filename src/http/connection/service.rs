@@ -21,6 +21,7 @@ use tower::Service as _;
 use super::body::{AnswerBody, RequestBody};
 use super::shared::Shared;
 use crate::http::drain::Drain;
+use crate::http::middleware::REQUEST_ID;
 use crate::http::phase::Event;
 use crate::http::places::{NoPlace, Place};
 
@@ -127,6 +128,7 @@ impl Future for AnswerFuture {
             // It became the other a moment ago.
             InnerProjection::Waiting { .. } => return Poll::Pending,
         };
+        this.shared.note_answer(response.headers().get(&REQUEST_ID));
         if this.drain.is_closing() || this.place.is_on_reserve() {
             response
                 .headers_mut()

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
+use http::HeaderValue;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::http::phase::{Event, Micros, Phase, State, micros};
@@ -35,6 +37,8 @@ pub(in crate::http) struct Shared {
     pub(super) unread_bytes: AtomicBool,
     /// How the connection is asked to give way.
     pub(in crate::http) departure: Departure,
+    /// The id of the request whose answer was begun last.
+    answering: Mutex<Option<HeaderValue>>,
 }
 
 impl Shared {
@@ -52,6 +56,7 @@ impl Shared {
             end_doubted: AtomicBool::new(false),
             unread_bytes: AtomicBool::new(false),
             departure: Departure::default(),
+            answering: Mutex::new(None),
         };
         shared.store(State::new());
         shared
@@ -90,11 +95,32 @@ impl Shared {
         }
     }
 
+    /// Takes note of the request whose answer begins, by its id.
+    pub(super) fn note_answer(&self, id: Option<&HeaderValue>) {
+        *self.answering.lock() = id.cloned();
+    }
+
     pub(super) fn note_write(&self, result: &Poll<std::io::Result<usize>>) {
         match result {
             Poll::Ready(Ok(bytes)) => self.note(Event::BytesTaken(*bytes)),
             Poll::Ready(Err(_)) => {}
             Poll::Pending => self.note(Event::WriteBlocked),
         }
+    }
+}
+
+/// The last of the pieces is gone, and so is the connection: this is how far it came.
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if self.state().phase != Phase::Sending {
+            return;
+        }
+        let id = self.answering.get_mut().take();
+        let request_id = id.as_ref().and_then(|id| id.to_str().ok());
+        tracing::info!(
+            target: "access",
+            request_id, delivered = false,
+            "the connection ended before the client had taken the whole answer"
+        );
     }
 }

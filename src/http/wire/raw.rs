@@ -5,7 +5,8 @@
 use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 
-use super::EncodeError;
+use super::json::quote;
+use super::{EncodeError, whole_number};
 use crate::batching::{InvalidRequest, OutputRows};
 use crate::model::{Dim, ModelMetadata, TensorSpec};
 use crate::tensor::{
@@ -55,18 +56,18 @@ pub(super) fn parse(
 
 /// A shape as in `X-Tensor-Shape: 2,3`; empty for a scalar.
 fn read_shape(text: &str) -> Result<Shape, InvalidRequest> {
-    if text.trim().is_empty() {
+    if text.is_empty() {
         return Ok(Shape::new());
     }
-    let dims: Result<Shape, _> = text
-        .split(',')
-        .map(|dim| dim.trim().parse::<usize>())
-        .collect();
-    dims.map_err(|_| {
-        InvalidRequest(
-            "X-Tensor-Shape is not a list of dimensions; write for example 2,3".to_owned(),
-        )
-    })
+    let dim = |dim: &str| {
+        whole_number(dim.trim_matches([' ', '\t'])).ok_or_else(|| {
+            InvalidRequest(format!(
+                "X-Tensor-Shape is a list of sizes such as 2,3; got '{}'",
+                quote(text)
+            ))
+        })
+    };
+    text.split(',').map(dim).collect()
 }
 
 /// The shape of `count` elements, if the signature leaves one dimension open at most.

@@ -19,14 +19,15 @@ use super::arena::{self, Arena};
 use super::assignment::{self, Assignment};
 use super::library::{Library, one_line};
 use super::provider::{CudaConfig, Device, ExecutionProvider};
-#[cfg(feature = "testkit")]
-use super::testkit::Faults;
 use super::{LoadError, cuda, load_fault};
 use crate::model::flow::Flow;
 use crate::model::onnx::OnnxFile;
+use crate::model::operators::Operators;
 use crate::model::repository::ModelSource;
 use crate::model::rows::Rows;
 use crate::model::{ModelMetadata, TensorSpec};
+#[cfg(feature = "testkit")]
+use crate::testkit::Faults;
 use signature::read_metadata;
 
 /// Bytes of an arena for each byte of a model's files and each session: weights, and copies that kernels lay out anew.
@@ -199,6 +200,12 @@ impl OpenedModel<'_> {
         // What a string costs depends on its length.
         let sized = !self.metadata.has_open_shapes() && !self.metadata.has_strings();
         self.file.bounded_work && sized
+    }
+
+    /// The operators of the graph.
+    #[must_use]
+    pub fn operators(&self) -> Operators {
+        self.file.operators.clone()
     }
 
     /// What each output follows from by the graph, in the order of the signature.

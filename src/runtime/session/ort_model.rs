@@ -17,12 +17,12 @@ use crate::runtime::binding::Binding;
 use crate::runtime::division::DivisionPlan;
 use crate::runtime::library::one_line;
 use crate::runtime::provider::ExecutionProvider;
-#[cfg(feature = "testkit")]
-use crate::runtime::testkit::Faults;
 use crate::runtime::{
     BatchInput, BatchOutput, InputView, Interrupt, Model, RuntimeError, cuda, output,
 };
 use crate::tensor::{TensorView, for_each_plain_datatype};
+#[cfg(feature = "testkit")]
+use crate::testkit::Faults;
 
 /// A model in one ONNX Runtime session.
 pub struct OrtModel {

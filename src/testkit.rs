@@ -11,16 +11,16 @@ static FILE: LazyLock<Option<PathBuf>> =
 
 /// What goes wrong now.
 #[derive(Debug, Default)]
-pub(super) struct Faults {
+pub(crate) struct Faults {
     /// `cuda`: models are taken to be executed on the GPU of this index, although the CPU does it.
-    pub(super) cuda: Option<u16>,
+    pub(crate) cuda: Option<u16>,
     /// `run`: each run fails with this text, as if ONNX Runtime had said so.
-    pub(super) run: Option<String>,
+    pub(crate) run: Option<String>,
 }
 
 impl Faults {
     /// What the file says now.
-    pub(super) fn now() -> Self {
+    pub(crate) fn now() -> Self {
         let text = FILE
             .as_ref()
             .and_then(|file| std::fs::read_to_string(file).ok())
@@ -34,4 +34,17 @@ impl Faults {
             run: value("run"),
         }
     }
+}
+
+/// Panics if the file says so now: it has a line `panic PLACE`.
+pub(crate) fn panic_at(place: &str) {
+    let text = FILE
+        .as_ref()
+        .and_then(|file| std::fs::read_to_string(file).ok())
+        .unwrap_or_default();
+    let wanted = |line: &str| line.strip_prefix("panic ") == Some(place);
+    assert!(
+        !text.lines().any(wanted),
+        "a test asked for a panic in {place}"
+    );
 }
