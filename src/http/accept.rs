@@ -31,6 +31,9 @@ const MAX_UNSENT_BYTES: u32 = 64 << 10;
 /// The bytes of an answer that the kernel takes at once on a reserve place, if the system allows it: far more than metrics.
 const RESERVE_SEND_BUFFER: usize = 1 << 20;
 
+/// Connections that may wait to be accepted, as far as the system allows.
+const BACKLOG: i32 = 4096;
+
 /// How often a lasting failure is logged.
 const ERROR_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -88,6 +91,7 @@ pub async fn serve(
     metrics: Arc<Metrics>,
 ) {
     bound_unsent_bytes(&listener);
+    lengthen_backlog(&listener);
     let places = Places::new(config.port, config.max_connections, metrics);
     let connections = TaskTracker::new();
     let spawn = |stream: TcpStream, place: Place| {
@@ -156,6 +160,14 @@ pub async fn serve(
     }
     connections.close();
     connections.wait().await;
+}
+
+/// Lets more handshakes wait for the accept loop than by default (1024). One that finds no room is tried again by its client
+/// a second later, which is longer than a probe may take; the loop is through with so many in less.
+fn lengthen_backlog(listener: &TcpListener) {
+    if let Err(error) = SockRef::from(listener).listen(BACKLOG) {
+        tracing::debug!(%error, "the backlog stays as short as it is");
+    }
 }
 
 /// Bounds what the kernel takes for the connections to `listener`, which inherit it.

@@ -10,7 +10,7 @@ use super::phase::{Micros, Phase, State};
 const FAIR_CHANCE: Micros = 1_000_000;
 
 /// The same on a reserve place. A client sends its head right behind the end of the handshake, whatever the distance, so
-/// that this is no hurry to a probe. With it a backlog full of silent peers (1024) is gone through in a fraction of a second.
+/// that this is no hurry to a probe. With it a backlog full of silent peers (4096) is gone through in less than a second.
 const BRIEF_CHANCE: Micros = 5_000;
 
 /// What kind of place a connection has.
