@@ -141,6 +141,10 @@ impl Gate {
         }
     }
 
+    pub(crate) fn has_run(&self) -> bool {
+        self.state.lock().arrived
+    }
+
     /// Returns whether the run was interrupted while it waited.
     fn pass(&self) -> bool {
         let mut state = self.state.lock();

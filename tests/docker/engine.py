@@ -99,14 +99,16 @@ class Left:
         if keep_images:
             return []
         # A builder that was stopped may have made one image more than it has named, and takes a moment to end.
-        end = time.monotonic() + 20
-        while made := self._made():
+        made, last = self._made(), time.monotonic()
+        while made and time.monotonic() < last + 20:
             for name in [*self.noted, *made]:
                 if self._id(name) in made:
                     docker("image", "rm", name, check=False)
-            if time.monotonic() > end:
-                break
-        return sorted(self._made())
+            left = self._made()
+            if left != made:
+                last = time.monotonic()
+            made = left
+        return sorted(made)
 
     def _made(self):
         """The ids of the images that are noted, or were made from one of these, and are new."""
