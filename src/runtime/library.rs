@@ -215,7 +215,7 @@ pub(super) fn one_line(text: &str) -> String {
     without_place(reason).to_owned()
 }
 
-/// `text` without the place in the library's sources that it may begin with: "<file>.cc:<line> <function>(<types>) ".
+/// `text` without the place in the library's sources that it may begin with: `FILE.cc:LINE FUNCTION(TYPES) `.
 fn without_place(text: &str) -> &str {
     let is_place = |(_, rest): &(&str, &str)| rest.starts_with(|c: char| c.is_ascii_digit());
     let place = [".cc:", ".h:", ".cpp:", ".hpp:", ".cu:"]
