@@ -30,11 +30,18 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("hints", &["registry", "telemetry", "address", "text_file"]),
     (
         "inspect",
-        &["container", "loading", "runtime", "model", "tensor"],
+        &[
+            "container",
+            "loading",
+            "runtime",
+            "model",
+            "telemetry",
+            "tensor",
+        ],
     ),
     (
         "tune",
-        &["container", "loading", "runtime", "model", "units"],
+        &["container", "loading", "runtime", "model", "telemetry"],
     ),
     (
         "server",

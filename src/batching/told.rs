@@ -42,16 +42,16 @@ impl Told {
     /// Their ids, if there are any.
     pub(super) fn request_ids(&self) -> Option<String> {
         let all = self.named.iter().map(|ids| ids.id().to_owned());
-        self.listed(all.collect())
+        self.listed(&all.collect::<Vec<_>>())
     }
 
     /// The traces that they are part of, if there are any.
     pub(super) fn trace_ids(&self) -> Option<String> {
         let all = self.named.iter().filter_map(RequestIds::trace_id);
-        self.listed(all.map(|id| format!("{id:?}")).collect())
+        self.listed(&all.map(|id| format!("{id:?}")).collect::<Vec<_>>())
     }
 
-    fn listed(&self, named: Vec<String>) -> Option<String> {
+    fn listed(&self, named: &[String]) -> Option<String> {
         if named.is_empty() {
             return None;
         }

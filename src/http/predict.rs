@@ -21,7 +21,7 @@ use super::headers;
 use super::media;
 use super::middleware::{Arrival, PredictionRecord};
 use super::wire::{self, DecodeLimits, Decoded, Form, Selection, whole_number};
-use crate::batching::{Exhausted, InferenceResponse, OutputRows, Reservation};
+use crate::batching::{Exhausted, InferenceResponse, OutputRows, Reservation, ScheduleError};
 use crate::model::ModelMetadata;
 use crate::registry::{Fault, Phase, ServedModel};
 use crate::telemetry::metrics::Outcome;
@@ -219,19 +219,7 @@ async fn run(
         .scheduler
         .submit_until(decoded.request, expired)
         .await
-        .map_err(|error| {
-            if let crate::batching::ScheduleError::Internal(reason) = &error {
-                let ids = arrival.map(|arrival| &arrival.ids);
-                tracing::error!(
-                    request_id = ids.map(RequestIds::id),
-                    trace_id = ids.and_then(RequestIds::trace_id),
-                    span_id = ids.and_then(RequestIds::span_id),
-                    %reason,
-                    "a prediction failed by our fault"
-                );
-            }
-            ApiError::of(error, &model.operators)
-        })?;
+        .map_err(|error| failed(error, model, arrival))?;
     let (timings, started_at, batch_rows) =
         (response.timings, response.started_at, response.batch_rows);
     let encoding = Encoding {
@@ -274,6 +262,21 @@ async fn run(
         },
     );
     Ok(answer)
+}
+
+/// What the client is told of a prediction that failed. What is our own fault is told in the log as well.
+fn failed(error: ScheduleError, model: &ServedModel, arrival: Option<&Arrival>) -> ApiError {
+    if let ScheduleError::Internal(reason) = &error {
+        let ids = arrival.map(|arrival| &arrival.ids);
+        tracing::error!(
+            request_id = ids.map(RequestIds::id),
+            trace_id = ids.and_then(RequestIds::trace_id),
+            span_id = ids.and_then(RequestIds::span_id),
+            %reason,
+            "a prediction failed by our fault"
+        );
+    }
+    ApiError::of(error, &model.operators)
 }
 
 /// How an answer is to be written.

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use smallvec::SmallVec;
 
 use super::json::{Reader, quote};
+use super::listed;
 use super::number::{FromNumber, Number, NumberError};
 use super::short_number::ShortNumber;
 use crate::batching::{InvalidRequest, too_many_rows};
@@ -55,31 +56,27 @@ impl<'a> Columns<'a> {
         }
     }
 
-    /// A key that names an input not seen before; returns the input's position.
-    pub(super) fn read_key(&mut self, reader: &mut Reader<'_>) -> Result<usize, InvalidRequest> {
+    /// A key that names an input not seen before; returns the input's position. `row` is the instance that it stands in.
+    pub(super) fn read_key(
+        &mut self,
+        reader: &mut Reader<'_>,
+        row: Option<usize>,
+    ) -> Result<usize, InvalidRequest> {
         let key: Cow<'_, str> = reader.key()?;
-        let Some(index) = self
-            .metadata
-            .inputs
-            .iter()
-            .position(|spec| spec.name == *key)
-        else {
-            let names: Vec<&str> = self
-                .metadata
-                .inputs
-                .iter()
-                .map(|spec| spec.name.as_str())
-                .collect();
+        let inputs = &self.metadata.inputs;
+        let Some(index) = inputs.iter().position(|spec| spec.name == *key) else {
             return Err(InvalidRequest(format!(
-                "unknown input '{}'; the model has {}",
+                "unknown input '{}'{}; the model has {}",
                 quote(&key),
-                names.join(", ")
+                place(row),
+                listed(inputs.iter())
             )));
         };
         if self.mark(index) {
             return Err(InvalidRequest(format!(
-                "input '{}' stands twice",
-                quote(&key)
+                "input '{}' stands twice{}",
+                quote(&key),
+                place(row)
             )));
         }
         Ok(index)
@@ -99,18 +96,16 @@ impl<'a> Columns<'a> {
             .for_each(|column| column.seen = false);
     }
 
-    /// Refuses what lacks an input; `place` says where.
-    pub(super) fn check_complete(&self, place: &str) -> Result<(), InvalidRequest> {
-        let missing = self
-            .metadata
-            .inputs
-            .iter()
-            .zip(&self.columns)
-            .find(|(_, column)| !column.seen);
-        match missing {
+    /// Refuses what lacks an input; `row` is the instance that it stands in.
+    pub(super) fn check_complete(&self, row: Option<usize>) -> Result<(), InvalidRequest> {
+        let inputs = &self.metadata.inputs;
+        let mut all = inputs.iter().zip(&self.columns);
+        match all.find(|(_, column)| !column.seen) {
             Some((spec, _)) => Err(InvalidRequest(format!(
-                "missing input '{}'{place}; expected {spec}",
-                spec.name
+                "missing input '{}'{}; the model needs {}",
+                spec.name,
+                place(row),
+                listed(inputs.iter())
             ))),
             None => Ok(()),
         }
@@ -169,6 +164,11 @@ impl<'a> Columns<'a> {
     }
 }
 
+/// In which instance something is, for people.
+fn place(row: Option<usize>) -> String {
+    row.map_or_else(String::new, |row| format!(" in instance {row}"))
+}
+
 /// A reader inside the arrays of one input.
 struct Nested<'r, 'a> {
     reader: &'r mut Reader<'a>,
@@ -189,13 +189,7 @@ impl Nested<'_, '_> {
             return Ok(());
         };
         if self.reader.peek() != Some(b'[') {
-            let found = self.reader.found();
-            let what = format!(
-                "input '{}' expects shape {}, so an array at depth {level}; got {found}",
-                self.spec.name,
-                self.spec.shape_text()
-            );
-            return Err(self.reader.error(what));
+            return Err(self.no_array(level));
         }
         self.reader.open(b'[')?;
         let most = expected.unwrap_or(if level == 0 {
@@ -235,6 +229,28 @@ impl Nested<'_, '_> {
         Ok(())
     }
 
+    /// Something else than the array that the shape asks for.
+    #[cold]
+    fn no_array(&mut self, level: usize) -> InvalidRequest {
+        let hint = match (self.reader.peek(), level) {
+            (Some(b'{'), _) => {
+                "; tensors are nested arrays by input name here, not objects with shape and data"
+            }
+            // A row where rows are expected.
+            (_, 1) if self.spec.has_dynamic_first() => {
+                "; one row is an array in an array, as in [[...]]"
+            }
+            _ => "",
+        };
+        let what = format!(
+            "input '{}' expects {}{}, so an array at depth {level}",
+            self.spec.name,
+            self.spec.datatype,
+            self.spec.shape_text()
+        );
+        self.reader.unexpected(what, hint)
+    }
+
     /// An array that is longer or shorter than the signature, or its sibling, says.
     fn wrong_length(&self, level: usize, expected: usize, got: &str) -> InvalidRequest {
         if level == 0 && expected == self.max_rows {
@@ -248,24 +264,22 @@ impl Nested<'_, '_> {
             " like the arrays before it"
         };
         let what = format!(
-            "input '{}' expects shape {}, so {expected} elements in dimension {level}{why}; got {got}",
+            "input '{}' expects {}{}, so {expected} elements in dimension {level}{why}; got {got}",
             self.spec.name,
+            self.spec.datatype,
             self.spec.shape_text()
         );
-        self.reader.error(what)
+        self.reader.mismatch(what)
     }
 
     fn wrong_element(&self, expected: &str) -> InvalidRequest {
-        let found = self.reader.found();
-        let deeper = if found == "an array" {
-            format!(" for shape {}", self.spec.shape_text())
-        } else {
-            String::new()
+        let hint = match self.reader.found().as_str() {
+            "an array" => format!("; its shape is {}", self.spec.shape_text()),
+            "a string" => "; write it without quotes".to_owned(),
+            _ => String::new(),
         };
-        self.reader.error(format_args!(
-            "input '{}' expects {expected}{deeper}, got {found}",
-            self.spec.name
-        ))
+        let what = format!("input '{}' expects {expected}", self.spec.name);
+        self.reader.unexpected(what, &hint)
     }
 
     #[inline]
@@ -320,8 +334,8 @@ impl Nested<'_, '_> {
         let datatype = self.spec.datatype;
         match error {
             NumberError::Syntax => self.wrong_element(&format!("a number ({datatype})")),
-            NumberError::NotAnInteger => self.reader.error(format_args!("input '{}' expects integers ({datatype}), got a number with a fraction or an exponent", self.spec.name)),
-            NumberError::Range => self.reader.error(format_args!("input '{}' is {datatype}, and this number does not fit into it", self.spec.name)),
+            NumberError::NotAnInteger => self.reader.mismatch(format_args!("input '{}' expects integers ({datatype}), got a number with a fraction or an exponent", self.spec.name)),
+            NumberError::Range => self.reader.mismatch(format_args!("input '{}' is {datatype}, and this number does not fit into it", self.spec.name)),
         }
     }
 
@@ -341,7 +355,7 @@ impl Nested<'_, '_> {
         }
         let string = self.reader.string()?;
         if string.contains('\0') {
-            return Err(self.reader.error(format_args!(
+            return Err(self.reader.mismatch(format_args!(
                 "input '{}' has a string with U+0000, which the model cannot be given",
                 self.spec.name
             )));

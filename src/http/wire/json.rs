@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 
+use super::number::Number;
 use crate::batching::InvalidRequest;
 
 /// How much of a client's own text an error repeats.
@@ -49,9 +50,59 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// An error at the current position.
+    /// The text is no JSON at the current position.
     pub(super) fn error(&self, what: impl std::fmt::Display) -> InvalidRequest {
         InvalidRequest(format!("invalid JSON at byte {}: {what}", self.position))
+    }
+
+    /// The text is JSON as far as it was read, but not what is wanted here.
+    pub(super) fn mismatch(&self, what: impl std::fmt::Display) -> InvalidRequest {
+        InvalidRequest(format!("{what} (at byte {} of the body)", self.position))
+    }
+
+    /// Something else stands here than what was `expected`: another value, or no JSON at all. `hint` says what to do about
+    /// another value.
+    pub(super) fn unexpected(
+        &self,
+        expected: impl std::fmt::Display,
+        hint: &str,
+    ) -> InvalidRequest {
+        let found = self.found();
+        if self.begins_value() {
+            self.mismatch(format_args!("{expected}, got {found}{hint}"))
+        } else {
+            self.error(format_args!("{expected}, got {found}{}", self.hint()))
+        }
+    }
+
+    /// Whether a JSON value begins at the current position.
+    fn begins_value(&self) -> bool {
+        match self.bytes.get(self.position) {
+            Some(b'[' | b'{' | b'"') => true,
+            Some(b'-' | b'0'..=b'9') => Number::read(self.rest()).is_ok(),
+            _ => ["true", "false", "null"]
+                .iter()
+                .any(|word| self.rest().starts_with(word.as_bytes())),
+        }
+    }
+
+    /// What to do about something that other languages write and JSON does not.
+    fn hint(&self) -> &'static str {
+        let begins = |words: &[&str]| {
+            let mut words = words.iter();
+            words.any(|word| self.rest().starts_with(word.as_bytes()))
+        };
+        if begins(&["NaN", "nan", "Infinity", "-Infinity", "inf", "-inf"]) {
+            "; JSON has no NaN or infinity, a raw tensor has"
+        } else if begins(&["True", "False", "None"]) {
+            "; JSON writes true, false and null"
+        } else if begins(&["'"]) {
+            "; JSON writes strings in double quotes"
+        } else if begins(&["\u{feff}"]) {
+            "; send the body without a byte order mark"
+        } else {
+            ""
+        }
     }
 
     /// What stands at the current position, for people.
@@ -61,19 +112,16 @@ impl<'a> Reader<'a> {
             Some(b'[') => "an array".to_owned(),
             Some(b'{') => "an object".to_owned(),
             Some(b'"') => "a string".to_owned(),
-            Some(b'-' | b'0'..=b'9') => "a number".to_owned(),
+            Some(b'-' | b'0'..=b'9') if self.begins_value() => "a number".to_owned(),
             Some(_) => {
                 let rest = std::str::from_utf8(self.rest()).unwrap_or_default();
-                let word: String = rest
-                    .chars()
-                    .take_while(char::is_ascii_alphanumeric)
-                    .take(QUOTE_LIMIT)
-                    .collect();
-                let word = if word.is_empty() {
-                    rest.chars().take(1).collect()
-                } else {
-                    word
+                let is_word = |character: &char| {
+                    !character.is_whitespace() && !"[]{}:,\"".contains(*character)
                 };
+                let mut word: String = rest.chars().take_while(is_word).take(QUOTE_LIMIT).collect();
+                if word.is_empty() {
+                    word = rest.chars().take(1).collect();
+                }
                 format!("'{}'", quote(&word))
             }
         }
@@ -117,12 +165,14 @@ impl<'a> Reader<'a> {
             } else {
                 "an object"
             };
-            let found = self.found();
-            return Err(self.error(format_args!("expected {expected}, got {found}")));
+            return Err(self.unexpected(format_args!("expected {expected}"), ""));
         }
         self.depth += 1;
         if self.depth > self.max_depth {
-            return Err(self.error(format_args!("nested deeper than {} levels", self.max_depth)));
+            return Err(self.mismatch(format_args!(
+                "the body is nested deeper than {} levels",
+                self.max_depth
+            )));
         }
         Ok(())
     }
@@ -144,15 +194,16 @@ impl<'a> Reader<'a> {
         if self.close(closing) {
             return Ok(false);
         }
-        let found = self.found();
-        Err(self.error(format_args!(
-            "expected ',' or '{}', got {found}",
-            char::from(closing)
-        )))
+        let (found, closing) = (self.found(), char::from(closing));
+        Err(self.error(format_args!("expected ',' or '{closing}', got {found}")))
     }
 
     /// The key of an object's next member, and its colon.
     pub(super) fn key(&mut self) -> Result<Cow<'a, str>, InvalidRequest> {
+        if self.peek() != Some(b'"') {
+            let found = self.found();
+            return Err(self.error(format_args!("expected a key in double quotes, got {found}")));
+        }
         let key = self.string()?;
         if !self.take(b':') {
             let found = self.found();
@@ -180,8 +231,7 @@ impl<'a> Reader<'a> {
     /// A string. Without escapes it is borrowed from the text.
     pub(super) fn string(&mut self) -> Result<Cow<'a, str>, InvalidRequest> {
         if !self.take(b'"') {
-            let found = self.found();
-            return Err(self.error(format_args!("expected a string, got {found}")));
+            return Err(self.unexpected("expected a string", ""));
         }
         let plain = self.plain_run()?;
         if self.take_exact(b'"') {

@@ -7,9 +7,9 @@ use smallvec::SmallVec;
 
 use super::columns::Columns;
 use super::json::{Reader, quote};
-use super::{Form, Selection};
+use super::{Form, Selection, listed};
 use crate::batching::{InvalidRequest, no_rows, too_many_rows};
-use crate::model::ModelMetadata;
+use crate::model::{ModelMetadata, TensorSpec};
 use crate::tensor::Tensor;
 
 /// A parsed body.
@@ -36,6 +36,14 @@ pub(super) fn parse(
     let capacity = max_elements(body);
     let mut columns: Option<(Form, SmallVec<[Tensor; 2]>)> = None;
     let mut selection = None;
+    if reader.peek() != Some(b'{') {
+        let hint = format!("; send {}", example(metadata));
+        if body.trim_ascii().is_empty() {
+            let message = format!("invalid JSON: the body is empty{hint}");
+            return Err(InvalidRequest(message));
+        }
+        return Err(reader.unexpected("expected an object", &hint));
+    }
     reader.open(b'{')?;
     let mut more = !reader.close(b'}');
     while more {
@@ -63,10 +71,19 @@ pub(super) fn parse(
                 return Err(InvalidRequest("the key 'outputs' stands twice".to_owned()));
             }
             (other, _) => {
-                let message = format!(
-                    "unknown key '{}'; expected 'inputs' or 'instances', and optionally 'outputs'",
-                    quote(other)
-                );
+                let is_input = metadata.inputs.iter().any(|spec| spec.name == other);
+                let message = if is_input {
+                    format!(
+                        "the input '{}' stands beside 'inputs'; expected {}",
+                        quote(other),
+                        example(metadata)
+                    )
+                } else {
+                    format!(
+                        "unknown key '{}'; expected 'inputs' or 'instances', and optionally 'outputs'",
+                        quote(other)
+                    )
+                };
                 return Err(InvalidRequest(message));
             }
         }
@@ -86,12 +103,14 @@ pub(super) fn parse(
 
 /// The shortest body that would be right, for error messages.
 fn example(metadata: &ModelMetadata) -> String {
-    let inputs: Vec<String> = metadata
-        .inputs
-        .iter()
-        .map(|spec| format!("\"{}\": {}", spec.name, spec.shape_text()))
-        .collect();
-    format!("{{\"inputs\": {{{}}}}}", inputs.join(", "))
+    let input = |spec: &TensorSpec| {
+        let (name, datatype, shape) = (&spec.name, spec.datatype, spec.shape_text());
+        format!("\"{name}\": {datatype}{shape}")
+    };
+    format!(
+        "{{\"inputs\": {{{}}}}}",
+        listed(metadata.inputs.iter().map(input))
+    )
 }
 
 /// The value of `inputs`: an object of arrays, or the one array of a model with one input.
@@ -106,15 +125,23 @@ fn read_columns(
         columns.read_value(reader, 0, 0)?;
         columns.mark(0);
     } else {
+        if reader.peek() != Some(b'{') {
+            let hint = format!(
+                "; the model has {} inputs, each to be given by its name: {}",
+                metadata.inputs.len(),
+                listed(metadata.inputs.iter())
+            );
+            return Err(reader.unexpected("'inputs' is to be an object", &hint));
+        }
         reader.open(b'{')?;
         let mut more = !reader.close(b'}');
         while more {
-            let index = columns.read_key(reader)?;
+            let index = columns.read_key(reader, None)?;
             columns.read_value(reader, index, 0)?;
             more = reader.another(b'}')?;
         }
     }
-    columns.check_complete("")?;
+    columns.check_complete(None)?;
     columns.finish(None)
 }
 
@@ -133,6 +160,10 @@ fn read_rows(
         return Err(InvalidRequest(message));
     }
     let mut columns = Columns::new(metadata, max_rows, capacity);
+    if reader.peek() != Some(b'[') {
+        let hint = "; it has one value, or one object of values by input, for each row";
+        return Err(reader.unexpected("'instances' is to be an array", hint));
+    }
     reader.open(b'[')?;
     let mut rows = 0;
     let mut more = !reader.close(b']');
@@ -146,18 +177,21 @@ fn read_rows(
             reader.open(b'{')?;
             let mut members = !reader.close(b'}');
             while members {
-                let index = columns.read_key(reader)?;
+                let index = columns.read_key(reader, Some(rows))?;
                 columns.read_value(reader, index, 1)?;
                 members = reader.another(b'}')?;
             }
-            columns.check_complete(&format!(" in instance {rows}"))?;
+            columns.check_complete(Some(rows))?;
         } else if metadata.inputs.len() == 1 {
             columns.read_value(reader, 0, 1)?;
         } else {
-            let found = reader.found();
-            return Err(reader.error(format_args!(
-                "expected an object with a value for each input in instance {rows}, got {found}"
-            )));
+            let hint = format!(
+                "; the model has {} inputs: {}",
+                metadata.inputs.len(),
+                listed(metadata.inputs.iter())
+            );
+            let what = format!("instance {rows} is to be an object with a value for each input");
+            return Err(reader.unexpected(what, &hint));
         }
         rows += 1;
         more = reader.another(b']')?;
@@ -175,6 +209,11 @@ fn read_selection(
     metadata: &ModelMetadata,
 ) -> Result<Selection, InvalidRequest> {
     let mut selection = Selection::new();
+    if reader.peek() != Some(b'[') {
+        let names = metadata.outputs.iter().map(|spec| spec.name.as_str());
+        let hint = format!("; the model has {}", listed(names));
+        return Err(reader.unexpected("'outputs' is to be an array of names", &hint));
+    }
     reader.open(b'[')?;
     let mut more = !reader.close(b']');
     while more {

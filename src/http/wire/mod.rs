@@ -12,6 +12,7 @@ mod short_number;
 #[cfg(test)]
 mod tests;
 
+use std::fmt::Write as _;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -173,6 +174,31 @@ pub(crate) fn whole_number<T: std::str::FromStr>(text: &str) -> Option<T> {
     is_plain.then(|| text.parse().ok()).flatten()
 }
 
+/// Bytes of a list in a message; further members are counted only, so that the rest of the message is seen.
+const LIST_LIMIT: usize = 200;
+
+/// `members`, as many as a message has room for, and the number of the others.
+fn listed<T: std::fmt::Display>(members: impl ExactSizeIterator<Item = T>) -> String {
+    let mut left = members.len();
+    let mut text = String::new();
+    for member in members {
+        let member = member.to_string();
+        if !text.is_empty() {
+            if text.len() + member.len() > LIST_LIMIT {
+                break;
+            }
+            text.push_str(", ");
+        }
+        text.push_str(&member);
+        left -= 1;
+    }
+    if left > 0 {
+        // Writing into a string cannot fail.
+        let _ = write!(text, " and {left} more");
+    }
+    text
+}
+
 /// Adds the output `name` to `selection`.
 ///
 /// # Errors
@@ -183,15 +209,11 @@ pub fn select(
     metadata: &ModelMetadata,
 ) -> Result<(), InvalidRequest> {
     let Some(index) = metadata.outputs.iter().position(|spec| spec.name == name) else {
-        let names: Vec<&str> = metadata
-            .outputs
-            .iter()
-            .map(|spec| spec.name.as_str())
-            .collect();
+        let names = metadata.outputs.iter().map(|spec| spec.name.as_str());
         return Err(InvalidRequest(format!(
             "unknown output '{}'; the model has {}",
             json::quote(name),
-            names.join(", ")
+            listed(names)
         )));
     };
     if selection.contains(&index) {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 
 use super::json::quote;
-use super::{EncodeError, whole_number};
+use super::{EncodeError, listed, whole_number};
 use crate::batching::{InvalidRequest, OutputRows};
 use crate::model::{Dim, ModelMetadata, TensorSpec};
 use crate::tensor::{
@@ -25,14 +25,10 @@ pub(super) fn parse(
     shape: Option<&str>,
 ) -> Result<SmallVec<[Tensor; 2]>, InvalidRequest> {
     let [spec] = metadata.inputs.as_slice() else {
-        let names: Vec<&str> = metadata
-            .inputs
-            .iter()
-            .map(|spec| spec.name.as_str())
-            .collect();
         let message = format!(
-            "a raw body is one tensor, but the model has the inputs {}; send JSON",
-            names.join(", ")
+            "a raw body is one tensor, but the model has {} inputs: {}; send JSON",
+            metadata.inputs.len(),
+            listed(metadata.inputs.iter())
         );
         return Err(InvalidRequest(message));
     };

@@ -97,13 +97,16 @@ fn scalars_vectors_and_empty_tensors_have_their_place() {
 #[test]
 fn wrong_bodies_are_told_what_is_wrong() {
     for (body, part) in [
-        ("", "expected an object, got the end of the body"),
-        ("[]", "expected an object, got an array"),
+        (
+            "",
+            "the body is empty; send {\"inputs\": {\"x\": FP32[N,2]}}",
+        ),
+        ("[]", "expected an object, got an array; send {\"inputs\""),
         ("{}", "missing 'inputs'"),
         ("{\"inputs\": {}}", "missing input 'x'"),
         (
             r#"{"inputs": {"q": [[1,2]]}}"#,
-            "unknown input 'q'; the model has x",
+            "unknown input 'q'; the model has x FP32[N,2]",
         ),
         (
             r#"{"inputs": {"x": [[1,2]], "x": [[1,2]]}}"#,
@@ -123,10 +126,13 @@ fn wrong_bodies_are_told_what_is_wrong() {
             "2 elements in dimension 1; got more",
         ),
         (r#"{"inputs": [[1]]}"#, "2 elements in dimension 1; got 1"),
-        (r#"{"inputs": [1, 2]}"#, "an array at depth 1; got a number"),
+        (
+            r#"{"inputs": [1, 2]}"#,
+            "an array at depth 1, got a number; one row is an array in an array",
+        ),
         (
             r#"{"inputs": [[[1, 2]]]}"#,
-            "expects a number (FP32) for shape [N,2], got an array",
+            "expects a number (FP32), got an array; its shape is [N,2]",
         ),
         (r#"{"inputs": [[1, null]]}"#, "got 'null'"),
         (r#"{"inputs": [[1, "2"]]}"#, "got a string"),
@@ -172,6 +178,140 @@ fn wrong_bodies_are_told_what_is_wrong() {
         decode_with(&two(), missing, BodyFormat::Json)
             .unwrap_err()
             .contains("missing input 'b' in instance 1")
+    );
+}
+
+#[test]
+fn only_what_is_no_json_is_called_invalid_json() {
+    let told = |metadata: &ModelMetadata, body: &str| {
+        decode_with(metadata, body, BodyFormat::Json).unwrap_err()
+    };
+    for body in [
+        "",
+        "{",
+        "{x: 1}",
+        "{'inputs': [[1,2]]}",
+        r#"{"inputs": [[1,2]"#,
+        r#"{"inputs": [[1,2]]"#,
+        r#"{"inputs": [[1,2]]}}"#,
+        r#"{"inputs": [[1,+2]]}"#,
+        r#"{"inputs": [[1,.5]]}"#,
+        r#"{"inputs": [[1,-]]}"#,
+        r#"{"inputs": [[1,02]]}"#,
+        r#"{"inputs": [[1,NaN]]}"#,
+        r#"{"inputs": [[1,-Infinity]]}"#,
+        r#"{"inputs": [[1,None]]}"#,
+        r#"{"inputs": [[1,2],]}"#,
+        r#"{"inputs": [[1,2]], "outputs": [y]}"#,
+    ] {
+        assert!(
+            serde_json::from_str::<serde_json::Value>(body).is_err(),
+            "{body}"
+        );
+        let told = told(&one(), body);
+        assert!(told.starts_with("invalid JSON"), "{body}: {told}");
+    }
+    for body in [
+        "[]",
+        "7",
+        "\"text\"",
+        "null",
+        "{}",
+        r#"{"x": [[1,2]]}"#,
+        r#"{"inputs": {}}"#,
+        r#"{"inputs": null}"#,
+        r#"{"inputs": 3}"#,
+        r#"{"inputs": [[1,true]]}"#,
+        r#"{"inputs": [[1,"2"]]}"#,
+        r#"{"inputs": [[1,[2]]]}"#,
+        r#"{"inputs": [1,2]}"#,
+        r#"{"inputs": [[1,2,3]]}"#,
+        r#"{"inputs": [[1,1e99]]}"#,
+        r#"{"inputs": [{"name": "x", "shape": [1,2], "data": [1,2]}]}"#,
+        r#"{"inputs": [[1,2]], "outputs": "y"}"#,
+        r#"{"inputs": [[1,2]], "outputs": [1]}"#,
+        r#"{"instances": {"x": [1,2]}}"#,
+        r#"{"instances": [{"q": [1,2]}]}"#,
+        r#"{"inputs": [[[[[[[[[[1]]]]]]]]]]}"#,
+    ] {
+        assert!(
+            serde_json::from_str::<serde_json::Value>(body).is_ok(),
+            "{body}"
+        );
+        let told = told(&one(), body);
+        assert!(!told.contains("invalid JSON"), "{body}: {told}");
+    }
+}
+
+#[test]
+fn whoever_makes_a_usual_mistake_is_told_the_fix() {
+    let both = "a FP32[N,L], b FP32[N]";
+    for (body, parts) in [
+        (
+            r#"{"inputs": [[1,2]]}"#,
+            ["'inputs' is to be an object, got an array", both],
+        ),
+        (r#"{"inputs": {}}"#, ["missing input 'a'", both]),
+        (r#"{"inputs": {"a": [[1]]}}"#, ["missing input 'b'", both]),
+        (r#"{"inputs": {"c": [[1]]}}"#, ["unknown input 'c'", both]),
+        (
+            r#"{"a": [[1]], "b": [1]}"#,
+            ["the input 'a' stands beside 'inputs'", "\"b\": FP32[N]"],
+        ),
+        (
+            r#"{"instances": [[1]]}"#,
+            ["instance 0 is to be an object", both],
+        ),
+        (
+            r#"{"instances": [{"a": [1], "b": 1}, {"A": [1]}]}"#,
+            ["unknown input 'A' in instance 1", both],
+        ),
+        (
+            r#"{"instances": [{"a": [1]}]}"#,
+            ["missing input 'b' in instance 0", both],
+        ),
+        (
+            r#"{"inputs": {"a": [["1"]], "b": [1]}}"#,
+            ["got a string", "without quotes"],
+        ),
+        (
+            r#"{"inputs": {"a": [[NaN]], "b": [1]}}"#,
+            ["got 'NaN'", "a raw tensor has"],
+        ),
+        (
+            r#"{"inputs": {"a": [[True]], "b": [1]}}"#,
+            ["got 'True'", "true, false and null"],
+        ),
+        (
+            r#"{"inputs": {"a": [{"data": [1]}]}}"#,
+            ["got an object", "nested arrays by input name"],
+        ),
+    ] {
+        let told = decode_with(&two(), body, BodyFormat::Json).unwrap_err();
+        for part in parts {
+            assert!(told.contains(part), "{body}: {told}");
+        }
+    }
+    let told = decode_with(&two(), "1234", BodyFormat::Raw).unwrap_err();
+    assert!(
+        told.contains("the model has 2 inputs: a FP32[N,L], b FP32[N]; send JSON"),
+        "{told}"
+    );
+}
+
+#[test]
+fn long_lists_in_messages_are_cut_with_the_number_of_the_others() {
+    let names: Vec<String> = (0..100).map(|number| format!("input_{number}")).collect();
+    let inputs: Vec<(&str, &[&str])> = names
+        .iter()
+        .map(|name| (name.as_str(), ["N"].as_slice()))
+        .collect();
+    let many = testing::metadata(&inputs, &[("y", &["N"])]);
+    let told = decode_with(&many, r#"{"inputs": [1]}"#, BodyFormat::Json).unwrap_err();
+    assert!(told.len() < 400, "{told}");
+    assert!(
+        told.contains("input_0 FP32[N]") && told.contains(" more"),
+        "{told}"
     );
 }
 
