@@ -201,7 +201,7 @@ const WRONG: &[Wrong] = &[
     ),
     flags(
         "--max-batch-size 0",
-        "the flag --max-batch-size (variable MAX_BATCH_SIZE): '0' is not a number of at least 1; write one, for example 32",
+        "the flag --max-batch-size (variable MAX_BATCH_SIZE): '0' is not a number from 1 to 1048576; write one, for example 32",
     ),
     flags(
         "--max-queue-delay 30s",
@@ -406,6 +406,11 @@ const WRONG: &[Wrong] = &[
         "healthcheck",
         &[("ADMIN_PORT", "x")],
         "the variable ADMIN_PORT (flag --admin-port): 'x' is not a port; write a number from 0 to 65535, for example 8000",
+    ),
+    variables(
+        "",
+        &[("ADMIN_PORT", "9"), ("PORT", "9")],
+        "the variable ADMIN_PORT (flag --admin-port): '9' is the port of predictions, too (--port, variable PORT); write another one, for example 8002",
     ),
     variables(
         "healthcheck",
