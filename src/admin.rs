@@ -14,6 +14,9 @@ use crate::telemetry::metrics::Metrics;
 /// Connections to the admin port at once, beside those in reserve: a cluster's probes and several Prometheus servers.
 pub const MAX_CONNECTIONS: usize = 32;
 
+/// Its places in reserve.
+pub const RESERVE: usize = 32;
+
 /// The running admin port.
 pub struct Admin {
     drain: Drain,

@@ -246,6 +246,7 @@ fn with_room<L>(
         let bounds = ListenerConfig {
             port: Port::Admin,
             max_connections: crate::admin::MAX_CONNECTIONS,
+            reserve: crate::admin::RESERVE,
             ..asked
         };
         (listener, bounds)

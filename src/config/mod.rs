@@ -39,6 +39,10 @@ use platform::Platform;
 /// The port if neither a flag nor the environment names one.
 pub const DEFAULT_PORT: u16 = 8000;
 
+/// Places for connections beyond `--max-connections`: so many that a crowd which fills them is slower than a probe that
+/// sends its head, and few beside any limit of descriptors.
+const RESERVE: usize = 256;
+
 /// An admin port that messages suggest.
 const OTHER_PORT: u16 = 8002;
 
@@ -329,6 +333,7 @@ impl ServeFlags {
             listener: ListenerConfig {
                 port: Port::Main,
                 max_connections: self.max_connections.get(),
+                reserve: RESERVE,
                 connection,
             },
             max_inflight_bytes: execution.max_inflight_bytes.bytes(),

@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::connection::{self, ConnectionConfig, Site};
 use super::drain::Drain;
-use super::places::{self, Place, Places};
+use super::places::{Place, Places};
 use crate::telemetry::metrics::Metrics;
 
 /// How long accepting pauses after a failure such as a full table of file descriptors: long enough not to spin, short
@@ -51,8 +51,10 @@ pub enum Port {
 pub struct ListenerConfig {
     /// What it is for.
     pub port: Port,
-    /// Connections at once, beside the few in reserve; further ones take the place of those that wait for their clients.
+    /// Connections at once, beside those in reserve; further ones take the place of those that wait for their clients.
     pub max_connections: usize,
+    /// Places beyond these, for probes, and for requests until they have one of the others.
+    pub reserve: usize,
     /// The bounds of each connection.
     pub connection: ConnectionConfig,
 }
@@ -68,9 +70,11 @@ impl ListenerConfig {
     pub fn fitting(self, descriptors: usize, others: usize) -> Self {
         // A small table is divided: nothing would be served by keeping all of it for oneself.
         let own = OWN_DESCRIPTORS.min(descriptors / 2);
-        let left = descriptors.saturating_sub(own + others + places::RESERVE);
+        let reserve = self.reserve.min(descriptors / 8).max(1);
+        let left = descriptors.saturating_sub(own + others + reserve);
         Self {
             max_connections: self.max_connections.min(left).max(1),
+            reserve,
             ..self
         }
     }
@@ -78,7 +82,7 @@ impl ListenerConfig {
     /// The file descriptors that all of its connections take.
     #[must_use]
     pub fn descriptors(&self) -> usize {
-        self.max_connections.saturating_add(places::RESERVE)
+        self.max_connections.saturating_add(self.reserve)
     }
 }
 
@@ -92,7 +96,7 @@ pub async fn serve(
 ) {
     bound_unsent_bytes(&listener);
     lengthen_backlog(&listener);
-    let places = Places::new(config.port, config.max_connections, metrics);
+    let places = Places::new(config, metrics);
     let connections = TaskTracker::new();
     let spawn = |stream: TcpStream, place: Place| {
         if place.is_on_reserve() {
@@ -230,18 +234,20 @@ mod tests {
         let config = ListenerConfig {
             port: Port::Main,
             max_connections: 4096,
+            reserve: 256,
             connection,
         };
         for (descriptors, others, expected) in [
-            (1 << 20, 0, 4096),
-            (4096, 0, 4096 - 128 - places::RESERVE),
-            (1024, 64, 1024 - 128 - 64 - places::RESERVE),
-            (96, 0, 48 - places::RESERVE),
-            (64, 0, 1),
-            (0, 0, 1),
+            (1 << 20, 0, (4096, 256)),
+            (4096, 0, (4096 - 128 - 256, 256)),
+            (1024, 64, (1024 - 128 - 64 - 128, 128)),
+            (96, 0, (48 - 12, 12)),
+            (8, 0, (3, 1)),
+            (0, 0, (1, 1)),
         ] {
             let fitting = config.fitting(descriptors, others);
-            assert_eq!(fitting.max_connections, expected, "{descriptors}");
+            let places = (fitting.max_connections, fitting.reserve);
+            assert_eq!(places, expected, "{descriptors}");
         }
     }
 }

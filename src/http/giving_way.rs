@@ -9,9 +9,10 @@ use super::phase::{Micros, Phase, State};
 /// takes that resolves, connects and sends over a slow network, and far below the timeouts that hold when there is room.
 const FAIR_CHANCE: Micros = 1_000_000;
 
-/// The same on a reserve place. A client sends its head right behind the end of the handshake, whatever the distance, so
-/// that this is no hurry to a probe. With it a backlog full of silent peers (4096) is gone through in less than a second.
-const BRIEF_CHANCE: Micros = 5_000;
+/// The same on a reserve place. A client sends its head right behind the end of the handshake, whatever the distance; only
+/// a busy machine comes in between. With it, and the number of places in reserve, a backlog full of silent peers (4096) is
+/// gone through in less than a second.
+const BRIEF_CHANCE: Micros = 20_000;
 
 /// What kind of place a connection has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,8 +144,8 @@ mod tests {
         assert_eq!(first(&new, Kind::Regular, 1_000), Some(0));
         assert_eq!(first(&new[1..], Kind::Regular, 1_099), None);
         assert_eq!(first(&new[1..], Kind::Regular, 1_100), Some(0));
-        assert_eq!(first(&[silent()], Kind::Reserve, 4), None);
-        assert_eq!(first(&[silent()], Kind::Reserve, 5), Some(0));
+        assert_eq!(first(&[silent()], Kind::Reserve, 19), None);
+        assert_eq!(first(&[silent()], Kind::Reserve, 20), Some(0));
     }
 
     #[test]

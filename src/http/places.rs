@@ -12,14 +12,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::accept::Port;
+use super::accept::{ListenerConfig, Port};
 use super::connection::Shared;
 use super::giving_way::{self, Kind};
 use super::phase::Phase;
 use crate::telemetry::metrics::Metrics;
-
-/// Connections beyond the regular ones: enough to read several heads at once, few beside any limit of descriptors.
-pub(crate) const RESERVE: usize = 32;
 
 /// The longest that a request on a reserve place waits for a regular one. Whoever gives way does so in microseconds.
 const LONGEST_WAIT: Duration = Duration::from_millis(250);
@@ -73,12 +70,12 @@ impl Group {
 }
 
 impl Places {
-    pub(super) fn new(port: Port, max_connections: usize, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub(super) fn new(config: ListenerConfig, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
-            port,
-            max_connections,
-            regular: Group::new(max_connections),
-            reserve: Group::new(RESERVE),
+            port: config.port,
+            max_connections: config.max_connections,
+            regular: Group::new(config.max_connections),
+            reserve: Group::new(config.reserve),
             next_number: AtomicU64::new(0),
             metrics,
             crowding: Mutex::default(),

@@ -197,7 +197,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::http::accept::Port;
+    use crate::http::accept::{ListenerConfig, Port};
     use crate::http::places::Places;
     use crate::telemetry::metrics::Metrics;
 
@@ -243,7 +243,13 @@ mod tests {
                 quiet_routes: Arc::new([]),
             };
             let metrics = Arc::new(Metrics::new().unwrap());
-            let place = Arc::new(Places::new(Port::Main, 1, metrics).last());
+            let listener = ListenerConfig {
+                port: Port::Main,
+                max_connections: 1,
+                reserve: 1,
+                connection: CONFIG,
+            };
+            let place = Arc::new(Places::new(listener, metrics).last());
             let served = tokio::spawn(serve_stream(far_end, site, CONFIG, drain.clone(), place));
             let start = Instant::now();
             let mut peer = Self {
