@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::address;
+use crate::curl;
 use crate::registry::{Registry, ServedModel};
 use crate::telemetry::logging::HINTS;
 use crate::text_file;
@@ -33,11 +34,14 @@ pub(crate) fn at_ready(address: SocketAddr, path: &Path, registry: &Registry, ne
             "curl {url}/v2/models/{}{key}",
             model.metadata.name
         ));
-        if let Some(request) = example_request(path, model) {
+        let name = &model.metadata.name;
+        if let Some(sample) = sample_for(path, model) {
             hint(&format!(
-                "curl {url}/v1/models/{}:predict{key} {request}",
-                model.metadata.name
+                "curl {url}/v1/models/{name}:predict{key} -H 'Content-Type: application/json' --data @{}",
+                sample.display()
             ));
+        } else if let Some(example) = &model.example {
+            hint(&curl::command(example, &url, name, key));
         }
     }
 }
@@ -46,16 +50,12 @@ fn hint(command: &str) {
     tracing::info!(target: HINTS, "{command}");
 }
 
-/// The part of a curl command that is a prediction to try: one of the samples that lie beside the model.
-fn example_request(path: &Path, model: &ServedModel) -> Option<String> {
-    let sample = sample_beside(path, |inputs| {
+/// A sample beside the model at `path` that `model` takes.
+fn sample_for(path: &Path, model: &ServedModel) -> Option<PathBuf> {
+    sample_beside(path, |inputs| {
         let mut wanted = model.metadata.inputs.iter();
         wanted.all(|input| inputs.contains_key(&input.name))
-    })?;
-    Some(format!(
-        "-H 'Content-Type: application/json' --data @{}",
-        sample.display()
-    ))
+    })
 }
 
 /// The first file of the folder `samples` beside the model file at `path` whose inputs are what `fits` wants.

@@ -2,8 +2,6 @@
 //!
 //! Invariant: what is printed is found by the very code that serves.
 
-mod request;
-
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::container;
+use crate::curl;
 use crate::loading::{self, Fixed, LoadingError, Prepared, sessions};
 use crate::model::repository;
 use crate::model::{Dim, ModelMetadata, TensorSpec};
@@ -126,7 +125,7 @@ fn model_as_json(prepared: &Prepared<'_>, path: &Path, example: Option<&Example>
     let opened = &prepared.opened;
     let request = example.map(|example| {
         json!({
-            "curl": request::curl(example, ADDRESS, &metadata.name),
+            "curl": curl::command(example, ADDRESS, &metadata.name, ""),
             "shapes": example
                 .inputs
                 .iter()
@@ -213,7 +212,7 @@ fn describe_model(
     }
     match example {
         Some(example) => {
-            let curl = request::curl(example, ADDRESS, &metadata.name);
+            let curl = curl::command(example, ADDRESS, &metadata.name, "");
             writeln!(text, "try        {curl}\n")
         }
         None => writeln!(

@@ -13,6 +13,7 @@
 pub mod admin;
 pub mod config;
 pub mod container;
+pub mod curl;
 pub mod healthcheck;
 mod hints;
 pub mod inspect;

@@ -61,6 +61,7 @@ fn serve(start: Start) -> Result<(), String> {
         version = version::VERSION,
         build = version::PROFILE,
         revision = version::revision(),
+        onnxruntime = Library::version_of_file(config.models.library.as_deref()),
         "starting"
     );
     for warning in warnings {

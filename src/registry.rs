@@ -16,6 +16,7 @@ use crate::model::operators::Operators;
 use crate::model::repository::SkippedList;
 use crate::runtime::assignment::Assignment;
 use crate::runtime::device_health::DeviceHealth;
+use crate::runtime::example::Example;
 use crate::runtime::tuning::{Choice, Freedom};
 use crate::telemetry::metrics::{ModelInfo, PredictionMetrics};
 
@@ -43,6 +44,8 @@ pub struct ServedModel {
     pub merging_reason: Option<String>,
     /// What the metrics say about it.
     pub info: ModelInfo,
+    /// A request that it takes, if one was looked for.
+    pub example: Option<Example>,
     /// What was left open of its settings and what was chosen, if that was measured.
     pub tuned: Option<(Freedom, Choice)>,
 }

@@ -322,7 +322,6 @@ async fn load_models(
         #[cfg(feature = "testkit")]
         crate::testkit::panic_at("start");
         let loader = Loader::new(models, run_memory, timeout, metrics, device, runtime)?;
-        tracing::info!(version = loader.library_version(), "ONNX Runtime loaded");
         let found = loader.find()?;
         let default = loader.default_of(&found.sources)?;
         let (mut models, mut files) = (Vec::new(), BTreeMap::new());

@@ -27,11 +27,16 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("healthcheck", &["address"]),
     ("listening", &["address"]),
-    ("hints", &["registry", "telemetry", "address", "text_file"]),
+    (
+        "hints",
+        &["curl", "registry", "telemetry", "address", "text_file"],
+    ),
+    ("curl", &["runtime", "tensor"]),
     (
         "inspect",
         &[
             "container",
+            "curl",
             "loading",
             "runtime",
             "model",

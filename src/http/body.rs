@@ -208,7 +208,7 @@ fn grow(
             .read_to_end(&mut inflated);
         step.map_err(|error| {
             let what = match error.kind() {
-                ErrorKind::UnexpectedEof => "ends too early",
+                ErrorKind::UnexpectedEof => "is cut off, or other bytes follow its end",
                 _ => "is damaged, or something else",
             };
             ApiError::Invalid(format!(
@@ -336,7 +336,10 @@ mod tests {
         assert_eq!(inflated(zlib(b""), Coding::Deflate).unwrap(), "");
         for cut in [2, 3, whole.len() / 2, whole.len() - 4, whole.len() - 1] {
             let told = inflated(whole[..cut].to_vec(), Coding::Deflate).unwrap_err();
-            assert!(told.ends_with("but ends too early"), "{cut}: {told}");
+            assert!(
+                told.ends_with("but is cut off, or other bytes follow its end"),
+                "{cut}: {told}"
+            );
         }
         for cut in [1, 9, packed.len() / 2, packed.len() - 1] {
             let told = inflated(packed.slice(..cut), Coding::Gzip).unwrap_err();

@@ -25,7 +25,8 @@ use crate::runtime::library::Library;
 use crate::runtime::provider::{CudaConfig, Device, ExecutionProvider};
 use crate::runtime::session::{self, OpenedModel, OrtModel, RunMemory, SessionConfig};
 use crate::runtime::tuning::{Choice, Freedom};
-use crate::runtime::{LoadError, Model, warmup};
+use crate::runtime::{LoadError, Model, example, warmup};
+use crate::telemetry::logging::HINTS;
 use crate::telemetry::metrics::{Merging, Metrics, ModelInfo};
 use crate::telemetry::progress::{self, Progress};
 
@@ -70,6 +71,9 @@ pub struct ModelsConfig {
     /// How long settings may be tried that the user has not fixed; not at all if not given.
     pub tuning_time: Option<Duration>,
 }
+
+/// How long a request to show at a terminal is looked for.
+const EXAMPLE_TIME: Duration = Duration::from_millis(500);
 
 /// Why models cannot be served. Each is one line with a cause and a fix.
 #[derive(Debug, Error)]
@@ -166,12 +170,6 @@ impl Loader {
         })
     }
 
-    /// ONNX Runtime's version.
-    #[must_use]
-    pub fn library_version(&self) -> &str {
-        self.library.version()
-    }
-
     /// The models that there are now.
     ///
     /// # Errors
@@ -258,6 +256,7 @@ impl Loader {
         let (config, library, metrics) = (&self.config, &self.library, &self.metrics);
         let started = Instant::now();
         let session = self.session(device);
+        let is_first = replaced.is_none();
         // What was measured once is kept, because a server that is in use cannot be measured; but only if measuring is
         // wanted at all.
         let replaced = replaced.and_then(|replaced| replaced.tuned);
@@ -283,6 +282,10 @@ impl Loader {
         let inherited = sessions.origin == Origin::Before;
         let executor = self.executor(&opened, &metadata, &mut sessions, max_batch_size)?;
         let measured_settings = measured.then(|| sessions::summary(&sessions.measurements));
+        // Only whoever sits at a terminal is shown it.
+        let is_wanted = is_first && tracing::enabled!(target: HINTS, tracing::Level::INFO);
+        let first = sessions.models.first_mut().filter(|_| is_wanted);
+        let example = first.and_then(|model| example::find(model, EXAMPLE_TIME));
         let batching = BatchingConfig {
             max_request_rows: config
                 .max_request_rows
@@ -338,6 +341,7 @@ impl Loader {
             merging_reason,
             metadata,
             operators: opened.operators(),
+            example,
             declared: opened.metadata,
             scheduler,
             device,

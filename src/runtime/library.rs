@@ -116,6 +116,14 @@ impl Library {
         Ok(library)
     }
 
+    /// The version of the library that [`Self::load`] would load, without loading it; none if there is none.
+    #[must_use]
+    pub fn version_of_file(path: Option<&Path>) -> Option<String> {
+        let path = path.map(Path::to_owned).or_else(|| search().ok())?;
+        let name = path.canonicalize().ok()?;
+        named_version(&name)
+    }
+
     /// Whether runs hold memory that they have not needed for a while. To be asked several times a second.
     #[must_use]
     pub fn has_unneeded_memory(now: Instant) -> bool {
@@ -165,15 +173,15 @@ fn loaded_arenas() -> Option<Arc<Arenas>> {
 
 /// The version in the resolved file name (`libonnxruntime.so.1.31.1`), else the part of it that the interface states.
 fn version_of(path: &Path) -> String {
-    let from_name = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .and_then(|name| name.split_once(".so."));
-    match from_name {
-        Some((_, version)) => version.to_owned(),
-        None => ort::util::probe(path)
-            .map_or_else(|| "unknown".to_owned(), |minor| format!("1.{minor}")),
-    }
+    named_version(path).unwrap_or_else(|| {
+        ort::util::probe(path).map_or_else(|| "unknown".to_owned(), |minor| format!("1.{minor}"))
+    })
+}
+
+fn named_version(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    let (_, version) = name.split_once(".so.")?;
+    Some(version.to_owned())
 }
 
 /// The default places, in order: beside the executable (images), `../lib` of it (packages), the folder into which the

@@ -8,10 +8,11 @@ use crate::tensor::{DataType, element_count};
 /// JSON is written out for at most this many elements, which a person can read.
 const MAX_WRITTEN: usize = 64;
 
-/// A command that sends `example` to the model called `name` of the server at `address`.
+/// A command that sends `example` to the model called `name` of the server at `address`. `options` are further ones of
+/// curl's, with a space before each.
 #[must_use]
-pub(super) fn curl(example: &Example, address: &str, name: &str) -> String {
-    let url = format!("{address}/v1/models/{name}:predict");
+pub fn command(example: &Example, address: &str, name: &str, options: &str) -> String {
+    let url = format!("{address}/v1/models/{name}:predict{options}");
     let elements = |input: &ExampleInput| element_count(&input.shape).unwrap_or(usize::MAX);
     let all = example.inputs.iter().map(elements);
     if all.fold(0, usize::saturating_add) <= MAX_WRITTEN {
@@ -109,15 +110,15 @@ mod tests {
             ("s", DataType::Bytes, &[], Value::Half),
         ]);
         assert_eq!(
-            curl(&short, "h:1", "m"),
+            command(&short, "h:1", "m", ""),
             "curl h:1/v1/models/m:predict -H 'Content-Type: application/json' -d '{\"inputs\": {\"it'\\''s\": [[0.5,0.5]], \"b\": [true], \"s\": \"a\"}}'"
         );
         let zeros = example(&[("x", DataType::Fp64, &[1, 100], Value::Zero)]);
-        let text = curl(&zeros, "h:1", "m");
+        let text = command(&zeros, "h:1", "m", "");
         assert!(text.starts_with("head -c 800 /dev/zero | curl"), "{text}");
         assert!(text.contains("X-Tensor-Shape: 1,100"), "{text}");
         let ones = example(&[("x", DataType::Int64, &[1, 100], Value::One)]);
-        let text = curl(&ones, "h:1", "m");
+        let text = command(&ones, "h:1", "m", "");
         assert!(text.contains("f([1,100], 1)"), "{text}");
     }
 }
