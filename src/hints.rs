@@ -16,8 +16,16 @@ use crate::text_file;
 /// Models that get a command of their own; of a large repository the first ones will do.
 const MODELS: usize = 3;
 
+/// The most samples that are looked at.
+const MAX_SAMPLES: usize = 16;
+
 /// The most bytes of a sample.
 const MAX_SAMPLE: usize = 1 << 20;
+
+/// Whether anybody sees commands: they are for a terminal.
+pub(crate) fn are_shown() -> bool {
+    tracing::enabled!(target: HINTS, tracing::Level::INFO)
+}
 
 /// Prints commands for a server that has just become ready at `address` with the models at `path`.
 pub(crate) fn at_ready(address: SocketAddr, path: &Path, registry: &Registry, needs_key: bool) {
@@ -70,7 +78,7 @@ fn sample_beside(path: &Path, fits: impl Fn(&Map<String, Value>) -> bool) -> Opt
         .filter(|file| file.extension().is_some_and(|ending| ending == "json"))
         .collect();
     files.sort();
-    files.into_iter().find(|file| {
+    files.into_iter().take(MAX_SAMPLES).find(|file| {
         // A path that a shell would read otherwise is none to copy.
         let plain = |c: char| c.is_ascii_alphanumeric() || "/-_.".contains(c);
         let is_plain = file.to_str().is_some_and(|path| path.chars().all(plain));

@@ -25,6 +25,7 @@ pub mod server;
 pub mod shutdown;
 pub mod signals;
 pub mod tune;
+pub mod watchdog;
 
 // The edge.
 pub mod http;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -99,6 +99,7 @@ pub struct Registry {
     skipped: ArcSwap<SkippedList>,
     phase: AtomicU8,
     fault: AtomicU8,
+    stuck: AtomicBool,
     device: Arc<DeviceHealth>,
 }
 
@@ -120,6 +121,8 @@ pub enum Fault {
     InstanceHung,
     /// An instance ended.
     InstanceDead,
+    /// The threads of connections run nothing any more.
+    Stuck,
     /// The GPU cannot be used any more.
     DeviceLost,
 }
@@ -131,6 +134,7 @@ impl Fault {
         match self {
             Self::InstanceHung => "an instance hangs in an execution",
             Self::InstanceDead => "an instance has died",
+            Self::Stuck => "the threads of connections are stuck",
             Self::DeviceLost => "the GPU is lost",
         }
     }
@@ -139,7 +143,7 @@ impl Fault {
     #[must_use]
     pub fn code(self) -> &'static str {
         match self {
-            Self::InstanceHung | Self::InstanceDead => "not_ready",
+            Self::InstanceHung | Self::InstanceDead | Self::Stuck => "not_ready",
             Self::DeviceLost => "device_lost",
         }
     }
@@ -251,8 +255,13 @@ impl Registry {
         match self.fault.load(Ordering::Acquire) {
             1 => Some(Fault::InstanceHung),
             2 => Some(Fault::InstanceDead),
-            _ => None,
+            _ => self.stuck.load(Ordering::Acquire).then_some(Fault::Stuck),
         }
+    }
+
+    /// Says whether the threads of connections are stuck, as far as the watchdog sees.
+    pub fn set_stuck(&self, stuck: bool) {
+        self.stuck.store(stuck, Ordering::Release);
     }
 
     /// Whether predictions are answered.

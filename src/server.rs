@@ -30,21 +30,15 @@ use crate::process;
 use crate::registry::{Registry, ServedModel};
 use crate::reload::{Files, Looked, ReloadConfig, Reloader};
 use crate::runtime::device_health::DeviceHealth;
-use crate::runtime::library::Library;
 use crate::runtime::session::RunMemory;
 use crate::shutdown::{self, DrainConfig};
 use crate::signals::{Signals, Stop};
 use crate::telemetry::collector::Endpoint;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::panics;
-use crate::telemetry::supervision::{self, Restarts};
+use crate::telemetry::supervision;
 use crate::telemetry::traces::Tracer;
-
-/// How often instances are looked at for runs that nobody waits for.
-const CHECK_INTERVAL: Duration = Duration::from_millis(250);
-
-/// How often freed memory between allocations is given back, if there is much of it.
-const TRIM_INTERVAL: Duration = Duration::from_secs(3);
+use crate::watchdog::Watchdog;
 
 /// Everything that the layers need to know, each in its own struct.
 #[derive(Debug, Clone, PartialEq)]
@@ -93,6 +87,11 @@ pub enum StartError {
         "loading the models panicked, which is a defect of this server; the line 'panic' of the log says where: please report it"
     )]
     Panicked,
+    /// The accept loop panicked, which is a defect.
+    #[error(
+        "no connection is accepted any more, which is a defect of this server; the line 'panic' of the log says where: please report it"
+    )]
+    NotAccepting,
     /// The metrics could not be registered, which is a defect.
     #[error("the metrics could not be registered: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -141,7 +140,7 @@ fn for_another_runtime(
 /// Serves on `listeners` until a signal comes, and drains.
 ///
 /// # Errors
-/// When the models cannot be served. A stop, forced or not, is no error.
+/// When the models cannot be served, or no connection is accepted any more. A stop, forced or not, is no error.
 pub async fn run(
     config: Config,
     listeners: Listeners,
@@ -161,7 +160,7 @@ pub async fn run(
         tracing::warn!(
             asked = config.max_inflight_bytes,
             bytes = run_memory.usual,
-            "--max-inflight-bytes is lowered to a quarter of the memory that there is"
+            "--max-inflight-bytes (MAX_INFLIGHT_BYTES) is lowered to a quarter of the memory that there is"
         );
     }
     let budget = MemoryBudget::new(run_memory.usual);
@@ -185,7 +184,7 @@ pub async fn run(
         )
     });
     let admin = admin.transpose().map_err(no_thread)?;
-    let serving = tokio::spawn(accept::serve(
+    let mut serving = tokio::spawn(accept::serve(
         listeners.main,
         http::site(app),
         listening,
@@ -198,23 +197,26 @@ pub async fn run(
         "listening"
     );
 
-    let checking = tokio::spawn(keep_checking(Arc::clone(&registry)));
+    let runtime = tokio::runtime::Handle::current();
+    let watchdog = Watchdog::start(Arc::clone(&registry), &runtime).map_err(no_thread)?;
     let (stop, reloader) = tokio::select! {
         stop = signals.stop.next() => (stop, None),
+        _ = &mut serving => return Err(StartError::NotAccepting),
         loaded = load_models(&config, run_memory, &metrics, &device) => {
             let reloader = publish(loaded?, &config, &registry, metrics)?;
             tracing::info!(seconds = started.elapsed().as_secs_f64(), "ready");
-            if let Some(address) = address {
-                hints::at_ready(
-                    address,
-                    &config.models.path,
-                    &registry,
-                    config.http.api_keys.is_some(),
-                );
+            if let Some(address) = address.filter(|_| hints::are_shown()) {
+                let (path, registry) = (config.models.path.clone(), Arc::clone(&registry));
+                let needs_key = config.http.api_keys.is_some();
+                // Samples are looked for on the disk.
+                tokio::task::spawn_blocking(move || {
+                    hints::at_ready(address, &path, &registry, needs_key);
+                });
             }
             let stop = loop {
                 tokio::select! {
                     stop = signals.stop.next() => break stop,
+                    _ = &mut serving => return Err(StartError::NotAccepting),
                     () = signals.reload.next() => reloader.reload(),
                 }
             };
@@ -225,7 +227,7 @@ pub async fn run(
     // A second Ctrl-C is meant; a second SIGTERM is often just sent to a process group and to us as well.
     let hurry = async { while signals.stop.next().await != Stop::Interrupt {} };
     shutdown::drain(&registry, &drain, serving, config.drain, stop, hurry).await;
-    checking.abort();
+    tokio::task::block_in_place(|| drop(watchdog));
     if let Some(reloader) = reloader {
         // ONNX Runtime must not be cut off while it loads something.
         tokio::task::block_in_place(|| reloader.join(end));
@@ -265,34 +267,6 @@ fn with_room<L>(
         );
     }
     (fitting, admin)
-}
-
-/// Looks at the instances and the memory, until it is dropped.
-async fn keep_checking(registry: Arc<Registry>) {
-    let mut restarts = Restarts::of("watchdog");
-    let mut interval = tokio::time::interval(CHECK_INTERVAL);
-    let mut trimmed = Instant::now();
-    loop {
-        interval.tick().await;
-        let checked = supervision::guard(|| {
-            #[cfg(feature = "testkit")]
-            crate::testkit::panic_at("watchdog");
-            registry.check(Instant::now());
-        });
-        if checked.is_some() {
-            restarts.succeeded();
-        } else {
-            tokio::time::sleep(restarts.panicked()).await;
-        }
-        if trimmed.elapsed() >= TRIM_INTERVAL {
-            trimmed = Instant::now();
-            tokio::task::spawn_blocking(process::trim);
-        }
-        if Library::has_unneeded_memory(Instant::now()) {
-            // To give much back takes a while.
-            tokio::task::spawn_blocking(Library::give_back_memory);
-        }
-    }
 }
 
 /// What was loaded before the server is ready.

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::{PATIENCE, Request, Server, fixture};
+use support::{Client, PATIENCE, Request, Server, fixture};
 
 const BODY: &str = r#"{"inputs": [[1, 2, 3, 4]]}"#;
 
@@ -339,7 +339,7 @@ fn work_in_the_background_goes_on_after_a_panic_which_is_logged_and_counted() {
         "http://127.0.0.1:9",
     ]);
     for (place, thread) in [
-        ("watchdog", "http"),
+        ("watchdog", "watchdog"),
         ("reload", "reload"),
         ("exporter", "OpenTelemetry.Traces.BatchProcessor"),
         ("log", "log"),
@@ -402,6 +402,38 @@ fn a_model_whose_loading_panics_is_refused_and_the_one_before_serves_on() {
     until("it is loaded again", || {
         server.metric("ml_model_reload_blocked", &[]) == Some(0.0)
     });
+}
+
+#[test]
+fn a_server_that_accepts_nothing_any_more_ends_so_that_it_is_started_anew() {
+    let faults = Faults::new();
+    let server = faults.serve(&["--model", &fixture("addone")]);
+    faults.set("panic accept\n");
+    // Whether it gets an answer does not matter.
+    drop(server.connect());
+    let ended = |line: &Value| line["message"] == "panic" && line["thread"] == "http";
+    assert!(server.log.wait_for(ended).is_some());
+    assert_eq!(server.wait().code(), Some(1));
+}
+
+/// The fault stands for threads that hang in native code, which no test can bring about by itself.
+#[test]
+fn a_server_whose_connections_are_stuck_says_so_on_the_admin_port_and_what_cures_it() {
+    let faults = Faults::new();
+    let server = faults.serve(&["--model", &fixture("addone"), "--admin-port", "0"]);
+    let health = || {
+        let mut client = Client::connect(server.admin.unwrap()).unwrap();
+        client.send(&Request::new("GET", "/health")).unwrap()
+    };
+    assert_eq!(health().status, 200);
+    faults.set("panic beat\n");
+    until("it is unhealthy", || health().status == 503);
+    assert_eq!(
+        health().json()["error"],
+        "the threads of connections are stuck"
+    );
+    let told = |line: &Value| line["message"] == "the threads of connections are stuck";
+    assert!(server.log.wait_for(told).is_some());
 }
 
 #[test]

@@ -52,6 +52,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "server",
         &[
             "admin",
+            "watchdog",
             "testkit",
             "container",
             "process",
@@ -73,6 +74,10 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("admin", &["http", "telemetry"]),
+    (
+        "watchdog",
+        &["testkit", "process", "registry", "runtime", "telemetry"],
+    ),
     ("shutdown", &["signals", "http", "registry"]),
     ("signals", &[]),
     ("process", &["runtime"]),

@@ -60,8 +60,8 @@ pub struct ListenerConfig {
 }
 
 /// File descriptors that the process has for everything but connections: libraries, models while they are read, a GPU's
-/// devices, epoll, and the log.
-const OWN_DESCRIPTORS: usize = 128;
+/// devices, epoll, the log, and the second descriptors of half-closed connections.
+const OWN_DESCRIPTORS: usize = 192;
 
 impl ListenerConfig {
     /// The same with no more connections than fit beside everything else into a table of so many file descriptors, of
@@ -121,6 +121,8 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, _)) => {
+                #[cfg(feature = "testkit")]
+                crate::testkit::panic_at("accept");
                 let place = tokio::select! {
                     biased;
                     () = &mut stopping => None,
@@ -239,8 +241,8 @@ mod tests {
         };
         for (descriptors, others, expected) in [
             (1 << 20, 0, (4096, 256)),
-            (4096, 0, (4096 - 128 - 256, 256)),
-            (1024, 64, (1024 - 128 - 64 - 128, 128)),
+            (4096, 0, (4096 - 192 - 256, 256)),
+            (1024, 64, (1024 - 192 - 64 - 128, 128)),
             (96, 0, (48 - 12, 12)),
             (8, 0, (3, 1)),
             (0, 0, (1, 1)),

@@ -52,7 +52,7 @@ const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-m
 /// Where the time went.
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
-/// `POST /predict`, `/invocations` and Vertex AI's route: the only model.
+/// `POST /predict`, `/invocations` and Vertex AI's route: the default model.
 pub(super) async fn predict(State(app): State<Arc<App>>, request: Request) -> Response {
     let model = match model_or_reason(&app, None) {
         Ok(model) => model,
@@ -174,7 +174,9 @@ async fn run(
     if let Some(fault) = app.registry.fault() {
         return Err(match fault {
             Fault::DeviceLost => ApiError::DeviceLost,
-            Fault::InstanceHung | Fault::InstanceDead => ApiError::NotReady(fault.reason()),
+            Fault::InstanceHung | Fault::InstanceDead | Fault::Stuck => {
+                ApiError::NotReady(fault.reason())
+            }
         });
     }
     let (head, body) = request.into_parts();

@@ -9,6 +9,13 @@ use std::pin::Pin;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+
+/// Second descriptors at once, so that they never fill the table of file descriptors. A reset beyond is noticed when the
+/// answer is written.
+const MOST_WATCHED: usize = 64;
+
+static WATCHED: Semaphore = Semaphore::const_new(MOST_WATCHED);
 
 /// Ends when the peer resets its connection.
 pub(super) type Reset = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -34,9 +41,11 @@ impl Transport for TcpStream {
     fn reset(&self) -> Option<Reset> {
         // After the end of what the peer sends, the socket counts as readable for good, and nothing wakes a reader any
         // more. A second descriptor of the same socket can wait for its error alone.
+        let permit = WATCHED.try_acquire().ok()?;
         let second = SockRef::from(self).try_clone().ok()?;
         let second = TcpStream::from_std(second.into()).ok()?;
         Some(Box::pin(async move {
+            let _held = permit;
             let _ = second.ready(Interest::ERROR).await;
         }))
     }
