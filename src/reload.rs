@@ -76,7 +76,7 @@ impl Reloader {
     pub fn start(
         config: ReloadConfig,
         loaded: BTreeMap<String, Files>,
-        looked: Looked,
+        notices: Notices,
     ) -> std::io::Result<Self> {
         let (requests, requested) = mpsc::channel();
         let (ending, ended) = mpsc::channel();
@@ -89,7 +89,7 @@ impl Reloader {
                 problem: None,
                 retired: Vec::new(),
                 refused: BTreeSet::new(),
-                looked,
+                notices,
             };
             let wait = |pause| {
                 thread::park_timeout(pause);
@@ -152,50 +152,53 @@ impl Files {
 /// A model that serves now, what is to be said of it, and what the one before was.
 type Replaced = (Arc<ServedModel>, LoadReport, Option<Arc<ModelMetadata>>);
 
-/// What was seen of the repository besides the models, and what of it was told.
-pub struct Looked {
+/// What the log and `/ready` are told of a repository besides its models: what is skipped, and which model is the default
+/// one.
+pub struct Notices {
     default: DefaultModel,
     /// What was skipped at the last look.
-    last: SkippedList,
-    told: Vec<Skipped>,
+    skipped: SkippedList,
+    /// What of it is in the log.
+    logged: Vec<Skipped>,
 }
 
-impl Looked {
-    /// What was `found` when the server started, whose models are served; told in the log, and by `registry`.
+impl Notices {
+    /// What was `found` when the server started, whose models are served; told by the log and by `registry`.
     #[must_use]
     pub fn at_start(registry: &Registry, default: DefaultModel, found: &Found) -> Self {
-        let mut looked = Self {
+        let mut notices = Self {
             default,
-            last: SkippedList::default(),
-            told: Vec::new(),
+            skipped: SkippedList::default(),
+            logged: Vec::new(),
         };
-        looked.see(registry, &found.skipped, true);
-        looked.choose_default(registry, &found.sources);
-        looked
+        notices.see(registry, &found.skipped, true);
+        notices.choose_default(registry, &found.sources);
+        notices
     }
 
     /// Takes note of what is `skipped`, and tells what is new: at once if somebody asked, else if it was there at the
     /// last look too, because a folder may be filled just now.
     fn see(&mut self, registry: &Registry, skipped: &SkippedList, asked: bool) {
-        self.told.retain(|told| skipped.named().contains(told));
+        self.logged
+            .retain(|logged| skipped.named().contains(logged));
         for entry in skipped.named() {
-            let settled = asked || self.last.named().contains(entry);
-            if settled && !self.told.contains(entry) {
+            let settled = asked || self.skipped.named().contains(entry);
+            if settled && !self.logged.contains(entry) {
                 tracing::warn!(
                     path = entry.path,
                     reason = entry.reason,
                     "something in the repository is not served"
                 );
-                self.told.push(entry.clone());
+                self.logged.push(entry.clone());
             }
         }
-        if skipped.more() > 0 && self.last.more() == 0 {
+        if skipped.more() > 0 && self.skipped.more() == 0 {
             tracing::warn!(
                 more = skipped.more(),
                 "more in the repository is not served than is named"
             );
         }
-        self.last = skipped.clone();
+        self.skipped = skipped.clone();
         registry.set_skipped(skipped.clone());
     }
 
@@ -235,7 +238,7 @@ struct Worker {
     retired: Vec<Retired>,
     /// Models whose files were refused when they were last tried.
     refused: BTreeSet<String>,
-    looked: Looked,
+    notices: Notices,
 }
 
 impl Worker {
@@ -297,9 +300,9 @@ impl Worker {
             }
         };
         self.problem = None;
-        self.looked.see(&self.config.registry, &skipped, all);
+        self.notices.see(&self.config.registry, &skipped, all);
         self.load_changed(&sources, all);
-        self.looked.choose_default(&self.config.registry, &sources);
+        self.notices.choose_default(&self.config.registry, &sources);
     }
 
     /// Loads those of `sources` that have changed, or all of them, and lets go what is gone.
@@ -379,7 +382,7 @@ impl Worker {
             Ok(replaced) => {
                 self.refused.remove(&source.name);
                 if let Some(old) = renamed {
-                    self.looked.default.rename(old, &source.name);
+                    self.notices.default.rename(old, &source.name);
                     self.tried.remove(old);
                     self.changing.remove(old);
                 }

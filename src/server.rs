@@ -28,7 +28,7 @@ use crate::model::default::DefaultModel;
 use crate::model::repository::Found;
 use crate::process;
 use crate::registry::{Registry, ServedModel};
-use crate::reload::{Files, Looked, ReloadConfig, Reloader};
+use crate::reload::{Files, Notices, ReloadConfig, Reloader};
 use crate::runtime::device_health::DeviceHealth;
 use crate::runtime::session::RunMemory;
 use crate::shutdown::{self, DrainConfig};
@@ -356,7 +356,7 @@ fn publish(
         metrics.set_model_info(Some(&model.info), None);
         registry.publish(&Arc::new(model));
     }
-    let looked = Looked::at_start(registry, loaded.default, &loaded.found);
+    let notices = Notices::at_start(registry, loaded.default, &loaded.found);
     registry.become_ready();
     let reload = ReloadConfig {
         loader: loaded.loader,
@@ -366,7 +366,7 @@ fn publish(
         // From a request's head to its body, and from there to its answer.
         grace: config.http.body_timeout + config.http.request_timeout,
     };
-    Reloader::start(reload, loaded.files, looked).map_err(no_thread)
+    Reloader::start(reload, loaded.files, notices).map_err(no_thread)
 }
 
 fn no_listener(source: std::io::Error) -> StartError {

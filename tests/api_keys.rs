@@ -37,6 +37,22 @@ fn serve() -> (Server, tempfile::NamedTempFile) {
 }
 
 #[test]
+fn on_the_path_of_a_probe_predictions_need_a_key_and_the_probe_needs_none() {
+    let file = key_file("key-of-the-shop\n");
+    let environment = [
+        ("API_KEY_FILE", file.path().to_str().unwrap()),
+        ("AIP_HEALTH_ROUTE", "/vertex"),
+        ("AIP_PREDICT_ROUTE", "/vertex"),
+    ];
+    let server = Server::start_with(&["--model", &fixture("addone")], &environment);
+    assert_eq!(server.get("/vertex").status, 200);
+    let request = Request::json("/vertex", BODY);
+    assert_eq!(server.request(&request).status, 401);
+    let allowed = request.header("Authorization", "Bearer key-of-the-shop");
+    assert_eq!(server.request(&allowed).status, 200);
+}
+
+#[test]
 fn predictions_need_one_of_the_keys_on_every_route() {
     let (server, _file) = serve();
     for path in [

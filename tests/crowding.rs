@@ -209,12 +209,27 @@ fn probe(server: &Server, times: usize) -> Duration {
     slowest
 }
 
+/// Asks a hundred times, each of which has to be answered within a second: in one of three rounds, since a machine that
+/// does much else may stop for longer.
+fn assert_probes_are_quick(server: &Server) {
+    let mut rounds = Vec::new();
+    while rounds.len() < 3 {
+        let slowest = probe(server, 100);
+        rounds.push(slowest);
+        if slowest < Duration::from_secs(1) {
+            eprintln!("the slowest probe of each round: {rounds:?}");
+            return;
+        }
+    }
+    panic!("the slowest probe of each round: {rounds:?}");
+}
+
 #[test]
 fn a_hundred_of_a_hundred_probes_are_answered_however_places_are_held() {
     let server = crowded("addone", "64");
     let held: Vec<Client> = (0..600).filter_map(|kind| hold(&server, kind)).collect();
-    let slowest = probe(&server, 100);
-    eprintln!("held by {} clients: {slowest:?} at most", held.len());
+    assert!(held.len() > 64, "{} clients", held.len());
+    assert_probes_are_quick(&server);
 }
 
 #[test]
@@ -240,10 +255,10 @@ fn a_hundred_of_a_hundred_probes_are_answered_while_places_are_fought_for() {
         while opened.load(Ordering::Relaxed) < 300 {
             std::thread::yield_now();
         }
-        let probed = std::panic::catch_unwind(|| probe(&server, 100));
+        let probed = std::panic::catch_unwind(|| assert_probes_are_quick(&server));
         done.store(true, Ordering::Relaxed);
-        let opened = opened.load(Ordering::Relaxed);
-        eprintln!("beside {opened} others: {:?} at most", probed.unwrap());
+        eprintln!("beside {} others", opened.load(Ordering::Relaxed));
+        probed.unwrap();
     });
 }
 

@@ -350,6 +350,43 @@ fn platforms_find_their_own_names_for_the_routes() {
 }
 
 #[test]
+fn platforms_may_ask_for_routes_under_the_models_and_for_one_path_twice() {
+    let model = support::fixture("addone");
+    let body = json!({"instances": [[1, 2, 3, 4]]}).to_string();
+    let expected = json!([[2.0, 3.0, 4.0, 5.0]]);
+    for (health, predict) in [
+        ("/v1/models/addone", "/v1/models/addone:predict"),
+        ("/v1/models/digits", "/v1/models/digits"),
+        ("/vertex", "/vertex"),
+    ] {
+        let environment = [
+            ("AIP_HEALTH_ROUTE", health),
+            ("AIP_PREDICT_ROUTE", predict),
+            ("MODEL_PATH", &model),
+        ];
+        let server = Server::start_with(&[], &environment);
+        assert_eq!(server.get(health).json()["ready"], json!(true), "{health}");
+        for path in [predict, "/predict", "/v1/models/addone:predict"] {
+            let answer = server.request(&Request::json(path, body.clone()));
+            assert_eq!(answer.json()["predictions"], expected, "{path}");
+        }
+    }
+}
+
+#[test]
+fn a_platform_s_route_that_names_a_model_is_the_route_of_that_model() {
+    let model = support::fixture("addone");
+    let environment = [
+        ("AIP_PREDICT_ROUTE", "/v1/models/other:predict"),
+        ("MODEL_PATH", &model),
+    ];
+    let server = Server::start_with(&[], &environment);
+    let body = json!({"instances": [[1, 2, 3, 4]]}).to_string();
+    let answer = server.request(&Request::json("/v1/models/other:predict", body));
+    assert_eq!(answer.status, 404, "it is not the default model");
+}
+
+#[test]
 fn requests_hold_no_more_memory_than_they_may_and_give_it_back() {
     let server = Server::fixture(
         "addone",

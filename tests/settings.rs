@@ -389,8 +389,8 @@ const WRONG: &[Wrong] = &[
     ),
     variables(
         "",
-        &[("AIP_HEALTH_ROUTE", "/a"), ("AIP_PREDICT_ROUTE", "/a")],
-        "the variable AIP_PREDICT_ROUTE: '/a' is AIP_HEALTH_ROUTE as well; give them two routes, for example /ready and /predict",
+        &[("AIP_HEALTH_ROUTE", "/v1/models/a:predict")],
+        "the variable AIP_HEALTH_ROUTE: '/v1/models/a:predict' is the route /v1/models/{model}:predict already, for predictions; choose another one, for example /v1/ready",
     ),
     variables(
         "inspect a.onnx",

@@ -16,7 +16,7 @@ use super::output_sizes::OutputSizes;
 use super::parts::{self, InParts, PartRule, Stop};
 use super::queue::{Pending, RequestQueue};
 use super::request::{InferenceRequest, InferenceResponse, OutputRows, ScheduleError, Timings};
-use super::told::Told;
+use super::request_list::RequestList;
 use crate::model::ModelMetadata;
 use crate::runtime::buckets::Buckets;
 use crate::runtime::device_health::DeviceHealth;
@@ -177,15 +177,15 @@ impl Instance {
             }
             // They are answered by the time that the run is known to have been long.
             let of_large = large.iter().map(|large| &large.pending);
-            let told = Told::of(members.iter().flatten().chain(of_large));
+            let requests = RequestList::of(members.iter().flatten().chain(of_large));
             let started = Instant::now();
             large = self.take_turns(members, large, &mut buffers);
             let elapsed = started.elapsed();
             if elapsed > LONG_RUN {
                 was_long = true;
                 tracing::warn!(
-                    request_id = told.request_ids(),
-                    trace_id = told.trace_ids(),
+                    request_id = requests.request_ids(),
+                    trace_id = requests.trace_ids(),
                     model = self.model.metadata().name,
                     milliseconds = elapsed.as_secs_f64() * 1e3,
                     "a run took far longer than those that were tried; set --instances if that is not rare"
@@ -439,10 +439,10 @@ impl Instance {
         if matches!(error, RuntimeError::Interrupted) {
             return;
         }
-        let told = Told::of(members);
+        let requests = RequestList::of(members);
         tracing::warn!(
-            request_id = told.request_ids(),
-            trace_id = told.trace_ids(),
+            request_id = requests.request_ids(),
+            trace_id = requests.trace_ids(),
             model = self.model.metadata().name,
             rows,
             %error,

@@ -15,6 +15,7 @@ mod parts;
 pub mod policy;
 pub mod queue;
 mod request;
+mod request_list;
 mod run_times;
 #[cfg(test)]
 mod simulation;
@@ -22,7 +23,6 @@ mod simulation;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
-mod told;
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;

@@ -50,7 +50,8 @@ impl Platform<'_> {
         })
     }
 
-    /// The routes that Vertex AI names, neither of which takes the place of a route that means something else.
+    /// The routes that Vertex AI names, neither of which takes the place of a route that means something else. They may be
+    /// one path, since one is read and the other posted to.
     pub(super) fn routes(&self) -> Result<Routes, SettingError> {
         const HEALTH: &str = "AIP_HEALTH_ROUTE";
         const PREDICT: &str = "AIP_PREDICT_ROUTE";
@@ -59,16 +60,6 @@ impl Platform<'_> {
             predict: self.route(PREDICT, Purpose::Predict, "/v1/predict")?,
             warnings: Vec::new(),
         };
-        if let (Some(health), Some(predict)) = (&routes.health, &routes.predict)
-            && health == predict
-        {
-            return Err(SettingError {
-                setting: Setting::Variable(PREDICT),
-                reason: format!(
-                    "'{predict}' is {HEALTH} as well; give them two routes, for example /ready and /predict"
-                ),
-            });
-        }
         if let Some(route) = &routes.health
             && http::purpose(route).is_some_and(|(_, purpose)| purpose == Purpose::Live)
         {
@@ -99,6 +90,8 @@ impl Platform<'_> {
         }
         match http::purpose(&route) {
             None => Ok(Some(route)),
+            // It is there already, and stays what it is: the route of the model that it names.
+            Some((_, Purpose::PredictNamed)) if purpose == Purpose::Predict => Ok(None),
             Some((_, other)) if other == purpose => Ok(Some(route)),
             Some((_, Purpose::Live)) if purpose == Purpose::Ready => Ok(Some(route)),
             Some((pattern, other)) => Err(wrong(format!(
@@ -295,20 +288,14 @@ mod tests {
                 "/v2/models/m",
                 "is the route /v2/models/{model} already",
             ),
-            (
-                "",
-                "/v1/models/m:predict",
-                "is the route /v1/models/{model}:predict already",
-            ),
             ("/predict", "", "is the route /predict already"),
             ("/invocations", "", "is the route /invocations already"),
             ("/metrics", "", "is the route /metrics already"),
             (
-                "/v1/models/m",
+                "/v1/models/m:predict",
                 "",
                 "is the route /v1/models/{model}:predict already",
             ),
-            ("/same", "/same", "is AIP_HEALTH_ROUTE as well"),
             ("/", "", "not a plain route"),
             ("", "predict", "not a plain route"),
         ] {
@@ -322,11 +309,13 @@ mod tests {
     }
 
     #[test]
-    fn routes_that_mean_the_same_may_be_the_same() {
+    fn routes_that_can_be_served_are_taken() {
         for (health, predict) in [
             ("/ready", "/predict"),
             ("/ping", "/invocations"),
             ("/v1/endpoints/1/health", "/v1/endpoints/1:predict"),
+            ("/v1/models/m", "/v1/models/m"),
+            ("/same", "/same"),
             ("", ""),
         ] {
             let routes = with(
@@ -341,6 +330,14 @@ mod tests {
             };
             assert_eq!(routes, Ok(expected));
         }
+        // The route is there without being asked for, and is the one of the model that it names.
+        let named = [
+            ("AIP_HEALTH_ROUTE", "/v1/models/m"),
+            ("AIP_PREDICT_ROUTE", "/v1/models/m:predict"),
+        ];
+        let routes = with(&named, |it| it.routes()).unwrap();
+        assert_eq!(routes.health.as_deref(), Some("/v1/models/m"));
+        assert_eq!(routes.predict, None);
         // Many examples of Vertex AI ask for it, so it is taken, and what is wrong with it is told.
         let routes = with(&[("AIP_HEALTH_ROUTE", "/health")], |it| it.routes()).unwrap();
         assert_eq!(routes.health.as_deref(), Some("/health"));

@@ -126,10 +126,11 @@ where
         refused.tell(&app);
         return Response::default();
     }
+    let reads = super::reads(request.method());
     let method = method_name(request.method());
     let route = Route(route);
     // Probes and scrapes come every few seconds from everywhere and say nothing when all is well.
-    let quiet = app.quiet_routes.iter().any(|quiet| quiet == route.name());
+    let quiet = reads && app.quiet_routes.iter().any(|quiet| quiet == route.name());
     let trace = (!quiet).then(|| start_trace(&app, request.headers(), method, route.name()));
     let place = trace.as_ref().and_then(RequestTrace::ids);
     let arrival = Arrival {

@@ -80,7 +80,7 @@ pub struct App {
     pub tracer: Tracer,
     /// How the server stops.
     drain: Drain,
-    /// Probes and metrics: they ask for no key, and their successes are not worth a line in the log.
+    /// Probes and metrics: to read them asks for no key, and successes are not worth a line in the log.
     quiet_routes: Vec<String>,
 }
 
@@ -129,6 +129,14 @@ pub enum Purpose {
 }
 
 impl Purpose {
+    /// The method by which it is asked for. Routes of two methods can share a path.
+    fn method(self) -> Method {
+        match self {
+            Self::Predict | Self::PredictNamed => Method::POST,
+            Self::Metadata | Self::Live | Self::Ready | Self::Metrics => Method::GET,
+        }
+    }
+
     /// As messages call it.
     #[must_use]
     pub fn words(self) -> &'static str {
@@ -164,7 +172,8 @@ fn routes() -> [(&'static str, Purpose, MethodRouter<Arc<App>>); 8] {
     ]
 }
 
-/// The fixed route that answers `path` already, as people write it, and what it is for.
+/// The fixed route that answers `path` already, as people write it, and what it is for. A path that a pattern takes only
+/// to say that there is no such route is free.
 #[must_use]
 pub fn purpose(path: &str) -> Option<(String, Purpose)> {
     let answers = |pattern: &str| {
@@ -179,7 +188,9 @@ pub fn purpose(path: &str) -> Option<(String, Purpose)> {
         }
     };
     let mut routes = routes().into_iter();
-    let (pattern, purpose, _) = routes.find(|(pattern, ..)| answers(pattern))?;
+    let (pattern, purpose, _) = routes.find(|(pattern, purpose, _)| {
+        answers(pattern) && (*purpose != Purpose::PredictNamed || path.ends_with(":predict"))
+    })?;
     Some((pattern.replace("{call}", "{model}:predict"), purpose))
 }
 
@@ -209,10 +220,8 @@ pub fn admin_site(app: &App) -> Site {
     );
     let app = Arc::new(app);
     let probes = health_routes(&app.config);
-    let fixed = routes().map(|(path, _, route)| (path.to_owned(), route));
-    let quiet: Vec<_> = fixed
-        .into_iter()
-        .filter(|(path, _)| app.quiet_routes.contains(path))
+    let quiet: Vec<_> = fixed_routes()
+        .filter(|(path, ..)| app.quiet_routes.contains(path))
         .collect();
     let missing = "no such route on the admin port, which has probes and metrics alone";
     Site {
@@ -221,42 +230,50 @@ pub fn admin_site(app: &App) -> Site {
     }
 }
 
+/// A path, what its route is for, and what answers it.
+type Route = (String, Purpose, MethodRouter<Arc<App>>);
+
+fn fixed_routes() -> impl Iterator<Item = Route> {
+    let routes = routes().into_iter();
+    routes.map(|(path, purpose, route)| (path.to_owned(), purpose, route))
+}
+
 /// The platform's names for readiness.
-fn health_routes(config: &HttpConfig) -> Vec<(String, MethodRouter<Arc<App>>)> {
+fn health_routes(config: &HttpConfig) -> Vec<Route> {
     let paths = config.health_routes.iter();
     paths
-        .map(|path| (path.clone(), get(health::ready)))
+        .map(|path| (path.clone(), Purpose::Ready, get(health::ready)))
         .collect()
 }
 
 /// Every route and layer of the server.
 fn router(app: Arc<App>) -> Router {
-    let fixed = routes().map(|(path, _, route)| (path.to_owned(), route));
     let health = health_routes(&app.config);
     let predict: Vec<_> = app
         .config
         .predict_routes
         .iter()
-        .map(|path| (path.clone(), post(predict::predict)))
+        .map(|path| (path.clone(), Purpose::Predict, post(predict::predict)))
         .collect();
     let missing = "no such route; predictions are POST /predict";
-    let all = fixed.into_iter().chain(health).chain(predict);
+    let all = fixed_routes().chain(health).chain(predict);
     assemble(app, all, missing)
 }
 
 /// The routes of `table`, what is `missing` besides, and what happens to every request.
 fn assemble(
     app: Arc<App>,
-    table: impl IntoIterator<Item = (String, MethodRouter<Arc<App>>)>,
+    table: impl IntoIterator<Item = Route>,
     missing: &'static str,
 ) -> Router {
     let mut router = Router::new();
-    let mut taken: Vec<String> = Vec::new();
-    for (path, methods) in table {
+    let mut taken: Vec<(String, Method)> = Vec::new();
+    for (path, purpose, methods) in table {
+        let route = (path, purpose.method());
         // A platform may ask for a route by the name that it has anyway.
-        if !taken.contains(&path) {
-            router = router.route(&path, methods);
-            taken.push(path);
+        if !taken.contains(&route) {
+            router = router.route(&route.0, methods);
+            taken.push(route);
         }
     }
     router
@@ -268,6 +285,11 @@ fn assemble(
             CatchPanicLayer::custom(|_| -> Response { ApiError::Internal.into_response() }),
         ))
         .with_state(app)
+}
+
+/// Whether `method` reads, as probes and scrapes do. The path of a probe may be one of predictions, too.
+fn reads(method: &Method) -> bool {
+    method == Method::GET || method == Method::HEAD
 }
 
 /// Rows as a histogram counts them.

@@ -63,7 +63,7 @@ pub(super) fn try_rows(
         });
     }
     let trusted = source.sidecar.batching.check == Some(false);
-    let flows = opened.flows();
+    let (flows, operators) = (opened.flows(), opened.operators());
     // Where nothing is to be merged, it is of use all the same to know whether requests have rows, which are counted.
     let most = if max_batch_size == 1 {
         3
@@ -71,9 +71,9 @@ pub(super) fn try_rows(
         max_batch_size.min(MOST_ROWS)
     };
     let tried = if trusted {
-        batch_check::probe(model, &flows)
+        batch_check::probe(model, &flows, &operators)
     } else {
-        batch_check::check(model, &flows, most, tf32)
+        batch_check::check(model, &flows, &operators, most, tf32)
     };
     let verdict = tried.map_err(|error| LoadError::BatchCheck {
         path: source.path.clone(),

@@ -48,6 +48,20 @@ impl Operators {
         Self(Arc::new(known))
     }
 
+    /// Those of nodes with these names and operators.
+    #[cfg(test)]
+    pub(crate) fn of_nodes(nodes: &[(&str, &str)]) -> Self {
+        let node = |(name, operator): &(&str, &str)| NodeProto {
+            name: (*name).to_owned(),
+            op_type: (*operator).to_owned(),
+            ..NodeProto::default()
+        };
+        Self::of(&GraphProto {
+            node: nodes.iter().map(node).collect(),
+            ..GraphProto::default()
+        })
+    }
+
     /// Whether the graph has the operator `name` of `domain`.
     #[must_use]
     pub fn has(&self, domain: &str, name: &str) -> bool {
@@ -121,21 +135,9 @@ fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
 mod tests {
     use super::*;
 
-    fn node(name: &str, operator: &str) -> NodeProto {
-        NodeProto {
-            name: name.to_owned(),
-            op_type: operator.to_owned(),
-            ..NodeProto::default()
-        }
-    }
-
     #[test]
     fn an_operator_is_told_by_the_model_s_own_names_only() {
-        let graph = GraphProto {
-            node: vec![node("/emb/Gather", "Gather"), node("", "MatMul")],
-            ..GraphProto::default()
-        };
-        let operators = Operators::of(&graph);
+        let operators = Operators::of_nodes(&[("/emb/Gather", "Gather"), ("", "MatMul")]);
         let told = |text: &str| operators.named_in(text).map(|it| it.to_string());
         for (text, expected) in [
             (

@@ -87,7 +87,7 @@ pub struct Example {
     pub inputs: Vec<ExampleInput>,
 }
 
-/// Looks for a request that `model` takes, for at most about `time`; nothing if none was found.
+/// Looks for a request that `model` takes, for about `time` or one run, whichever is longer; nothing if none was found.
 #[must_use]
 pub fn find(model: &mut dyn Model, time: Duration) -> Option<Example> {
     let end = Instant::now() + time;
@@ -110,6 +110,7 @@ pub fn find(model: &mut dyn Model, time: Duration) -> Option<Example> {
                 largest: LARGEST,
             };
             for value in VALUES {
+                let began = Instant::now();
                 let fill = |_, datatype, elements| filled(datatype, value, elements);
                 match made_up::run(model, size, fill) {
                     Ok(Some(outputs)) if outputs.iter().all(is_finite) => {
@@ -128,13 +129,22 @@ pub fn find(model: &mut dyn Model, time: Duration) -> Option<Example> {
                     Ok(_) | Err(RuntimeError::Refused(_) | RuntimeError::OutOfMemory(_)) => {}
                     Err(_) => return None,
                 }
-                if Instant::now() > end {
+                if !is_time_for_another(
+                    began.elapsed(),
+                    end.saturating_duration_since(Instant::now()),
+                ) {
                     return None;
                 }
             }
         }
     }
     None
+}
+
+/// Whether another run is tried, when the last one took so long and so much time is `left`. Sizes grow, and a run is not
+/// stopped once it has begun, so that the next one has to have room to spare.
+fn is_time_for_another(last: Duration, left: Duration) -> bool {
+    !left.is_zero() && last <= left / 2
 }
 
 /// Whether JSON can express all elements.
@@ -193,3 +203,23 @@ macro_rules! filled_elements {
     };
 }
 for_each_plain_datatype!(filled_elements);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_run_is_begun_that_may_well_not_end_in_time() {
+        let seconds = Duration::from_secs;
+        for (last, left, another) in [
+            (0, 5, true),
+            (2, 5, true),
+            (3, 5, false),
+            (60, 5, false),
+            (0, 0, false),
+        ] {
+            let is_time = is_time_for_another(seconds(last), seconds(left));
+            assert_eq!(is_time, another, "{last} s of {left} s");
+        }
+    }
+}

@@ -16,7 +16,6 @@ mod load_fault;
 mod made_up;
 mod output;
 pub mod provider;
-pub mod refusal;
 pub mod session;
 pub mod tuning;
 pub mod warmup;

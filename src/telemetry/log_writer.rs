@@ -108,6 +108,7 @@ impl Shared {
     /// Writes lines to `output` until the guard is dropped and nothing waits.
     fn write_out(&self, mut output: impl Write) {
         let mut lines = Vec::new();
+        let mut mid_line = false;
         let mut told = dropped();
         loop {
             {
@@ -131,7 +132,8 @@ impl Shared {
                 }
             }
             // Should that panic, which an output of a test may, the lines are lost and the thread goes on.
-            let written = supervision::guard(|| write(&mut output, &lines)).unwrap_or(0);
+            let written =
+                supervision::guard(|| write(&mut output, &lines, &mut mid_line)).unwrap_or(0);
             let lost = lines.get(written..).unwrap_or_default();
             // The rest of a line is of no use to anybody.
             let lost = memchr::memchr_iter(b'\n', lost).count() as u64;
@@ -161,15 +163,32 @@ impl Shared {
     }
 }
 
-/// Writes `lines` to `output`; returns how many bytes it has taken. A reader that is gone has no use for an error.
-fn write(output: &mut impl Write, lines: &[u8]) -> usize {
+/// Writes `lines` to `output`; returns how many bytes of them it has taken. A reader that is gone has no use for an error.
+///
+/// `mid_line` is whether the output ends within a line, of which the rest was dropped. That line is ended first, so that
+/// the next one is readable.
+fn write(output: &mut impl Write, lines: &[u8], mid_line: &mut bool) -> usize {
     #[cfg(feature = "testkit")]
     crate::testkit::panic_at("log");
+    if *mid_line {
+        if take(output, b"\n") == 0 {
+            return 0;
+        }
+        *mid_line = false;
+    }
+    let written = take(output, lines);
+    let last = lines.get(..written).and_then(<[u8]>::last);
+    *mid_line = last.is_some_and(|last| *last != b'\n');
+    written
+}
+
+/// Writes as many of `bytes` as `output` takes; returns how many.
+fn take(output: &mut impl Write, bytes: &[u8]) -> usize {
     let mut written = 0;
-    while let Some(rest) = lines.get(written..).filter(|rest| !rest.is_empty()) {
+    while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
         match output.write(rest) {
             Ok(0) => break,
-            Ok(bytes) => written += bytes,
+            Ok(more) => written += more,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(_) => break,
         }
@@ -245,6 +264,47 @@ mod tests {
         drop(guard);
         let all: Vec<u8> = written.iter().flatten().collect();
         assert!(all == expected);
+    }
+
+    /// A pipe that does not block: it takes so many bytes, and no more until there is room again.
+    #[derive(Default)]
+    struct Pipe {
+        room: usize,
+        taken: Vec<u8>,
+    }
+
+    impl Write for Pipe {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let taken = self.room.min(bytes.len());
+            if taken == 0 {
+                return Err(ErrorKind::WouldBlock.into());
+            }
+            self.room -= taken;
+            self.taken.extend_from_slice(&bytes[..taken]);
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_of_which_the_rest_was_dropped_is_not_continued_by_another() {
+        let (mut pipe, mut mid_line) = (Pipe::default(), false);
+        pipe.room = 12;
+        assert_eq!(
+            write(&mut pipe, b"{\"a\":1}\n{\"b\":2}\n", &mut mid_line),
+            12
+        );
+        // It is full, and takes not even the end of the line.
+        assert_eq!(write(&mut pipe, b"{\"c\":3}\n", &mut mid_line), 0);
+        pipe.room = 100;
+        assert_eq!(write(&mut pipe, b"{\"d\":4}\n", &mut mid_line), 8);
+        assert_eq!(write(&mut pipe, b"{\"e\":5}\n", &mut mid_line), 8);
+        let text = String::from_utf8(pipe.taken).unwrap();
+        let expected = ["{\"a\":1}", "{\"b\"", "{\"d\":4}", "{\"e\":5}", ""];
+        assert_eq!(text.split('\n').collect::<Vec<_>>(), expected);
     }
 
     #[test]

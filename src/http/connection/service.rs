@@ -31,7 +31,7 @@ pub(super) struct WatchedService {
     pub(super) shared: Arc<Shared>,
     pub(super) drain: Drain,
     pub(super) place: Arc<Place>,
-    /// The paths that are answered on a reserve place, too.
+    /// The paths that may be read on a reserve place, too.
     pub(super) quiet_routes: Arc<[String]>,
 }
 
@@ -41,7 +41,8 @@ impl WatchedService {
         let path = request.uri().path();
         self.place.is_on_reserve()
             && !self.place.try_move()
-            && !self.quiet_routes.iter().any(|quiet| quiet == path)
+            && !(crate::http::reads(request.method())
+                && self.quiet_routes.iter().any(|quiet| quiet == path))
     }
 }
 

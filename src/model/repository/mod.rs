@@ -7,6 +7,7 @@ mod skipped;
 mod walk;
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -28,6 +29,14 @@ pub enum RepositoryError {
         path: PathBuf,
         /// What the operating system said.
         source: std::io::Error,
+    },
+    /// Something lies at the path, and the operating system does not give it out.
+    #[error("cannot read {source}; {fix}, or set --model (MODEL_PATH) to another file or folder")]
+    Unreadable {
+        /// What the operating system said, and of what.
+        source: std::io::Error,
+        /// What to do.
+        fix: &'static str,
     },
     /// A link lies at the path, and nothing where it leads.
     #[error("{path} is a link that leads nowhere (to {target}); {fix}, and set --model (MODEL_PATH) to the file itself", path = .path.display(), target = .target.display())]
@@ -163,11 +172,7 @@ pub fn scan(path: &Path, name: Option<&str>) -> Result<Found, RepositoryError> {
         });
     }
     let mut skipped = SkippedList::default();
-    let candidates =
-        walk::newest_versions(path, &mut skipped).map_err(|source| RepositoryError::Missing {
-            path: path.to_owned(),
-            source,
-        })?;
+    let candidates = walk::newest_versions(path, &mut skipped).map_err(unreadable)?;
     let (mut sources, mut faults) = (Vec::new(), Vec::new());
     for candidate in candidates {
         match source_of(candidate, &mut skipped) {
@@ -294,6 +299,13 @@ fn missing(path: &Path, source: std::io::Error) -> RepositoryError {
             fix,
         };
     }
+    let is_nowhere = matches!(
+        source.kind(),
+        ErrorKind::NotFound | ErrorKind::NotADirectory
+    ) || source.raw_os_error() == Some(walk::TOO_MANY_LINKS);
+    if !is_nowhere {
+        return unreadable(walk::at(path, &source));
+    }
     match fs::read_link(path) {
         Ok(target) => RepositoryError::BrokenLink {
             fix: if is_cached(path) {
@@ -309,6 +321,17 @@ fn missing(path: &Path, source: std::io::Error) -> RepositoryError {
             source,
         },
     }
+}
+
+/// What to say when the operating system fails with `source`, which says of what.
+fn unreadable(source: std::io::Error) -> RepositoryError {
+    let fix = match source.kind() {
+        ErrorKind::PermissionDenied => {
+            "let the user that this server runs as read it (chmod -R a+rX, or change its owner)"
+        }
+        _ => "check the disk or volume that it lies on",
+    };
+    RepositoryError::Unreadable { source, fix }
 }
 
 /// Whether `path` lies in a cache of Hugging Face's client, whose files are links.
@@ -465,6 +488,23 @@ mod tests {
                 .unwrap_or_else(|| panic!("{file}: {skipped:?}"))
                 .reason;
             assert!(reason.contains(part), "{file}: {reason}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_cannot_be_read_is_not_said_to_hold_no_model() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("models");
+        for (kind, part) in [
+            (ErrorKind::PermissionDenied, "chmod -R a+rX"),
+            (ErrorKind::StaleNetworkFileHandle, "disk or volume"),
+        ] {
+            let text = missing(&path, kind.into()).to_string();
+            assert!(
+                text.starts_with(&format!("cannot read {}: ", path.display())),
+                "{text}"
+            );
+            assert!(text.contains(part) && text.contains("--model"), "{text}");
         }
     }
 

@@ -15,7 +15,10 @@ use crate::model::is_name;
 const MODEL_FILE: &str = "model.onnx";
 
 /// What Linux says of a link that leads to itself.
-const TOO_MANY_LINKS: i32 = 40;
+pub(super) const TOO_MANY_LINKS: i32 = 40;
+
+/// Why something is not served that the operating system keeps from this process.
+const NOT_PERMITTED: &str = "must not be read by the user that this server runs as; grant it with chmod -R a+rX, or change its owner";
 
 /// Endings of texts that people and tools lay beside models.
 const TEXTS: [&str; 10] = [
@@ -48,6 +51,15 @@ enum Kind {
     /// Neither, with the reason why it cannot be served.
     Other(String),
     /// It went away while we looked.
+    Gone,
+}
+
+/// What is in a folder below the repository's own.
+enum Contents {
+    Entries(Vec<PathBuf>),
+    /// With the reason why they are not known.
+    Unreadable(String),
+    /// The folder went away while we looked.
     Gone,
 }
 
@@ -89,7 +101,15 @@ fn newest_version(
 ) -> std::io::Result<Option<(u64, PathBuf)>> {
     let mut versions: Vec<(u64, String, PathBuf)> = Vec::new();
     let mut inside = Vec::new();
-    for path in entries(folder)? {
+    let entries = match contents(folder)? {
+        Contents::Entries(entries) => entries,
+        Contents::Unreadable(reason) => {
+            skipped.push(name.to_owned(), reason);
+            return Ok(None);
+        }
+        Contents::Gone => return Ok(None),
+    };
+    for path in entries {
         let entry = name_of(&path);
         let shown = format!("{name}/{entry}");
         match kind(&path)? {
@@ -104,7 +124,7 @@ fn newest_version(
                     }
                     match model_in(&path)? {
                         Ok(model) => versions.push((number, entry, model)),
-                        Err(reason) => inside.push((shown, reason)),
+                        Err(reason) => inside.extend(reason.map(|reason| (shown, reason))),
                     }
                 }
             },
@@ -146,21 +166,29 @@ fn version(name: &str) -> Result<u64, String> {
     ))
 }
 
-/// The model in a version's `folder`, or why there is none.
-fn model_in(folder: &Path) -> std::io::Result<Result<PathBuf, String>> {
+/// The model in a version's `folder`, or why there is none: without a reason if the folder itself is gone.
+fn model_in(folder: &Path) -> std::io::Result<Result<PathBuf, Option<String>>> {
     let model = folder.join(MODEL_FILE);
     match kind(&model)? {
         Kind::File => return Ok(Ok(model)),
-        Kind::Folder => return Ok(Err(format!("its {MODEL_FILE} is a folder, not a file"))),
-        Kind::Other(reason) => return Ok(Err(format!("its {MODEL_FILE} {reason}"))),
+        Kind::Folder => {
+            let reason = format!("its {MODEL_FILE} is a folder, not a file");
+            return Ok(Err(Some(reason)));
+        }
+        Kind::Other(reason) => return Ok(Err(Some(format!("its {MODEL_FILE} {reason}")))),
         Kind::Gone => {}
     }
-    let models: Vec<String> = entries(folder)?
+    let entries = match contents(folder)? {
+        Contents::Entries(entries) => entries,
+        Contents::Unreadable(reason) => return Ok(Err(Some(reason))),
+        Contents::Gone => return Ok(Err(None)),
+    };
+    let models: Vec<String> = entries
         .iter()
         .filter(|path| has_ending(path, &["onnx"]))
         .map(|path| name_of(path))
         .collect();
-    Ok(Err(match models.as_slice() {
+    Ok(Err(Some(match models.as_slice() {
         [] => format!("holds no {MODEL_FILE}"),
         [one] => format!("holds no {MODEL_FILE}; rename {one} to {MODEL_FILE}"),
         [first, second, ..] => format!(
@@ -168,7 +196,7 @@ fn model_in(folder: &Path) -> std::io::Result<Result<PathBuf, String>> {
             models.len(),
             if models.len() > 2 { ", ..." } else { "" }
         ),
-    }))
+    })))
 }
 
 /// Why the file called `name`, at the top of a repository or in the folder of `model`, is not served; nothing if it is
@@ -201,9 +229,6 @@ fn stray_file(name: &str, path: &Path, model: Option<&str>) -> Option<String> {
 
 /// What lies at `path`. A file system that fails is an error, and no model that is gone.
 fn kind(path: &Path) -> std::io::Result<Kind> {
-    let failed = |error: std::io::Error| {
-        std::io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-    };
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => Ok(Kind::Folder),
         Ok(metadata) if metadata.is_file() => Ok(Kind::File),
@@ -222,16 +247,40 @@ fn kind(path: &Path) -> std::io::Result<Kind> {
                 ))
             }))
         }
-        Err(error) => Err(failed(error)),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            Ok(Kind::Other(NOT_PERMITTED.to_owned()))
+        }
+        Err(error) => Err(at(path, &error)),
     }
+}
+
+/// The entries of `folder`, which lies below the repository's own. One model that may not be read keeps no other from
+/// being served.
+fn contents(folder: &Path) -> std::io::Result<Contents> {
+    match entries(folder) {
+        Ok(entries) => Ok(Contents::Entries(entries)),
+        Err(error) => without_entries(error),
+    }
+}
+
+/// What is to be said of a folder below the repository's own that could not be listed because of `error`.
+fn without_entries(error: std::io::Error) -> std::io::Result<Contents> {
+    match error.kind() {
+        ErrorKind::PermissionDenied => Ok(Contents::Unreadable(NOT_PERMITTED.to_owned())),
+        ErrorKind::NotFound | ErrorKind::NotADirectory => Ok(Contents::Gone),
+        _ => Err(error),
+    }
+}
+
+/// `error` with where it happened.
+pub(super) fn at(path: &Path, error: &std::io::Error) -> std::io::Error {
+    std::io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 /// The entries of `folder` that are not known to be harmless by their names, in order.
 fn entries(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut entries = Vec::new();
-    let failed = |error: std::io::Error| {
-        std::io::Error::new(error.kind(), format!("{}: {error}", folder.display()))
-    };
+    let failed = |error: std::io::Error| at(folder, &error);
     for entry in fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         let name = path.file_name().unwrap_or_default();
@@ -255,4 +304,32 @@ fn has_ending(path: &Path, endings: &[&str]) -> bool {
             .iter()
             .any(|known| known.eq_ignore_ascii_case(ending))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_below_that_must_not_be_read_is_skipped_and_one_that_fails_is_an_error() {
+        let denied = without_entries(ErrorKind::PermissionDenied.into());
+        assert!(matches!(denied, Ok(Contents::Unreadable(reason)) if reason.contains("chmod")));
+        for kind in [ErrorKind::NotFound, ErrorKind::NotADirectory] {
+            assert!(matches!(without_entries(kind.into()), Ok(Contents::Gone)));
+        }
+        assert!(without_entries(ErrorKind::StaleNetworkFileHandle.into()).is_err());
+    }
+
+    #[test]
+    fn a_folder_that_is_removed_meanwhile_is_as_if_it_was_not_there() {
+        let root = tempfile::tempdir().unwrap();
+        let mut skipped = SkippedList::default();
+        let gone = newest_version(&root.path().join("gone"), "gone", &mut skipped);
+        assert!(matches!(gone, Ok(None)));
+        assert!(skipped.named().is_empty());
+        assert!(matches!(
+            model_in(&root.path().join("gone/1")),
+            Ok(Err(None))
+        ));
+    }
 }

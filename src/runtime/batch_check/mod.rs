@@ -35,9 +35,9 @@ use rows::{Kind, Row};
 
 use super::division::{DivisionPlan, OutputPlan, Size};
 use super::made_up::{self, LARGEST_INPUT};
-use super::refusal;
 use super::{BatchOutput, Model, RuntimeError};
 use crate::model::flow::Flow;
+use crate::model::operators::Operators;
 use crate::model::{Dim, ModelMetadata, TensorSpec};
 use crate::tensor::{Division, OutputTensor};
 
@@ -68,13 +68,15 @@ pub struct Verdict {
     pub tried: String,
 }
 
-/// Tries it with executions of up to `max_rows` rows; `flows` are what the outputs follow from by the graph.
+/// Tries it with executions of up to `max_rows` rows; `flows` are what the outputs follow from by the graph, whose
+/// `operators` are what a refusal is told by.
 ///
 /// # Errors
 /// When a run fails for another reason than that the model refuses the made-up rows.
 pub fn check(
     model: &mut dyn Model,
     flows: &[Flow],
+    operators: &Operators,
     max_rows: usize,
     tf32: bool,
 ) -> Result<Verdict, RuntimeError> {
@@ -85,21 +87,25 @@ pub fn check(
         tf32,
         largest: LARGEST_INPUT,
     };
-    Trial::new(model, flows, limits, &clock).run(false)
+    Trial::new(model, (flows, operators), limits, &clock).run(false)
 }
 
 /// Only finds out how the outputs are to be handed out: the user says that rows do not depend on each other.
 ///
 /// # Errors
 /// As [`check`].
-pub fn probe(model: &mut dyn Model, flows: &[Flow]) -> Result<Verdict, RuntimeError> {
+pub fn probe(
+    model: &mut dyn Model,
+    flows: &[Flow],
+    operators: &Operators,
+) -> Result<Verdict, RuntimeError> {
     let clock = || Duration::ZERO;
     let limits = Limits {
         max_rows: 2,
         tf32: false,
         largest: LARGEST_INPUT,
     };
-    Trial::new(model, flows, limits, &clock).run(true)
+    Trial::new(model, (flows, operators), limits, &clock).run(true)
 }
 
 /// How far a trial goes.
@@ -177,6 +183,7 @@ struct Trial<'a> {
     model: &'a mut dyn Model,
     metadata: std::sync::Arc<ModelMetadata>,
     flows: &'a [Flow],
+    operators: &'a Operators,
     limits: Limits,
     pace: Pace<'a>,
     /// The outputs of the first run.
@@ -193,7 +200,12 @@ struct Trial<'a> {
 }
 
 impl<'a> Trial<'a> {
-    fn new(model: &'a mut dyn Model, flows: &'a [Flow], limits: Limits, clock: Clock<'a>) -> Self {
+    fn new(
+        model: &'a mut dyn Model,
+        (flows, operators): (&'a [Flow], &'a Operators),
+        limits: Limits,
+        clock: Clock<'a>,
+    ) -> Self {
         let metadata = std::sync::Arc::clone(model.metadata());
         let unseen = |index| Axis {
             rows: true,
@@ -204,6 +216,7 @@ impl<'a> Trial<'a> {
             model,
             metadata,
             flows,
+            operators,
             limits,
             pace: Pace::new(clock),
             first: None,
@@ -561,7 +574,11 @@ impl<'a> Trial<'a> {
             Err(RuntimeError::Refused(text)) => {
                 let model = &self.metadata.name;
                 tracing::debug!(model, onnxruntime = text, "a trial was refused");
-                Err(Unusable::Refused(refusal::of_made_up(&text)).into())
+                let who = match self.operators.named_in(&text) {
+                    Some(operator) => format!("the model's {operator}"),
+                    None => "the model".to_owned(),
+                };
+                Err(Unusable::Refused(format!("{who} refuses made-up values")).into())
             }
             Err(error) => Err(Stop::Failed(error)),
         }

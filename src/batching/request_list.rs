@@ -1,7 +1,7 @@
 //! Which requests a line of the log is about.
 //!
 //! Invariant: however many they are, the line names a few and the number of the others, and nothing is allocated before
-//! there is something to be told.
+//! there is something to log.
 
 use std::fmt::Write as _;
 
@@ -14,15 +14,15 @@ use crate::telemetry::request_ids::RequestIds;
 const NAMED: usize = 4;
 
 /// The requests of an execution, for a line that may have to be written when they are answered already.
-pub(super) struct Told {
+pub(super) struct RequestList {
     named: SmallVec<[RequestIds; NAMED]>,
     others: usize,
 }
 
-impl Told {
+impl RequestList {
     /// The requests of `members`.
     pub(super) fn of<'a>(members: impl IntoIterator<Item = &'a Pending>) -> Self {
-        let mut told = Self {
+        let mut list = Self {
             named: SmallVec::new(),
             others: 0,
         };
@@ -30,13 +30,13 @@ impl Told {
             .into_iter()
             .filter_map(|member| member.request.ids())
         {
-            if told.named.len() < NAMED {
-                told.named.push(ids.clone());
+            if list.named.len() < NAMED {
+                list.named.push(ids.clone());
             } else {
-                told.others += 1;
+                list.others += 1;
             }
         }
-        told
+        list
     }
 
     /// Their ids, if there are any.
