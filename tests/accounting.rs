@@ -15,11 +15,11 @@
 mod support;
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::{Client, PATIENCE, Request, Server, fixture};
+use support::{Client, Request, Server, fixture};
 
 const BODY: &str = r#"{"inputs": [[1, 2, 3, 4]]}"#;
 
@@ -42,14 +42,6 @@ impl Faults {
     fn serve(&self, flags: &[&str]) -> Server {
         let path = self.0.path().join("faults");
         Server::start_with(flags, &[("TESTKIT_FAULTS", path.to_str().unwrap())])
-    }
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::park_timeout(Duration::from_millis(10));
     }
 }
 
@@ -86,7 +78,7 @@ fn a_request_whose_client_leaves_has_a_line_and_a_count_without_a_status() {
     let mut client = server.connect();
     let waiting = Request::json("/predict", BODY).header("X-Request-Id", "left");
     client.write(&waiting.bytes()).unwrap();
-    until("the request waits", || {
+    support::until("the request waits", || {
         server.metric("ml_queue_rows", &[]) == Some(1.0)
     });
     // As when the client's process dies with data unread: the connection is reset.
@@ -116,7 +108,7 @@ fn a_request_that_the_drain_cuts_off_says_so() {
         .header("X-Request-Id", "cut")
         .header("Content-Length", "1000");
     client.write(&request.bytes()).unwrap();
-    until("the request is being received", || {
+    support::until("the request is being received", || {
         server.metric("ml_requests_in_flight", &[]) == Some(1.0)
     });
     server.signal(Signal::SIGTERM);
@@ -173,11 +165,11 @@ fn requests_that_are_refused_as_no_http_have_a_line_and_a_count() {
         let answer = String::from_utf8(client.read_to_end()).unwrap();
         let answered = answer.split(' ').nth(1).unwrap_or("none");
         assert_eq!(answered, status, "{answer}");
-        until("it is counted", || {
+        support::until("it is counted", || {
             (count(&server, "unmatched", status) - before - 1.0).abs() < 0.5
         });
         let answered_with = json!(status.parse::<u16>().ok());
-        until("it is logged", || {
+        support::until("it is logged", || {
             server.log.lines().iter().skip(lines).any(|line| {
                 line["target"] == "access"
                     && line["route"] == "unmatched"
@@ -346,7 +338,7 @@ fn work_in_the_background_goes_on_after_a_panic_which_is_logged_and_counted() {
     ] {
         let before = server.metric("panics_total", &[]).unwrap();
         faults.set(&format!("panic {place}\n"));
-        until(place, || {
+        support::until(place, || {
             // Something to export and to log.
             assert_eq!(server.request(&Request::json("/predict", BODY)).status, 200);
             server.metric("panics_total", &[]).unwrap() > before
@@ -373,7 +365,7 @@ fn work_in_the_background_goes_on_after_a_panic_which_is_logged_and_counted() {
     // The reloads go on.
     fs::copy(fixture("addten"), folder.path().join("new")).unwrap();
     fs::rename(folder.path().join("new"), &model).unwrap();
-    until("the model is reloaded", || {
+    support::until("the model is reloaded", || {
         let answer = server.predict(&json!({"inputs": [[1, 2, 3, 4]]}));
         answer.json()["outputs"]["y"] == json!([[11.0, 12.0, 13.0, 14.0]])
     });
@@ -393,13 +385,13 @@ fn a_model_whose_loading_panics_is_refused_and_the_one_before_serves_on() {
     assert!(server.log.wait_for(refused).is_some());
     let failures = || server.metric("ml_model_reloads_total", &[("result", "failure")]);
     assert_eq!(failures(), Some(1.0));
-    until("it is told", || {
+    support::until("it is told", || {
         server.metric("ml_model_reload_blocked", &[]) == Some(1.0)
     });
     assert_eq!(server.request(&Request::json("/predict", BODY)).status, 200);
     faults.set("");
     server.signal(Signal::SIGHUP);
-    until("it is loaded again", || {
+    support::until("it is loaded again", || {
         server.metric("ml_model_reload_blocked", &[]) == Some(0.0)
     });
 }
@@ -463,7 +455,7 @@ fn lines_that_nobody_reads_in_time_are_dropped_counted_and_told() {
     let id = "i".repeat(128);
     let request = Request::new("GET", "/nothing").header("X-Request-Id", &id);
     let all: Vec<u8> = request.bytes().repeat(500);
-    until("lines are dropped", || {
+    support::until("lines are dropped", || {
         let mut client = support::Client::connect(server.address).unwrap();
         client.write(&all).unwrap();
         for _ in 0..500 {
@@ -482,7 +474,7 @@ fn a_server_whose_log_is_closed_serves_on_and_counts_what_nobody_gets() {
     let (server, log) = Unread::start();
     drop(log);
     let mut client = support::Client::connect(server.address).unwrap();
-    until("lines are dropped", || {
+    support::until("lines are dropped", || {
         let answer = client.send(&Request::json("/predict", BODY)).unwrap();
         assert_eq!(answer.status, 200);
         server.dropped() > 0

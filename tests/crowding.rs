@@ -81,11 +81,15 @@ fn probes_and_scrapes_cost_nobody_a_connection() {
         assert_eq!(client.send(&valid()).unwrap().status, 200);
     }
     for path in ["/health", "/ready", "/ping", "/metrics"] {
-        for method in ["GET", "HEAD"] {
+        for method in ["GET", "HEAD", "POST"] {
             let mut client = server.connect();
             client.write(&Request::new(method, path).bytes()).unwrap();
             let answer = String::from_utf8(client.read_to_end()).unwrap();
-            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            let status = if method == "POST" { 405 } else { 200 };
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{answer}"
+            );
             assert!(answer.contains("connection: close"), "{answer}");
         }
     }

@@ -15,11 +15,10 @@ mod support;
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Instant;
 
 use serde_json::json;
 use support::nvml::FakeNvml;
-use support::{PATIENCE, Request, Server, fixture};
+use support::{Request, Server, fixture};
 
 const BODY: &str = r#"{"inputs": [[1, 2, 3, 4]]}"#;
 const LOST: &str = "CUDA failure 700: an illegal memory access was encountered";
@@ -61,14 +60,6 @@ fn predict(server: &Server) -> (u16, String) {
         .unwrap_or_default()
         .to_owned();
     (answer.status, code)
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::park_timeout(std::time::Duration::from_millis(10));
-    }
 }
 
 /// Checks everything that a lost GPU is to be told by.
@@ -130,7 +121,7 @@ fn requests_on_their_way_get_503_when_the_gpu_is_lost_and_none_a_wrong_answer() 
                 })
             })
             .collect();
-        until("the load runs", || {
+        support::until("the load runs", || {
             server.metric("ml_predictions_total", &[("status", "success")]) > Some(100.0)
         });
         faults.fail_runs(LOST);
@@ -295,7 +286,7 @@ fn a_gpu_that_nvml_or_the_driver_gives_up_is_lost_before_a_request_meets_it() {
         let server = nvml.serve_with(&["--model", &fixture("addone")], &environment);
         assert_eq!(predict(&server).0, 200);
         nvml.set(&fault);
-        until(reason, || server.get("/health").status == 503);
+        support::until(reason, || server.get("/health").status == 503);
         assert_lost(&server, reason);
     }
 }
@@ -303,7 +294,7 @@ fn a_gpu_that_nvml_or_the_driver_gives_up_is_lost_before_a_request_meets_it() {
 /// Asks for a reload and waits until one more has failed.
 fn reload_fails(server: &Server, failures: f64) {
     server.signal(nix::sys::signal::Signal::SIGHUP);
-    until("the reload has failed", || {
+    support::until("the reload has failed", || {
         server.metric("ml_model_reloads_total", &[("result", "failure")]) >= Some(failures)
     });
 }

@@ -15,9 +15,8 @@ mod support;
 use std::io::Write;
 use std::net::Shutdown;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
-use support::{PATIENCE, Request, Server};
+use support::{Request, Server};
 
 /// A request that takes the fixture `loop` some half a second.
 const SLOW: &str = r#"{"inputs": [1000000]}"#;
@@ -53,14 +52,6 @@ fn ask_and_send_no_more(server: &Server, pieces: &[&[u8]]) -> u16 {
 
 fn predictions(server: &Server, status: &str) -> Option<f64> {
     server.metric("ml_predictions_total", &[("status", status)])
-}
-
-fn wait_until(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::park_timeout(Duration::from_millis(5));
-    }
 }
 
 #[test]
@@ -140,7 +131,7 @@ fn a_request_whose_body_breaks_off_is_an_error_at_once() {
         );
     }
     let in_flight = || server.metric("ml_requests_in_flight", &[("model_name", "loop")]);
-    wait_until("a broken request goes on", || in_flight() == Some(0.0));
+    support::until("a broken request ends", || in_flight() == Some(0.0));
     assert_eq!(predictions(&server, "success"), Some(0.0));
 }
 
@@ -152,24 +143,24 @@ fn a_reset_drops_the_request_also_behind_the_word_that_no_more_is_sent() {
         .write(&Request::json("/predict", ENDLESS).bytes())
         .unwrap();
     let in_flight = || server.metric("ml_requests_in_flight", &[("model_name", "loop")]);
-    wait_until("it does not run", || in_flight() == Some(1.0));
+    support::until("it runs", || in_flight() == Some(1.0));
     for (cancelled, sends_no_more) in [(1.0, false), (2.0, true), (3.0, true)] {
         let mut client = server.connect();
         let request = Request::json("/predict", SLOW).bytes();
         client.write(&request).unwrap();
-        wait_until("it does not wait", || in_flight() == Some(2.0));
+        support::until("it waits", || in_flight() == Some(2.0));
         if sends_no_more {
             client.stream.shutdown(Shutdown::Write).unwrap();
         }
         client.reset();
-        wait_until("a reset is not noticed", || {
+        support::until("a reset is noticed", || {
             predictions(&server, "cancelled") == Some(cancelled)
         });
         assert_eq!(in_flight(), Some(1.0));
     }
     running.stream.shutdown(Shutdown::Write).unwrap();
     running.reset();
-    wait_until("a reset is not noticed", || {
+    support::until("a reset is noticed", || {
         predictions(&server, "cancelled") == Some(4.0)
     });
     assert_eq!(in_flight(), Some(0.0));
@@ -193,10 +184,10 @@ fn a_client_that_was_killed_costs_no_more_than_its_run() {
         .unwrap();
     drop(stdin);
     let in_flight = || server.metric("ml_requests_in_flight", &[("model_name", "loop")]);
-    wait_until("it did not arrive", || in_flight() == Some(1.0));
+    support::until("it arrives", || in_flight() == Some(1.0));
     client.kill().unwrap();
     client.wait().unwrap();
-    wait_until("it stays in flight", || in_flight() == Some(0.0));
+    support::until("it is in flight no more", || in_flight() == Some(0.0));
     let (succeeded, cancelled) = (
         predictions(&server, "success"),
         predictions(&server, "cancelled"),
@@ -208,7 +199,7 @@ fn a_client_that_was_killed_costs_no_more_than_its_run() {
         ),
         "{succeeded:?} {cancelled:?}"
     );
-    wait_until("its connection stays open", || {
+    support::until("its connection is closed", || {
         server.metric("process_open_fds", &[]) <= before
     });
     assert_eq!(

@@ -22,12 +22,12 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use support::nvml::FakeNvml;
-use support::{PATIENCE, Request, fixture, repository, skipped};
+use support::{Request, fixture, repository, skipped};
 
 /// A running Prometheus. Dropping it ends it.
 struct Prometheus {
@@ -79,7 +79,7 @@ impl Prometheus {
             address,
             _folder: folder,
         };
-        until("Prometheus is ready", || {
+        support::until("Prometheus is ready", || {
             assert_eq!(prometheus.child.try_wait().unwrap(), None);
             prometheus
                 .ask("/-/ready")
@@ -121,14 +121,6 @@ impl Drop for Prometheus {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::park_timeout(Duration::from_millis(100));
     }
 }
 
@@ -211,7 +203,7 @@ fn rules_and_panels_have_data_and_autoscalers_see_the_clients_latency() {
     let [keda_latency, keda_saturation] = keda_queries();
     // Without requests an autoscaler must see 0 and not nothing, or it would never scale down.
     for query in [&latency, &saturation, &keda_latency, &keda_saturation] {
-        until(query, || prometheus.query(query) == [0.0]);
+        support::until(query, || prometheus.query(query) == [0.0]);
     }
     let stop = AtomicBool::new(false);
     let latencies = Mutex::new(Vec::new());
@@ -231,7 +223,7 @@ fn rules_and_panels_have_data_and_autoscalers_see_the_clients_latency() {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             check_rules(&prometheus);
             for query in panel_queries() {
-                until(&query, || !prometheus.query(&query).is_empty());
+                support::until(&query, || !prometheus.query(&query).is_empty());
             }
         }));
         stop.store(true, Ordering::Relaxed);
@@ -275,7 +267,7 @@ fn check_rules(prometheus: &Prometheus) {
             .flat_map(|group| group["rules"].as_array().unwrap().clone())
             .collect::<Vec<Value>>()
     };
-    until("every rule was evaluated", || {
+    support::until("every rule was evaluated", || {
         rules().iter().all(|rule| rule["health"] == "ok")
     });
     let rules = rules();
@@ -284,7 +276,7 @@ fn check_rules(prometheus: &Prometheus) {
     assert!(records.len() >= 10 && alerts.len() >= 5, "{rules:?}");
     for record in records {
         let name = record["name"].as_str().unwrap();
-        until(name, || {
+        support::until(name, || {
             let values = prometheus.query(name);
             !values.is_empty() && values.iter().all(|value| value.is_finite())
         });

@@ -13,12 +13,11 @@ mod support;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use serde_json::{Value, json};
-use support::{PATIENCE, Server, fixture, program};
+use support::{Server, fixture, program};
 
 /// A repository with fixtures in it.
 struct Repository(tempfile::TempDir);
@@ -70,14 +69,6 @@ impl Repository {
     }
 }
 
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::park_timeout(std::time::Duration::from_millis(10));
-    }
-}
-
 /// Asks for a reload, and waits until all models have been loaded again.
 fn reload(server: &Server) {
     let reloaded = |server: &Server| {
@@ -86,7 +77,7 @@ fn reload(server: &Server) {
     };
     let before = reloaded(server);
     server.signal(Signal::SIGHUP);
-    until("a reload", || reloaded(server) > before);
+    support::until("a reload", || reloaded(server) > before);
 }
 
 fn count(server: &Server, wanted: impl Fn(&Value) -> bool) -> usize {
@@ -191,7 +182,7 @@ fn a_second_model_that_appears_leaves_predict_with_the_first_and_warns_once() {
     assert_eq!(server.get("/ready").json()["default_model"], Value::Null);
 
     repository.write("second/1/model.toml", "default = true");
-    until("the sidecar names it", || predict(&server).0 == 200);
+    support::until("the sidecar names it", || predict(&server).0 == 200);
     assert_eq!(predict(&server).1["model_name"], "second");
     assert_eq!(
         count(&server, |line| is_about(line, "/predict stays with")),

@@ -15,7 +15,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -212,7 +212,7 @@ fn tune_prints_a_table_and_the_next_start_takes_what_it_wrote() {
             .count()
             == 2
     };
-    until(twice);
+    support::until("a second reload", twice);
     assert_eq!(measurements(&server), 1);
     drop(server);
 }
@@ -247,7 +247,9 @@ fn settings_that_were_measured_are_kept_also_beside_a_sidecar_that_is_ignored() 
     };
     for reloads in 1..=2 {
         server.signal(Signal::SIGHUP);
-        until(|| count(&|line| line["message"] == "model reloaded") == reloads);
+        support::until("a model reloaded", || {
+            count(&|line| line["message"] == "model reloaded") == reloads
+        });
     }
     assert_eq!(count(&|line| line["measured"].is_string()), 1);
 }
@@ -280,14 +282,6 @@ fn settings_of_another_model_are_ignored_and_said_to_be() {
         "{line}"
     );
     assert_eq!(line["executor"], "runtime", "{line}");
-}
-
-fn until(mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + support::PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "not in time");
-        std::thread::park_timeout(Duration::from_millis(10));
-    }
 }
 
 #[test]

@@ -126,11 +126,10 @@ where
         refused.tell(&app);
         return Response::default();
     }
-    let reads = super::reads(request.method());
-    let method = method_name(request.method());
     let route = Route(route);
     // Probes and scrapes come every few seconds from everywhere and say nothing when all is well.
-    let quiet = reads && app.quiet_routes.iter().any(|quiet| quiet == route.name());
+    let quiet = app.quiet_routes.are_asked(request.method(), route.name());
+    let method = method_name(request.method());
     let trace = (!quiet).then(|| start_trace(&app, request.headers(), method, route.name()));
     let place = trace.as_ref().and_then(RequestTrace::ids);
     let arrival = Arrival {

@@ -19,6 +19,7 @@ mod middleware;
 mod phase;
 mod places;
 mod predict;
+mod quiet;
 pub mod wire;
 
 use std::sync::Arc;
@@ -38,6 +39,7 @@ use api_keys::ApiKeys;
 use connection::Site;
 use drain::Drain;
 use error::ApiError;
+use quiet::QuietRoutes;
 
 /// The bounds of requests and answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,8 +82,8 @@ pub struct App {
     pub tracer: Tracer,
     /// How the server stops.
     drain: Drain,
-    /// Probes and metrics: to read them asks for no key, and successes are not worth a line in the log.
-    quiet_routes: Vec<String>,
+    /// Probes and metrics.
+    quiet_routes: Arc<QuietRoutes>,
 }
 
 impl App {
@@ -95,10 +97,7 @@ impl App {
         tracer: Tracer,
         drain: Drain,
     ) -> Self {
-        let mut quiet_routes: Vec<String> = ["/health", "/ready", "/ping", "/metrics"]
-            .map(str::to_owned)
-            .to_vec();
-        quiet_routes.extend(config.health_routes.iter().cloned());
+        let quiet_routes = QuietRoutes::new(&config.health_routes, &config.predict_routes);
         Self {
             registry,
             metrics,
@@ -106,7 +105,7 @@ impl App {
             config,
             tracer,
             drain,
-            quiet_routes,
+            quiet_routes: Arc::new(quiet_routes),
         }
     }
 }
@@ -198,7 +197,7 @@ pub fn purpose(path: &str) -> Option<(String, Purpose)> {
 #[must_use]
 pub fn site(app: Arc<App>) -> Site {
     Site {
-        quiet_routes: app.quiet_routes.clone().into(),
+        quiet_routes: Arc::clone(&app.quiet_routes),
         router: router(app),
     }
 }
@@ -221,11 +220,11 @@ pub fn admin_site(app: &App) -> Site {
     let app = Arc::new(app);
     let probes = health_routes(&app.config);
     let quiet: Vec<_> = fixed_routes()
-        .filter(|(path, ..)| app.quiet_routes.contains(path))
+        .filter(|(path, ..)| app.quiet_routes.has(path))
         .collect();
     let missing = "no such route on the admin port, which has probes and metrics alone";
     Site {
-        quiet_routes: app.quiet_routes.clone().into(),
+        quiet_routes: Arc::clone(&app.quiet_routes),
         router: assemble(app, quiet.into_iter().chain(probes), missing),
     }
 }
@@ -285,11 +284,6 @@ fn assemble(
             CatchPanicLayer::custom(|_| -> Response { ApiError::Internal.into_response() }),
         ))
         .with_state(app)
-}
-
-/// Whether `method` reads, as probes and scrapes do. The path of a probe may be one of predictions, too.
-fn reads(method: &Method) -> bool {
-    method == Method::GET || method == Method::HEAD
 }
 
 /// Rows as a histogram counts them.

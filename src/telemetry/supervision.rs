@@ -4,13 +4,16 @@
 //! ([`panics`](super::panics)); here the log is told what becomes of the work.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The pause before work that has panicked begins again, at first.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// The longest such pause: work that panics whenever it is tried costs little, and few lines in the log.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// A turn that lasted so long before it panicked has nothing to do with the panic before it.
+const LONG_TURN: Duration = Duration::from_mins(1);
 
 /// Does `work`; nothing if it panics.
 pub fn guard<T>(work: impl FnOnce() -> T) -> Option<T> {
@@ -55,14 +58,27 @@ impl Restarts {
 }
 
 /// Does `work` on this thread until it returns, again after each panic. `wait` waits for so long, and says whether the
-/// work is still wanted.
-pub fn keep_running(
+/// work is still wanted. Pauses grow while panics follow each other within a minute.
+pub fn keep_running(name: &'static str, wait: impl FnMut(Duration) -> bool, work: impl FnMut()) {
+    keep_running_by(Instant::now, name, wait, work);
+}
+
+/// The same, by the clock `now`.
+fn keep_running_by(
+    now: impl Fn() -> Instant,
     name: &'static str,
     mut wait: impl FnMut(Duration) -> bool,
     mut work: impl FnMut(),
 ) {
     let mut restarts = Restarts::of(name);
-    while guard(&mut work).is_none() {
+    loop {
+        let began = now();
+        if guard(&mut work).is_some() {
+            return;
+        }
+        if now().saturating_duration_since(began) >= LONG_TURN {
+            restarts.succeeded();
+        }
         if !wait(restarts.panicked()) {
             return;
         }
@@ -71,6 +87,8 @@ pub fn keep_running(
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[test]
@@ -91,6 +109,30 @@ mod tests {
         assert_eq!(pauses.first(), Some(&FIRST_PAUSE));
         assert_eq!(pauses.last(), Some(&LONGEST_PAUSE));
         assert!(pauses.is_sorted(), "{pauses:?}");
+    }
+
+    #[test]
+    fn a_panic_long_after_the_one_before_is_followed_by_the_first_pause() {
+        let start = Instant::now();
+        let time = Cell::new(Duration::ZERO);
+        let turns = [0, 0, 0, 59, 60, 0];
+        let (mut next, mut pauses) = (turns.iter(), Vec::new());
+        keep_running_by(
+            || start + time.get(),
+            "test",
+            |pause| {
+                time.set(time.get() + pause);
+                pauses.push(pause.as_millis());
+                true
+            },
+            || {
+                if let Some(seconds) = next.next() {
+                    time.set(time.get() + Duration::from_secs(*seconds));
+                    panic!("after {seconds} s");
+                }
+            },
+        );
+        assert_eq!(pauses, [100, 200, 400, 800, 100, 200]);
     }
 
     #[test]

@@ -25,6 +25,15 @@ use serde_json::Value;
 /// The longest that a test waits for anything; far beyond what a loaded machine needs.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Asks again and again, until `holds`; panics with `what` was waited for if that is not in time.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
 /// A file of the repository.
 pub fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)

@@ -29,6 +29,7 @@ use super::drain::Drain;
 use super::giving_way;
 use super::phase::{Limits, Micros, Phase, Verdict, micros};
 use super::places::Place;
+use super::quiet::QuietRoutes;
 pub(super) use body::DeclaredTooLarge;
 use service::WatchedService;
 pub(super) use shared::Shared;
@@ -70,8 +71,8 @@ impl ConnectionConfig {
 pub struct Site {
     /// The routes.
     pub router: Router,
-    /// The paths of probes and metrics, which are answered even when every regular place is taken.
-    pub quiet_routes: Arc<[String]>,
+    /// Probes and scrapes, which are answered even when every regular place is taken.
+    pub quiet_routes: Arc<QuietRoutes>,
 }
 
 /// Serves one connection until it ends, breaks a deadline, gives way, or is stopped.
@@ -240,7 +241,7 @@ mod tests {
             let drain = Drain::default();
             let site = Site {
                 router,
-                quiet_routes: Arc::new([]),
+                quiet_routes: Arc::new(QuietRoutes::new(&[], &[])),
             };
             let metrics = Arc::new(Metrics::new().unwrap());
             let listener = ListenerConfig {

@@ -24,6 +24,7 @@ use crate::http::drain::Drain;
 use crate::http::middleware::REQUEST_ID;
 use crate::http::phase::Event;
 use crate::http::places::{NoPlace, Place};
+use crate::http::quiet::QuietRoutes;
 
 /// The router, seen from one connection.
 pub(super) struct WatchedService {
@@ -31,8 +32,8 @@ pub(super) struct WatchedService {
     pub(super) shared: Arc<Shared>,
     pub(super) drain: Drain,
     pub(super) place: Arc<Place>,
-    /// The paths that may be read on a reserve place, too.
-    pub(super) quiet_routes: Arc<[String]>,
+    /// What is answered on a reserve place, too.
+    pub(super) quiet_routes: Arc<QuietRoutes>,
 }
 
 impl WatchedService {
@@ -41,8 +42,7 @@ impl WatchedService {
         let path = request.uri().path();
         self.place.is_on_reserve()
             && !self.place.try_move()
-            && !(crate::http::reads(request.method())
-                && self.quiet_routes.iter().any(|quiet| quiet == path))
+            && !self.quiet_routes.are_asked(request.method(), path)
     }
 }
 
