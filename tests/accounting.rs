@@ -419,7 +419,7 @@ fn a_server_whose_connections_are_stuck_says_so_on_the_admin_port_and_what_cures
     };
     assert_eq!(health().status, 200);
     faults.set("panic beat\n");
-    until("it is unhealthy", || health().status == 503);
+    support::until("it is unhealthy", || health().status == 503);
     assert_eq!(
         health().json()["error"],
         "the threads of connections are stuck"
