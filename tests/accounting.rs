@@ -160,11 +160,31 @@ fn requests_that_are_refused_as_no_http_have_a_line_and_a_count() {
         let before = count(&server, "unmatched", status);
         let lines = server.log.lines().len();
         let mut client = server.connect();
+        // Also behind a request that was understood.
+        assert_eq!(
+            client
+                .send(&Request::json("/predict", BODY))
+                .unwrap()
+                .status,
+            200
+        );
         // The server may have closed before it was all sent.
         let _ = client.write(bytes.as_bytes());
         let answer = String::from_utf8(client.read_to_end()).unwrap();
         let answered = answer.split(' ').nth(1).unwrap_or("none");
         assert_eq!(answered, status, "{answer}");
+        if let Some((head, body)) = answer.split_once("\r\n\r\n") {
+            // As every other error.
+            let code = match status {
+                "400" => "invalid_request",
+                _ => "too_large",
+            };
+            assert!(head.contains("content-type: application/json"), "{head}");
+            assert!(head.contains("connection: close"), "{head}");
+            let body: Value = serde_json::from_str(body).unwrap();
+            assert_eq!(body["code"], code, "{body}");
+            assert!(body["error"].is_string(), "{body}");
+        }
         support::until("it is counted", || {
             (count(&server, "unmatched", status) - before - 1.0).abs() < 0.5
         });

@@ -216,7 +216,7 @@ struct ErrorBody<'a> {
 }
 
 /// The body of an error, its message shortened until all of it fits into [`MAX_BODY`] bytes.
-fn body(message: &str, code: &str) -> Vec<u8> {
+pub(super) fn body(message: &str, code: &str) -> Vec<u8> {
     let write = |error: &str| serde_json::to_vec(&ErrorBody { error, code }).unwrap_or_default();
     let whole = write(message);
     if whole.len() <= MAX_BODY {

@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::chunks::ChunkWatch;
+use super::refusal;
 use super::shared::Shared;
 use super::transport::{Reset, Transport};
 use crate::http::phase::{Event, Phase};
@@ -30,6 +31,8 @@ pub(super) struct WatchedStream<S> {
     end_withheld: bool,
     /// Ends when the peer is gone for good, while the end of what it sends is withheld.
     reset: Option<Reset>,
+    /// What is still to be written in the place of an answer of hyper's own.
+    refusal: Vec<u8>,
     chunks: ChunkWatch,
     discarded: usize,
     write_closed: bool,
@@ -42,6 +45,7 @@ impl<S> WatchedStream<S> {
             shared,
             end_withheld: false,
             reset: None,
+            refusal: Vec::new(),
             chunks: ChunkWatch::new(max_body.try_into().unwrap_or(u64::MAX)),
             discarded: 0,
             write_closed: false,
@@ -84,6 +88,33 @@ impl<S: Transport> WatchedStream<S> {
                 .declared_too_large
                 .store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Writes our words in the place of `answer`, if hyper answers a head by itself: no request is in progress then.
+    fn poll_refusal(
+        &mut self,
+        context: &mut Context<'_>,
+        answer: &[u8],
+    ) -> Option<Poll<std::io::Result<usize>>> {
+        if self.refusal.is_empty() {
+            let phase = self.shared.state().phase;
+            if !matches!(
+                phase,
+                Phase::AwaitingFirstByte | Phase::ReadingHead | Phase::Idle
+            ) {
+                return None;
+            }
+            self.refusal = refusal::in_words(answer)?;
+        }
+        while !self.refusal.is_empty() {
+            let written = Pin::new(&mut self.stream).poll_write(context, &self.refusal);
+            self.shared.note_write(&written);
+            match written {
+                Poll::Ready(Ok(written)) if written > 0 => drop(self.refusal.drain(..written)),
+                other => return Some(other),
+            }
+        }
+        Some(Poll::Ready(Ok(answer.len())))
     }
 
     /// Whether the peer, of which no more comes, has reset the connection.
@@ -134,6 +165,9 @@ impl<S: Transport> AsyncWrite for WatchedStream<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<std::io::Result<usize>> {
+        if let Some(result) = self.poll_refusal(context, bytes) {
+            return result;
+        }
         let result = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.shared.note_write(&result);
         result
@@ -144,6 +178,11 @@ impl<S: Transport> AsyncWrite for WatchedStream<S> {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
+        if let [only] = slices
+            && let Some(result) = self.poll_refusal(context, only)
+        {
+            return result;
+        }
         // The head of an answer and a small body are sent as one piece: the kernel takes longer to look at two than a
         // copy does.
         let mut together = [0; SENT_TOGETHER];
