@@ -141,8 +141,8 @@ impl<S: Transport> AsyncRead for WatchedStream<S> {
         }
         let before = buffer.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if result.is_pending() && self.shared.departure.is_asked_for() {
-            let unread = self.stream.has_unread();
+        if self.shared.departure.is_asked_for() {
+            let unread = result.is_pending() && self.stream.has_unread();
             self.shared.unread_bytes.store(unread, Ordering::Relaxed);
         }
         ready!(result)?;
