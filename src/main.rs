@@ -65,7 +65,7 @@ fn serve(start: Start) -> Result<(), String> {
         "starting"
     );
     for warning in warnings {
-        tracing::warn!(reason = warning, "a variable is not served");
+        tracing::warn!(reason = warning, "a variable of the platform needs a look");
     }
     let (tracer, _sent_at_the_end) = match config.collector.as_ref().map(traces::start) {
         Some(Ok((tracer, flush))) => (tracer, Some(flush)),

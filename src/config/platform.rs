@@ -177,15 +177,6 @@ impl Platform<'_> {
         if unserved && !by_flag {
             return (None, warnings);
         }
-        // The exporter's library reads this one itself, and refuses to start.
-        if let Some((name, compression)) = compression
-            && wanted
-        {
-            warnings.push(format!(
-                "{name}='{compression}' is not served, since spans are sent as they are; no traces are sent"
-            ));
-            return (None, warnings);
-        }
         let sent_to = match (flag, endpoint) {
             (Some(flag), _) => Some(flag),
             (None, None) => None,
@@ -203,6 +194,13 @@ impl Platform<'_> {
             }
         };
         if sent_to.is_some() {
+            if let Some((name, compression)) = compression
+                && !compression.trim().eq_ignore_ascii_case("none")
+            {
+                warnings.push(format!(
+                    "{name}='{compression}' is not served; spans are sent without compression"
+                ));
+            }
             warnings.extend(self.sdk_warnings());
         }
         (sent_to, warnings)
@@ -220,7 +218,11 @@ impl Platform<'_> {
         ];
         let read = |name| self.read(name).ok().flatten();
         let mut warnings = Vec::new();
-        if let Some(sampler) = read("OTEL_TRACES_SAMPLER")
+        let sampler = read("OTEL_TRACES_SAMPLER");
+        let by_ratio = sampler
+            .as_deref()
+            .is_some_and(|sampler| sampler.ends_with("traceidratio"));
+        if let Some(sampler) = sampler
             && !SAMPLERS.contains(&sampler.as_str())
         {
             warnings.push(format!(
@@ -228,14 +230,15 @@ impl Platform<'_> {
                 SAMPLERS.join(", ")
             ));
         }
-        if let Some(ratio) = read("OTEL_TRACES_SAMPLER_ARG")
-            && !ratio
-                .parse::<f64>()
-                .is_ok_and(|ratio| (0.0..=1.0).contains(&ratio))
-        {
-            warnings.push(format!(
-                "OTEL_TRACES_SAMPLER_ARG='{ratio}' is not a number from 0 to 1; 1 is used"
-            ));
+        if by_ratio && let Some(text) = read("OTEL_TRACES_SAMPLER_ARG") {
+            let used = match text.parse::<f64>() {
+                Ok(ratio) if (0.0..=1.0).contains(&ratio) => None,
+                Ok(_) => Some("the nearest of these is used"),
+                Err(_) => Some("1 is used"),
+            };
+            warnings.extend(used.map(|used| {
+                format!("OTEL_TRACES_SAMPLER_ARG='{text}' is not a number from 0 to 1; {used}")
+            }));
         }
         for name in [
             "OTEL_BSP_SCHEDULE_DELAY",
@@ -369,7 +372,8 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", false, 1),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", true, 0),
             ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json", false, 1),
-            ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip", false, 1),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip", true, 1),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "none", true, 0),
             (
                 "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
                 "https://c:1",
@@ -377,7 +381,7 @@ mod tests {
                 1,
             ),
             ("OTEL_TRACES_SAMPLER", "sometimes", true, 1),
-            ("OTEL_TRACES_SAMPLER_ARG", "2", true, 1),
+            ("OTEL_TRACES_SAMPLER_ARG", "read by ratios only", true, 0),
             ("OTEL_BSP_SCHEDULE_DELAY", "5s", true, 1),
         ] {
             let expected = (collector.clone().filter(|_| sent), warnings);
@@ -386,6 +390,12 @@ mod tests {
                 expected,
                 "{name}={value}"
             );
+        }
+        for (ratio, warnings) in [("0.5", 0), ("2", 1), ("half", 1)] {
+            let ratio = ("OTEL_TRACES_SAMPLER_ARG", ratio);
+            let by_ratio = ("OTEL_TRACES_SAMPLER", "traceidratio");
+            let told = traces(None, &[ENDPOINT, by_ratio, ratio]);
+            assert_eq!(told, (collector.clone(), warnings), "{ratio:?}");
         }
         for url in ["https://collector:4318", "collector:4318", "x y", "http://"] {
             assert_eq!(traces(None, &[(OTLP_ENDPOINT, url)]), (None, 1), "{url}");
