@@ -67,7 +67,7 @@ fn serve(start: Start) -> Result<(), String> {
     for warning in warnings {
         tracing::warn!(reason = warning, "a variable is not served");
     }
-    let (tracer, _sent_at_the_end) = match config.collector.as_ref().map(traces::start) {
+    let (tracer, _sent_at_the_end) = match config.traces.as_ref().map(traces::start) {
         Some(Ok((tracer, flush))) => (tracer, Some(flush)),
         Some(Err(reason)) => {
             tracing::warn!(reason, "no traces are sent");

@@ -228,6 +228,10 @@ const WRONG: &[Wrong] = &[
         "the flag --otlp-endpoint (variable OTEL_EXPORTER_OTLP_ENDPOINT): 'collector:4318' is not a URL such as http://localhost:4318",
     ),
     flags(
+        "--otlp-endpoint http://me:secret@collector:4318",
+        "the flag --otlp-endpoint (variable OTEL_EXPORTER_OTLP_ENDPOINT): a URL with '@' may hold a password, and is neither used nor shown; write one without, such as http://localhost:4318 (what a collector asks for goes into OTEL_EXPORTER_OTLP_HEADERS)",
+    ),
+    flags(
         "--api-key-file FOLDER/nothing",
         "the flag --api-key-file (variable API_KEY_FILE): FOLDER/nothing cannot be read: No such file or directory (os error 2) (API keys stand one a line in a text file)",
     ),
@@ -549,6 +553,10 @@ fn what_opentelemetry_asks_for_and_cannot_be_had_is_one_warning() {
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
         ("OTEL_TRACES_EXPORTER", "zipkin"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "1000000000"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "99999999999"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "18446744073709551615"),
+        ("OTEL_METRICS_EXPORTER", "otlp"),
     ] {
         let server = Server::start_with(
             &["--model", &model, "--tuning-time", "off"],

@@ -1,7 +1,7 @@
 //! Flags and environment variables, and what they mean for each layer.
 //!
 //! The flags themselves stand in `flags`, the kinds of their values in `values`, the variables that are no flags in
-//! `platform`, and what is said about all of them in `complaint`. This module turns them into the layers' configurations.
+//! `platform` and `otel`, and what is said about all of them in `complaint`. This module turns them into the layers' configurations.
 //!
 //! Invariant: one rule for flags and variables. An unknown or ill-formed setting ends the start with exit code 2, an
 //! empty variable is as if it were not there. Nothing below imports this module; each layer owns its own configuration,
@@ -9,6 +9,7 @@
 
 mod complaint;
 mod flags;
+mod otel;
 mod platform;
 mod values;
 
@@ -158,7 +159,7 @@ fn variables(
         };
         let Some(variable) = variable
             .to_str()
-            .filter(|name| *name != platform::OTLP_ENDPOINT)
+            .filter(|name| *name != otel::OTLP_ENDPOINT)
         else {
             continue;
         };
@@ -267,7 +268,7 @@ impl ServeFlags {
         let log = self.log_config();
         let platform_port = platform.port()?;
         let routes = platform.routes()?;
-        let (collector, trace_warnings) = platform.traces(self.otlp_endpoint.clone());
+        let (traces, trace_warnings) = otel::traces(platform, self.otlp_endpoint.clone());
         let mut warnings = routes.warnings;
         warnings.extend(trace_warnings);
         let api_keys = self.api_key_file.as_deref().map(ApiKeys::read).transpose();
@@ -342,7 +343,7 @@ impl ServeFlags {
                 delay: self.drain_delay.into(),
                 timeout: self.drain_timeout.into(),
             },
-            collector,
+            traces,
         };
         Ok(Start {
             config,
