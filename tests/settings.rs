@@ -176,6 +176,31 @@ const WRONG: &[Wrong] = &[
         "the flag --port (variable PORT): 'x' is not a port; write a number from 0 to 65535, for example 8000",
     ),
     flags(
+        "--admin-port x",
+        "the flag --admin-port (variable ADMIN_PORT): 'x' is not a port; write a number from 0 to 65535, for example 8000",
+    ),
+    flags(
+        "--admin-port 70000",
+        "the flag --admin-port (variable ADMIN_PORT): '70000' is not a port; write a number from 0 to 65535, for example 8000",
+    ),
+    flags(
+        "--admin-port -1",
+        "the flag --admin-port (variable ADMIN_PORT): '-1' is not a port; write a number from 0 to 65535, for example 8000",
+    ),
+    flags(
+        "serve --instances -4",
+        "the flag --instances (variable INSTANCES): '-4' is not a number from 1 to 1024; write one, for example 4",
+    ),
+    flags(
+        "--max-queue-delay -1ms",
+        "the flag --max-queue-delay (variable MAX_QUEUE_DELAY): '-1ms' is not a duration; write a whole number and a unit (us, ms, s, m, h), for example 250ms",
+    ),
+    flags(
+        "tune a.onnx --time -.5s",
+        "the flag --time: '-.5s' is not a duration; write a whole number and a unit (us, ms, s, m, h), for example 250ms",
+    ),
+    shape("-1", "there is no flag -1", USAGE),
+    flags(
         "--port 1 --port 2",
         "the flag --port (variable PORT) is given more than once; give it once",
     ),
@@ -408,6 +433,11 @@ const WRONG: &[Wrong] = &[
     ),
     variables(
         "healthcheck",
+        &[("ADMIN_PORT", "x")],
+        "the variable ADMIN_PORT (flag --admin-port): 'x' is not a port; write a number from 0 to 65535, for example 8000",
+    ),
+    variables(
+        "",
         &[("ADMIN_PORT", "x")],
         "the variable ADMIN_PORT (flag --admin-port): 'x' is not a port; write a number from 0 to 65535, for example 8000",
     ),

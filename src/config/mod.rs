@@ -117,7 +117,8 @@ impl Command {
             name,
             from_variables: &from_variables,
         };
-        match parse(&arguments, &from_variables) {
+        let joined = with_negative_values(command, &arguments);
+        match parse(&joined, &from_variables) {
             Ok(line) => {
                 Self::of(line, &environment).map_err(|error: SettingError| facts.refuse(&error))
             }
@@ -171,6 +172,31 @@ fn variables(
         }
     }
     found
+}
+
+/// The arguments, in which a flag and a negative number behind it are one: to clap, `-1ms` would be another flag.
+fn with_negative_values(command: &clap::Command, arguments: &[OsString]) -> Vec<OsString> {
+    let takes_value = |argument: &OsString| {
+        let name = argument.to_str().and_then(|text| text.strip_prefix("--"));
+        let mut flags = command.get_arguments();
+        name.is_some_and(|name| {
+            flags.any(|flag| flag.get_long() == Some(name) && flag.get_action().takes_values())
+        })
+    };
+    let is_negative =
+        |argument: &OsString| matches!(argument.as_encoded_bytes(), [b'-', b'0'..=b'9' | b'.', ..]);
+    let mut joined: Vec<OsString> = Vec::with_capacity(arguments.len());
+    for (index, argument) in arguments.iter().enumerate() {
+        let at_end = joined.iter().any(|it| it == "--");
+        match joined.last_mut() {
+            Some(flag) if index > 1 && !at_end && is_negative(argument) && takes_value(flag) => {
+                flag.push("=");
+                flag.push(argument);
+            }
+            _ => joined.push(argument.clone()),
+        }
+    }
+    joined
 }
 
 /// Has clap read the command line and, behind its flags, those that stand for variables. It does not look at the
