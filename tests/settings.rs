@@ -422,6 +422,11 @@ const WRONG: &[Wrong] = &[
         "the variable AIP_HEALTH_ROUTE: '/v1/models/a:predict' is the route /v1/models/{model}:predict already, for predictions; choose another one, for example /v1/ready",
     ),
     variables(
+        "",
+        &[("AIP_HEALTH_ROUTE", "/v2/health/ready")],
+        "the variable AIP_HEALTH_ROUTE: '/v2/health/ready' is kept for the Open Inference Protocol, as /v2 and all below it are; choose another one, for example /v1/ready",
+    ),
+    variables(
         "inspect a.onnx",
         &[("DEVICE", "cuda:x")],
         "the variable DEVICE (flag --device): 'cuda:x' is not a device; write auto, cpu, cuda or cuda:N, for example cuda:0",

@@ -11,6 +11,9 @@ use crate::http::{self, Purpose};
 /// Where Vertex AI has a server listen.
 pub(super) const PORT: &str = "AIP_HTTP_PORT";
 
+/// The root of the Open Inference Protocol's routes, also of those that are not served yet.
+const RESERVED: &str = "/v2";
+
 /// The environment that the process was given.
 pub(super) struct Platform<'a>(pub(super) &'a dyn Fn(&str) -> Option<OsString>);
 
@@ -84,6 +87,11 @@ impl Platform<'_> {
             )));
         }
         match http::purpose(&route) {
+            None if route == RESERVED || route.starts_with(&format!("{RESERVED}/")) => {
+                Err(wrong(format!(
+                    "'{route}' is kept for the Open Inference Protocol, as {RESERVED} and all below it are; choose another one, for example {example}"
+                )))
+            }
             None => Ok(Some(route)),
             // It is there already, and stays what it is: the route of the model that it names.
             Some((_, Purpose::PredictNamed)) if purpose == Purpose::Predict => Ok(None),
@@ -130,6 +138,12 @@ mod tests {
                 "/v2/models/m",
                 "is the route /v2/models/{model} already",
             ),
+            ("", "/v2", "is kept for the Open Inference Protocol"),
+            ("", "/v2/models/m/infer", "is kept for the Open"),
+            ("", "/v2/repository/index", "is kept for the Open"),
+            ("/v2/health/live", "", "is kept for the Open"),
+            ("/v2/health/ready", "", "is kept for the Open"),
+            ("/v2/", "", "is kept for the Open"),
             ("/predict", "", "is the route /predict already"),
             ("/invocations", "", "is the route /invocations already"),
             ("/metrics", "", "is the route /metrics already"),
@@ -158,6 +172,7 @@ mod tests {
             ("/v1/endpoints/1/health", "/v1/endpoints/1:predict"),
             ("/v1/models/m", "/v1/models/m"),
             ("/same", "/same"),
+            ("/v2x", "/v1/v2"),
             ("", ""),
         ] {
             let routes = with(
