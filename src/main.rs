@@ -110,7 +110,7 @@ fn print_model(flags: InspectFlags) -> Result<(), String> {
         max_inflight_bytes: execution.max_inflight_bytes.bytes(),
         json: flags.json,
     };
-    let text = inspect::describe(&config).map_err(|error| error.to_string())?;
+    let text = inspect::describe(&config).map_err(|error| of_argument(&error.to_string()))?;
     print(&text)
 }
 
@@ -126,7 +126,13 @@ fn tune_model(flags: &TuneFlags) -> Result<(), String> {
         },
         write: !flags.dry_run,
     };
-    tune::tune(&settings, print)
+    tune::tune(&settings, print).map_err(|message| of_argument(&message))
+}
+
+/// What is wrong with a model's path is told in the words of `serve`, to which it is a flag; other commands are given it as
+/// their argument.
+fn of_argument(message: &str) -> String {
+    message.replace("set --model (MODEL_PATH) to", "give the path of")
 }
 
 fn print(text: &str) -> Result<(), String> {

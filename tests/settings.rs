@@ -300,6 +300,18 @@ const WRONG: &[Wrong] = &[
         "healthcheck --port 0",
         "the flag --port (variable PORT): with 0 the server chooses the port itself; give the URL, for example model-serving healthcheck http://127.0.0.1:8000/health",
     ),
+    at_run_time(
+        "inspect FOLDER/nothing",
+        "no model at FOLDER/nothing: No such file or directory (os error 2); give the path of an .onnx file or a folder <name>/<version>/model.onnx",
+    ),
+    at_run_time(
+        "tune FOLDER/nothing",
+        "no model at FOLDER/nothing: No such file or directory (os error 2); give the path of an .onnx file or a folder <name>/<version>/model.onnx",
+    ),
+    at_run_time(
+        "inspect s3://bucket/m.onnx",
+        "'s3://bucket/m.onnx' is an address, and this server fetches nothing; copy it first (aws s3 cp URL .), and give the path of the file",
+    ),
     // Values of variables.
     variables(
         "",
