@@ -67,6 +67,10 @@ fn serve(start: Start) -> Result<(), String> {
     for warning in warnings {
         tracing::warn!(reason = warning, "a variable is not served");
     }
+    // Told before anybody can connect; whether the file is of use is found out when it is loaded.
+    if let Some(library) = &config.models.library {
+        Library::check(library).map_err(|error| error.to_string())?;
+    }
     let (tracer, _sent_at_the_end) = match config.traces.as_ref().map(traces::start) {
         Some(Ok((tracer, flush))) => (tracer, Some(flush)),
         Some(Err(reason)) => {

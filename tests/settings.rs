@@ -312,6 +312,18 @@ const WRONG: &[Wrong] = &[
         "inspect s3://bucket/m.onnx",
         "'s3://bucket/m.onnx' is an address, and this server fetches nothing; copy it first (aws s3 cp URL .), and give the path of the file",
     ),
+    flags(
+        "--model https://me:secret@host/m.onnx?token=secret",
+        "the flag --model (variable MODEL_PATH): 'https://host/m.onnx' is an address, and this server fetches nothing; download it first (curl -LO URL), and set --model (MODEL_PATH) to the file",
+    ),
+    at_run_time(
+        "--onnxruntime FOLDER",
+        "cannot load ONNX Runtime from FOLDER: it is a folder; version 1.24 or newer for this machine is needed, run scripts/fetch-onnxruntime.sh or set --onnxruntime (ORT_DYLIB_PATH)",
+    ),
+    at_run_time(
+        "--onnxruntime FOLDER/pipe",
+        "cannot load ONNX Runtime from FOLDER/pipe: it is a pipe; version 1.24 or newer for this machine is needed, run scripts/fetch-onnxruntime.sh or set --onnxruntime (ORT_DYLIB_PATH)",
+    ),
     // Values of variables.
     variables(
         "",
@@ -407,6 +419,11 @@ const WRONG: &[Wrong] = &[
         "",
         &[("API_KEY_FILE", "FOLDER/utf-16")],
         "the variable API_KEY_FILE (flag --api-key-file): FOLDER/utf-16 is UTF-16; save it as UTF-8 (API keys stand one a line in a text file)",
+    ),
+    variables(
+        "",
+        &[("MODEL_PATH", "hf://org/name")],
+        "the variable MODEL_PATH (flag --model): 'hf://org/name' is an address, and this server fetches nothing; download it first (hf download REPOSITORY FILE --local-dir .), and set --model (MODEL_PATH) to the file",
     ),
     variables(
         "",

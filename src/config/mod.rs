@@ -27,6 +27,7 @@ use crate::http::accept::{ListenerConfig, Port};
 use crate::http::api_keys::ApiKeys;
 use crate::http::connection::ConnectionConfig;
 use crate::loading::ModelsConfig;
+use crate::model::repository::{self, RepositoryError};
 use crate::server::Config;
 use crate::shutdown::DrainConfig;
 use crate::telemetry::logging::LogConfig;
@@ -302,6 +303,7 @@ impl ServeFlags {
             setting: Setting::Flag("api-key-file"),
             reason: error.to_string(),
         })?;
+        self.check_model()?;
         self.check_together()?;
         let max_header_size = self.max_header_size.bytes();
         let max_uri_size = self.max_uri_size.bytes();
@@ -377,6 +379,21 @@ impl ServeFlags {
             warnings,
         })
     }
+    /// An address of the network is no path at all, and not one at which something may lie later.
+    fn check_model(&self) -> Result<(), SettingError> {
+        let is_address = self.model.to_str().is_some_and(|it| it.contains("://"));
+        if is_address
+            && let Err(error @ RepositoryError::Address { .. }) =
+                repository::find(&self.model, None)
+        {
+            return Err(SettingError {
+                setting: Setting::Flag("model"),
+                reason: error.to_string(),
+            });
+        }
+        Ok(())
+    }
+
     /// Settings that are well-formed each, and make no sense together.
     fn check_together(&self) -> Result<(), SettingError> {
         let timeout = self.request_timeout;
