@@ -67,7 +67,11 @@ fn serve(start: Start) -> Result<(), String> {
     for warning in warnings {
         tracing::warn!(reason = warning, "a variable of the platform needs a look");
     }
-    let (tracer, _sent_at_the_end) = match config.collector.as_ref().map(traces::start) {
+    // Told before anybody can connect; whether the file is of use is found out when it is loaded.
+    if let Some(library) = &config.models.library {
+        Library::check(library).map_err(|error| error.to_string())?;
+    }
+    let (tracer, _sent_at_the_end) = match config.traces.as_ref().map(traces::start) {
         Some(Ok((tracer, flush))) => (tracer, Some(flush)),
         Some(Err(reason)) => {
             tracing::warn!(reason, "no traces are sent");
@@ -110,7 +114,7 @@ fn print_model(flags: InspectFlags) -> Result<(), String> {
         max_inflight_bytes: execution.max_inflight_bytes.bytes(),
         json: flags.json,
     };
-    let text = inspect::describe(&config).map_err(|error| error.to_string())?;
+    let text = inspect::describe(&config).map_err(|error| of_argument(&error.to_string()))?;
     print(&text)
 }
 
@@ -126,7 +130,13 @@ fn tune_model(flags: &TuneFlags) -> Result<(), String> {
         },
         write: !flags.dry_run,
     };
-    tune::tune(&settings, print)
+    tune::tune(&settings, print).map_err(|message| of_argument(&message))
+}
+
+/// What is wrong with a model's path is told in the words of `serve`, to which it is a flag; other commands are given it as
+/// their argument.
+fn of_argument(message: &str) -> String {
+    message.replace("set --model (MODEL_PATH) to", "give the path of")
 }
 
 fn print(text: &str) -> Result<(), String> {

@@ -33,11 +33,10 @@ use crate::runtime::device_health::DeviceHealth;
 use crate::runtime::session::RunMemory;
 use crate::shutdown::{self, DrainConfig};
 use crate::signals::{Signals, Stop};
-use crate::telemetry::collector::Endpoint;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::panics;
 use crate::telemetry::supervision;
-use crate::telemetry::traces::Tracer;
+use crate::telemetry::traces::{Tracer, TracesConfig};
 use crate::watchdog::Watchdog;
 
 /// Everything that the layers need to know, each in its own struct.
@@ -62,7 +61,7 @@ pub struct Config {
     /// How the server stops.
     pub drain: DrainConfig,
     /// Where spans are sent; nowhere if not given.
-    pub collector: Option<Endpoint>,
+    pub traces: Option<TracesConfig>,
 }
 
 /// Why the server did not start. Each is one line with a cause and a fix.

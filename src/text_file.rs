@@ -142,7 +142,7 @@ fn text(path: &Path, mut bytes: Vec<u8>) -> Result<String, TextFileError> {
 }
 
 /// What it is, if it is no plain file.
-fn other_kind(metadata: &Metadata) -> Option<&'static str> {
+pub(crate) fn other_kind(metadata: &Metadata) -> Option<&'static str> {
     let kind = metadata.file_type();
     if kind.is_file() {
         None

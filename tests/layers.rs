@@ -108,7 +108,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["testkit", "runtime", "model", "telemetry", "tensor"],
     ),
     ("gpu", &["testkit", "runtime", "telemetry"]),
-    ("runtime", &["testkit", "model", "tensor"]),
+    ("runtime", &["testkit", "model", "tensor", "text_file"]),
     ("model", &["tensor", "text_file", "units"]),
     ("address", &[]),
     ("telemetry", &["testkit"]),

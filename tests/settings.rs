@@ -176,6 +176,31 @@ const WRONG: &[Wrong] = &[
         "the flag --port (variable PORT): 'x' is not a port; write a number from 0 to 65535, for example 8000",
     ),
     flags(
+        "--admin-port x",
+        "the flag --admin-port (variable ADMIN_PORT): 'x' is not a port; write a number from 0 to 65535, for example 8000",
+    ),
+    flags(
+        "--admin-port 70000",
+        "the flag --admin-port (variable ADMIN_PORT): '70000' is not a port; write a number from 0 to 65535, for example 8000",
+    ),
+    flags(
+        "--admin-port -1",
+        "the flag --admin-port (variable ADMIN_PORT): '-1' is not a port; write a number from 0 to 65535, for example 8000",
+    ),
+    flags(
+        "serve --instances -4",
+        "the flag --instances (variable INSTANCES): '-4' is not a number from 1 to 1024; write one, for example 4",
+    ),
+    flags(
+        "--max-queue-delay -1ms",
+        "the flag --max-queue-delay (variable MAX_QUEUE_DELAY): '-1ms' is not a duration; write a whole number and a unit (us, ms, s, m, h), for example 250ms",
+    ),
+    flags(
+        "tune a.onnx --time -.5s",
+        "the flag --time: '-.5s' is not a duration; write a whole number and a unit (us, ms, s, m, h), for example 250ms",
+    ),
+    shape("-1", "there is no flag -1", USAGE),
+    flags(
         "--port 1 --port 2",
         "the flag --port (variable PORT) is given more than once; give it once",
     ),
@@ -228,6 +253,10 @@ const WRONG: &[Wrong] = &[
         "the flag --otlp-endpoint (variable OTEL_EXPORTER_OTLP_ENDPOINT): 'collector:4318' is not a URL such as http://localhost:4318",
     ),
     flags(
+        "--otlp-endpoint http://me:secret@collector:4318",
+        "the flag --otlp-endpoint (variable OTEL_EXPORTER_OTLP_ENDPOINT): a URL with '@' may hold a password, and is neither used nor shown; write one without, such as http://localhost:4318 (what a collector asks for goes into OTEL_EXPORTER_OTLP_HEADERS)",
+    ),
+    flags(
         "--api-key-file FOLDER/nothing",
         "the flag --api-key-file (variable API_KEY_FILE): FOLDER/nothing cannot be read: No such file or directory (os error 2) (API keys stand one a line in a text file)",
     ),
@@ -270,6 +299,30 @@ const WRONG: &[Wrong] = &[
     flags(
         "healthcheck --port 0",
         "the flag --port (variable PORT): with 0 the server chooses the port itself; give the URL, for example model-serving healthcheck http://127.0.0.1:8000/health",
+    ),
+    at_run_time(
+        "inspect FOLDER/nothing",
+        "no model at FOLDER/nothing: No such file or directory (os error 2); give the path of an .onnx file or a folder <name>/<version>/model.onnx",
+    ),
+    at_run_time(
+        "tune FOLDER/nothing",
+        "no model at FOLDER/nothing: No such file or directory (os error 2); give the path of an .onnx file or a folder <name>/<version>/model.onnx",
+    ),
+    at_run_time(
+        "inspect s3://bucket/m.onnx",
+        "'s3://bucket/m.onnx' is an address, and this server fetches nothing; copy it first (aws s3 cp URL .), and give the path of the file",
+    ),
+    flags(
+        "--model https://me:secret@host/m.onnx?token=secret",
+        "the flag --model (variable MODEL_PATH): 'https://host/m.onnx' is an address, and this server fetches nothing; download it first (curl -LO URL), and set --model (MODEL_PATH) to the file",
+    ),
+    at_run_time(
+        "--onnxruntime FOLDER",
+        "cannot load ONNX Runtime from FOLDER: it is a folder; version 1.24 or newer for this machine is needed, run scripts/fetch-onnxruntime.sh or set --onnxruntime (ORT_DYLIB_PATH)",
+    ),
+    at_run_time(
+        "--onnxruntime FOLDER/pipe",
+        "cannot load ONNX Runtime from FOLDER/pipe: it is a pipe; version 1.24 or newer for this machine is needed, run scripts/fetch-onnxruntime.sh or set --onnxruntime (ORT_DYLIB_PATH)",
     ),
     // Values of variables.
     variables(
@@ -369,6 +422,11 @@ const WRONG: &[Wrong] = &[
     ),
     variables(
         "",
+        &[("MODEL_PATH", "hf://org/name")],
+        "the variable MODEL_PATH (flag --model): 'hf://org/name' is an address, and this server fetches nothing; download it first (hf download REPOSITORY FILE --local-dir .), and set --model (MODEL_PATH) to the file",
+    ),
+    variables(
+        "",
         &[("AIP_HTTP_PORT", "x")],
         "the variable AIP_HTTP_PORT: 'x' is not a port; write a number from 0 to 65535, for example 8000",
     ),
@@ -393,6 +451,11 @@ const WRONG: &[Wrong] = &[
         "the variable AIP_HEALTH_ROUTE: '/v1/models/a:predict' is the route /v1/models/{model}:predict already, for predictions; choose another one, for example /v1/ready",
     ),
     variables(
+        "",
+        &[("AIP_HEALTH_ROUTE", "/v2/health/ready")],
+        "the variable AIP_HEALTH_ROUTE: '/v2/health/ready' is kept for the Open Inference Protocol, as /v2 and all below it are; choose another one, for example /v1/ready",
+    ),
+    variables(
         "inspect a.onnx",
         &[("DEVICE", "cuda:x")],
         "the variable DEVICE (flag --device): 'cuda:x' is not a device; write auto, cpu, cuda or cuda:N, for example cuda:0",
@@ -404,6 +467,11 @@ const WRONG: &[Wrong] = &[
     ),
     variables(
         "healthcheck",
+        &[("ADMIN_PORT", "x")],
+        "the variable ADMIN_PORT (flag --admin-port): 'x' is not a port; write a number from 0 to 65535, for example 8000",
+    ),
+    variables(
+        "",
         &[("ADMIN_PORT", "x")],
         "the variable ADMIN_PORT (flag --admin-port): 'x' is not a port; write a number from 0 to 65535, for example 8000",
     ),
@@ -549,6 +617,10 @@ fn what_opentelemetry_asks_for_and_cannot_be_had_is_one_warning() {
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
         ("OTEL_TRACES_EXPORTER", "zipkin"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "1000000000"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "99999999999"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "18446744073709551615"),
+        ("OTEL_METRICS_EXPORTER", "otlp"),
     ] {
         let server = Server::start_with(
             &["--model", &model, "--tuning-time", "off"],

@@ -103,6 +103,20 @@ fn a_failed_start_is_one_line_with_the_cause_and_the_fix() {
 }
 
 #[test]
+fn a_library_that_is_not_there_is_told_before_anything_listens() {
+    let output = run_command(program().env("HOST", "127.0.0.1").env("PORT", "0").args([
+        "--onnxruntime",
+        "/nowhere/libonnxruntime.so",
+        "--log-format",
+        "json",
+    ]));
+    assert_eq!(output.status.code(), Some(1));
+    let log = String::from_utf8(output.stdout).unwrap();
+    assert!(log.contains("\"starting\""), "{log}");
+    assert!(!log.contains("\"listening\""), "{log}");
+}
+
+#[test]
 fn an_onnx_runtime_that_is_too_old_is_told_apart() {
     // A library that says what version 1.20 would say of itself, and could do nothing else.
     let source = "struct base { const void *(*api)(unsigned); const char *(*version)(void); };\n\

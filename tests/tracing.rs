@@ -33,8 +33,9 @@ const SPAN: &str = "00f067aa0ba902b7";
 /// Spans are sent as soon as they end, more or less.
 const AT_ONCE: (&str, &str) = ("OTEL_BSP_SCHEDULE_DELAY", "50");
 
-/// What the collector received: attributes of the resource, and spans.
+/// What the collector received: the request's head in lower case, attributes of the resource, and spans.
 struct Received {
+    head: String,
     resource: Vec<KeyValue>,
     spans: Vec<Span>,
 }
@@ -45,6 +46,7 @@ struct Collector {
     received: Receiver<Received>,
     spans: Vec<Span>,
     resource: Vec<KeyValue>,
+    head: String,
 }
 
 impl Collector {
@@ -62,6 +64,7 @@ impl Collector {
             received,
             spans: Vec::new(),
             resource: Vec::new(),
+            head: String::new(),
         }
     }
 
@@ -84,6 +87,7 @@ impl Collector {
         for resource_spans in export.resource_spans {
             // Nobody may listen any more when a test has seen enough.
             let _ = send.send(Received {
+                head: head.clone(),
                 resource: resource_spans.resource.unwrap().attributes,
                 spans: resource_spans
                     .scope_spans
@@ -110,6 +114,7 @@ impl Collector {
     fn spans(&mut self, count: usize) -> &[Span] {
         while self.spans.len() < count {
             let received = self.received.recv_timeout(PATIENCE).unwrap();
+            self.head = received.head;
             self.resource = received.resource;
             self.spans.extend(received.spans);
         }
@@ -283,6 +288,22 @@ fn a_caller_that_does_not_sample_is_not_sampled_but_logged() {
     assert_eq!(server.connect().send(&digit()).unwrap().status, 200);
     for span in collector.spans(3) {
         assert_ne!(hex(&span.trace_id), TRACE);
+    }
+}
+
+#[test]
+fn what_a_collector_asks_for_is_sent_as_headers() {
+    let mut collector = Collector::start("200 OK");
+    let headers = (
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "authorization=Bearer%20abc, x-tenant=t1",
+    );
+    let server = Server::start_with(&["--otlp-endpoint", &collector.url()], &[AT_ONCE, headers]);
+    assert_eq!(server.connect().send(&digit()).unwrap().status, 200);
+    collector.spans(1);
+    for header in ["authorization: bearer abc", "x-tenant: t1"] {
+        let line = format!("\r\n{header}\r\n");
+        assert!(collector.head.contains(&line), "{}", collector.head);
     }
 }
 

@@ -86,7 +86,7 @@ pub struct ServeFlags {
     /// A second port, for probes and metrics alone (/health, /ready, /ping, /metrics and the platform's health route), which
     /// answers whatever happens on the main one; off if not given. It asks for no API key. Set it where an orchestrator and
     /// Prometheus can reach a port of their own; 0 lets the system choose.
-    #[arg(long, env = "ADMIN_PORT", value_name = "PORT")]
+    #[arg(long, env = "ADMIN_PORT", value_name = "PORT", value_parser = values::port)]
     pub admin_port: Option<u16>,
 
     /// What executes the model, and how.

@@ -1,7 +1,7 @@
 //! Flags and environment variables, and what they mean for each layer.
 //!
 //! The flags themselves stand in `flags`, the kinds of their values in `values`, the variables that are no flags in
-//! `platform`, and what is said about all of them in `complaint`. This module turns them into the layers' configurations.
+//! `platform` and `otel`, and what is said about all of them in `complaint`. This module turns them into the layers' configurations.
 //!
 //! Invariant: one rule for flags and variables. An unknown or ill-formed setting ends the start with exit code 2, an
 //! empty variable is as if it were not there. Nothing below imports this module; each layer owns its own configuration,
@@ -9,6 +9,7 @@
 
 mod complaint;
 mod flags;
+mod otel;
 mod platform;
 mod values;
 
@@ -26,6 +27,7 @@ use crate::http::accept::{ListenerConfig, Port};
 use crate::http::api_keys::ApiKeys;
 use crate::http::connection::ConnectionConfig;
 use crate::loading::ModelsConfig;
+use crate::model::repository::{self, RepositoryError};
 use crate::server::Config;
 use crate::shutdown::DrainConfig;
 use crate::telemetry::logging::LogConfig;
@@ -116,7 +118,8 @@ impl Command {
             name,
             from_variables: &from_variables,
         };
-        match parse(&arguments, &from_variables) {
+        let joined = with_negative_values(command, &arguments);
+        match parse(&joined, &from_variables) {
             Ok(line) => {
                 Self::of(line, &environment).map_err(|error: SettingError| facts.refuse(&error))
             }
@@ -158,7 +161,7 @@ fn variables(
         };
         let Some(variable) = variable
             .to_str()
-            .filter(|name| *name != platform::OTLP_ENDPOINT)
+            .filter(|name| *name != otel::OTLP_ENDPOINT)
         else {
             continue;
         };
@@ -170,6 +173,31 @@ fn variables(
         }
     }
     found
+}
+
+/// The arguments, in which a flag and a negative number behind it are one: to clap, `-1ms` would be another flag.
+fn with_negative_values(command: &clap::Command, arguments: &[OsString]) -> Vec<OsString> {
+    let takes_value = |argument: &OsString| {
+        let name = argument.to_str().and_then(|text| text.strip_prefix("--"));
+        let mut flags = command.get_arguments();
+        name.is_some_and(|name| {
+            flags.any(|flag| flag.get_long() == Some(name) && flag.get_action().takes_values())
+        })
+    };
+    let is_negative =
+        |argument: &OsString| matches!(argument.as_encoded_bytes(), [b'-', b'0'..=b'9' | b'.', ..]);
+    let mut joined: Vec<OsString> = Vec::with_capacity(arguments.len());
+    for (index, argument) in arguments.iter().enumerate() {
+        let at_end = joined.iter().any(|it| it == "--");
+        match joined.last_mut() {
+            Some(flag) if index > 1 && !at_end && is_negative(argument) && takes_value(flag) => {
+                flag.push("=");
+                flag.push(argument);
+            }
+            _ => joined.push(argument.clone()),
+        }
+    }
+    joined
 }
 
 /// Has clap read the command line and, behind its flags, those that stand for variables. It does not look at the
@@ -267,7 +295,7 @@ impl ServeFlags {
         let log = self.log_config();
         let platform_port = platform.port()?;
         let routes = platform.routes()?;
-        let (collector, trace_warnings) = platform.traces(self.otlp_endpoint.clone());
+        let (traces, trace_warnings) = otel::traces(platform, self.otlp_endpoint.clone());
         let mut warnings = routes.warnings;
         warnings.extend(trace_warnings);
         let api_keys = self.api_key_file.as_deref().map(ApiKeys::read).transpose();
@@ -275,6 +303,7 @@ impl ServeFlags {
             setting: Setting::Flag("api-key-file"),
             reason: error.to_string(),
         })?;
+        self.check_model()?;
         self.check_together()?;
         let max_header_size = self.max_header_size.bytes();
         let max_uri_size = self.max_uri_size.bytes();
@@ -342,7 +371,7 @@ impl ServeFlags {
                 delay: self.drain_delay.into(),
                 timeout: self.drain_timeout.into(),
             },
-            collector,
+            traces,
         };
         Ok(Start {
             config,
@@ -350,6 +379,21 @@ impl ServeFlags {
             warnings,
         })
     }
+    /// An address of the network is no path at all, and not one at which something may lie later.
+    fn check_model(&self) -> Result<(), SettingError> {
+        let is_address = self.model.to_str().is_some_and(|it| it.contains("://"));
+        if is_address
+            && let Err(error @ RepositoryError::Address { .. }) =
+                repository::find(&self.model, None)
+        {
+            return Err(SettingError {
+                setting: Setting::Flag("model"),
+                reason: error.to_string(),
+            });
+        }
+        Ok(())
+    }
+
     /// Settings that are well-formed each, and make no sense together.
     fn check_together(&self) -> Result<(), SettingError> {
         let timeout = self.request_timeout;

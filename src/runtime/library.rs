@@ -4,6 +4,7 @@
 //! one is an error of ours with a fix in it, and never a panic inside a binding.
 
 use std::env;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,6 +15,7 @@ use parking_lot::Mutex;
 use thiserror::Error;
 
 use super::arena::Arenas;
+use crate::text_file;
 
 /// The file that is looked for.
 const FILE_NAME: &str = "libonnxruntime.so";
@@ -84,9 +86,7 @@ impl Library {
             path: path.clone(),
             reason: one_line(&reason),
         };
-        if !path.is_file() {
-            return Err(unusable("there is no such file".to_owned()));
-        }
+        Self::check(&path)?;
         // Said again here, because what was forgotten would be noticed by nobody.
         let (name, value) = NO_TELEMETRY;
         if env::var(name).as_deref() != Ok(value) {
@@ -114,6 +114,25 @@ impl Library {
         };
         *loaded = Some(library.clone());
         Ok(library)
+    }
+
+    /// Whether there is a file at `path`, without loading it.
+    ///
+    /// # Errors
+    /// When there is none, or something else.
+    pub fn check(path: &Path) -> Result<(), LibraryError> {
+        let reason = match std::fs::metadata(path) {
+            Ok(metadata) => match text_file::other_kind(&metadata) {
+                Some(kind) => format!("it is {kind}"),
+                None => return Ok(()),
+            },
+            Err(error) if error.kind() == ErrorKind::NotFound => "there is no such file".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        Err(LibraryError::Unusable {
+            path: path.to_owned(),
+            reason,
+        })
     }
 
     /// The version of the library that [`Self::load`] would load, without loading it; none if there is none.

@@ -19,8 +19,8 @@ use tokio::runtime::Runtime;
 
 use super::supervision;
 
-/// The longest that one export may take.
-const TIMEOUT: Duration = Duration::from_secs(3);
+/// The longest that one export may take, if nothing else is said.
+pub const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The largest answer that is read; a collector answers with a few bytes.
 const MAX_ANSWER: usize = 64 << 10;
@@ -52,6 +52,12 @@ impl FromStr for Endpoint {
 /// A URL of HTTP without TLS and without a query.
 fn plain_http(text: &str) -> Result<&str, String> {
     let text = text.trim();
+    if text.contains('@') {
+        return Err(
+            "a URL with '@' may hold a password, and is neither used nor shown; write one without, such as http://localhost:4318 (what a collector asks for goes into OTEL_EXPORTER_OTLP_HEADERS)"
+                .to_owned(),
+        );
+    }
     let wrong = || format!("'{text}' is not a URL such as http://localhost:4318");
     let uri: http::Uri = text.parse().map_err(|_| wrong())?;
     if uri.scheme() == Some(&Scheme::HTTPS) {
@@ -81,26 +87,28 @@ impl fmt::Display for Endpoint {
 #[derive(Debug)]
 pub(super) struct Collector {
     runtime: Runtime,
+    timeout: Duration,
     failing: AtomicBool,
 }
 
 impl Collector {
-    pub(super) fn new() -> std::io::Result<Self> {
+    pub(super) fn new(timeout: Duration) -> std::io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         Ok(Self {
             runtime,
+            timeout,
             failing: AtomicBool::new(false),
         })
     }
 
     fn post(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let answer = self.runtime.block_on(async {
-            tokio::time::timeout(TIMEOUT, send(request))
+            tokio::time::timeout(self.timeout, send(request))
                 .await
                 .unwrap_or_else(|_| {
-                    Err(format!("no answer within {} seconds", TIMEOUT.as_secs()).into())
+                    Err(format!("no answer within {} ms", self.timeout.as_millis()).into())
                 })
         });
         let complaint = match &answer {
@@ -198,8 +206,28 @@ mod tests {
             "grpc://c",
             "http://c/?a=b",
             "http://c:99999",
+            "http://c:4318/a b",
         ] {
             assert!(wrong.parse::<Endpoint>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_url_with_a_password_is_refused_and_not_shown() {
+        for url in [
+            "http://user:secret@c:4318",
+            "http://secret@c",
+            "https://user:secret@c",
+            "user:secret@c:4318",
+            "http://user:sec/secret@c",
+        ] {
+            for error in [
+                url.parse::<Endpoint>().unwrap_err(),
+                Endpoint::of_traces(url).unwrap_err(),
+            ] {
+                assert!(error.contains("password"), "{error}");
+                assert!(!error.contains("sec"), "{error}");
+            }
         }
     }
 }

@@ -14,9 +14,11 @@ use opentelemetry::trace::{
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, Span};
+use opentelemetry_sdk::trace::{
+    BatchConfigBuilder, BatchSpanProcessor, SdkTracer, SdkTracerProvider, Span,
+};
 
-use super::collector::{Collector, Endpoint};
+use super::collector::{self, Collector, Endpoint};
 
 pub use opentelemetry::trace::{SpanId, TraceId};
 
@@ -40,19 +42,49 @@ impl Drop for Flush {
     }
 }
 
-/// Starts sending spans to the collector at `endpoint`. Sampling and the queue's bounds follow the OpenTelemetry
-/// variables (`OTEL_TRACES_SAMPLER`, `OTEL_BSP_…`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_SERVICE_NAME`).
+/// Where spans are sent, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TracesConfig {
+    /// The collector.
+    pub endpoint: Endpoint,
+    /// The most spans that wait; what does not fit is dropped. Room for all of them is made at the start.
+    pub max_queue_size: usize,
+    /// The most spans of one export, no more than the queue holds.
+    pub max_export_batch_size: usize,
+    /// The time between two exports; not zero, at which the thread would never rest.
+    pub schedule_delay: Duration,
+    /// The longest that one export may take.
+    pub export_timeout: Duration,
+}
+
+impl TracesConfig {
+    /// Sends to `endpoint` as OpenTelemetry's specification does by default, but for the time of an export.
+    #[must_use]
+    pub fn to(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            max_queue_size: 2048,
+            max_export_batch_size: 512,
+            schedule_delay: Duration::from_secs(5),
+            export_timeout: collector::TIMEOUT,
+        }
+    }
+}
+
+/// Starts sending spans. Sampling and what describes this process follow the OpenTelemetry variables
+/// (`OTEL_TRACES_SAMPLER`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_SERVICE_NAME`), which the library reads itself.
 ///
 /// # Errors
 /// One line, when the operating system refuses what is needed.
-pub fn start(endpoint: &Endpoint) -> Result<(Tracer, Flush), String> {
+pub fn start(config: &TracesConfig) -> Result<(Tracer, Flush), String> {
     let failed = |error: &dyn fmt::Display| format!("tracing cannot start: {error}");
-    let collector = Collector::new().map_err(|error| failed(&error))?;
+    let collector = Collector::new(config.export_timeout).map_err(|error| failed(&error))?;
     let exporter = SpanExporter::builder()
         .with_http()
         .with_http_client(collector)
         .with_protocol(Protocol::HttpBinary)
-        .with_endpoint(endpoint.to_string())
+        .with_endpoint(config.endpoint.to_string())
+        .with_timeout(config.export_timeout)
         .build()
         .map_err(|error| failed(&error))?;
     let mut resource = Resource::builder();
@@ -60,8 +92,14 @@ pub fn start(endpoint: &Endpoint) -> Result<(Tracer, Flush), String> {
         resource = resource.with_service_name(env!("CARGO_PKG_NAME"));
     }
     let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
+    // Each of these is given, because the library would take any number from the environment, and make room for it.
+    let batches = BatchConfigBuilder::default()
+        .with_max_queue_size(config.max_queue_size)
+        .with_max_export_batch_size(config.max_export_batch_size)
+        .with_scheduled_delay(config.schedule_delay)
+        .build();
     let provider = SdkTracerProvider::builder()
-        .with_batch_exporter(exporter)
+        .with_span_processor(BatchSpanProcessor::new(exporter, batches))
         .with_resource(resource.with_attribute(version).build())
         .build();
     let tracer = provider.tracer(env!("CARGO_PKG_NAME"));
