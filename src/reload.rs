@@ -38,6 +38,16 @@ enum ReloadError {
     /// Clients were written for the signature that they were told.
     #[error("{0}; start the server anew, or serve it under another name")]
     Signature(String),
+    /// Clients of `/predict` would reach a model that they were not written for.
+    #[error(
+        "it would take the place of '{old}', and {change}; start the server anew, or serve it beside '{old}'"
+    )]
+    Successor {
+        /// The name of the model that serves.
+        old: String,
+        /// How the signatures differ.
+        change: String,
+    },
     #[error("the server is draining")]
     Draining,
     /// That is a defect of this program, which the log tells in a line of its own.
@@ -202,6 +212,18 @@ impl Notices {
         registry.set_skipped(skipped.clone());
     }
 
+    /// Takes note that the only model has another name now, which clients of `/predict` reach without asking for it.
+    fn rename(&mut self, old: &str, new: &str) {
+        self.default.rename(old, new);
+        if self.default.name() == Some(new) {
+            tracing::warn!(
+                model = new,
+                before = old,
+                "the only model has another name now, and /predict means it"
+            );
+        }
+    }
+
     /// Says which model answers requests that name none, now that those of `sources` which can be served are.
     fn choose_default(&mut self, registry: &Registry, sources: &[ModelSource]) {
         let is_served = |name: &str| registry.get(name).is_some();
@@ -293,7 +315,7 @@ impl Worker {
                 let told = known.as_ref().is_some_and(|(_, told)| *told);
                 let tell = all || (known.is_some() && !told);
                 if tell {
-                    self.failed(None, &reason);
+                    self.failed(None, None, &reason);
                 }
                 self.problem = Some((reason, told || tell));
                 return;
@@ -382,28 +404,32 @@ impl Worker {
             Ok(replaced) => {
                 self.refused.remove(&source.name);
                 if let Some(old) = renamed {
-                    self.notices.default.rename(old, &source.name);
+                    self.notices.rename(old, &source.name);
                     self.tried.remove(old);
                     self.changing.remove(old);
                 }
                 let (model, report, before) = replaced;
                 report.log(&model);
-                tracing::info!(
-                    model = source.name,
-                    version = source.version,
-                    sha256 = model.metadata.sha256,
-                    before = before.as_ref().map(|before| before.name.as_str()),
-                    version_before = before.as_ref().map(|before| before.version.as_str()),
-                    sha256_before = before.as_ref().map(|before| before.sha256.as_str()),
-                    seconds = started.elapsed().as_secs_f64(),
-                    "model reloaded"
-                );
+                // What is new was loaded, and not loaded again.
+                if let Some(before) = before {
+                    tracing::info!(
+                        model = source.name,
+                        version = source.version,
+                        sha256 = model.metadata.sha256,
+                        before = before.name,
+                        version_before = before.version,
+                        sha256_before = before.sha256,
+                        seconds = started.elapsed().as_secs_f64(),
+                        "model reloaded"
+                    );
+                }
                 true
             }
             Err(ReloadError::Draining) => false,
             Err(error) => {
                 self.refused.insert(source.name.clone());
-                self.failed(Some(&source.name), &error.to_string());
+                let serves = Some(renamed.unwrap_or(&source.name));
+                self.failed(Some(&source.name), serves, &error.to_string());
                 false
             }
         }
@@ -423,11 +449,15 @@ impl Worker {
         let before = served.as_deref().or(before.as_deref());
         let (model, report) = self.config.loader.load_again(source, before)?;
         let model = Arc::new(model);
-        let change = served.and_then(|served| served.declared.signature_change(&model.declared));
-        let refused = match change {
-            Some(change) => Some(ReloadError::Signature(change)),
-            None if !files.are_unchanged() => Some(ReloadError::Changed),
-            None => (registry.phase() == Phase::Draining).then_some(ReloadError::Draining),
+        let change = before.and_then(|before| before.declared.signature_change(&model.declared));
+        let refused = match (change, renamed) {
+            (Some(change), Some(old)) => Some(ReloadError::Successor {
+                old: old.to_owned(),
+                change,
+            }),
+            (Some(change), None) => Some(ReloadError::Signature(change)),
+            (None, _) if !files.are_unchanged() => Some(ReloadError::Changed),
+            (None, _) => (registry.phase() == Phase::Draining).then_some(ReloadError::Draining),
         };
         if let Some(error) = refused {
             close(&model);
@@ -453,13 +483,27 @@ impl Worker {
         tracing::info!(model = name, "the model is gone, and is no longer served");
     }
 
-    fn failed(&self, model: Option<&str>, reason: &str) {
+    /// Tells that `model` is refused, if it is known which; `serving` is the one that it was to replace.
+    fn failed(&self, model: Option<&str>, serving: Option<&str>, reason: &str) {
         self.config.metrics.reloads_failed.inc();
-        tracing::warn!(
-            model,
-            reason,
-            "the model could not be loaded again; what served before goes on serving"
-        );
+        let registry = &self.config.registry;
+        let serves = match serving {
+            Some(name) => registry.get(name).is_some(),
+            None => !registry.models().is_empty(),
+        };
+        if serves {
+            tracing::warn!(
+                model,
+                reason,
+                "the model could not be loaded again; what served before goes on serving"
+            );
+        } else {
+            tracing::warn!(
+                model,
+                reason,
+                "the model could not be loaded, and is not served"
+            );
+        }
     }
 
     fn retire(&mut self, model: Option<Arc<ServedModel>>) {

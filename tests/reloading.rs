@@ -332,6 +332,52 @@ fn a_model_that_gets_another_name_serves_under_one_of_them_all_the_time() {
 }
 
 #[test]
+fn the_only_model_under_another_name_keeps_predict_only_with_the_same_signature() {
+    let models = Models::new();
+    models.put("addone", "repository/good/1/model.onnx");
+    let server = models.serve("repository", &[]);
+    let default = || server.get("/ready").json()["default_model"].clone();
+    // Another model comes in its place.
+    fs::remove_dir_all(models.path("repository/good")).unwrap();
+    models.put("two", "repository/other/1/model.onnx");
+    server.signal(Signal::SIGHUP);
+    let refused = |line: &Value| {
+        let reason = line["reason"].as_str().unwrap_or_default();
+        line["level"] == "WARN" && reason.contains("take the place of 'good'")
+    };
+    assert!(server.log.wait_for(refused).is_some());
+    assert_eq!(default(), "good");
+    assert_eq!(predict(&server), json!([2.0, 3.0, 4.0, 5.0]));
+    // The same model comes under another name.
+    fs::remove_dir_all(models.path("repository/other")).unwrap();
+    models.put("addone", "repository/third/1/model.onnx");
+    server.signal(Signal::SIGHUP);
+    let told = |line: &Value| {
+        line["level"] == "WARN" && line["model"] == "third" && line["before"] == "good"
+    };
+    assert!(server.log.wait_for(told).is_some());
+    support::until("the new name is the default one", || default() == "third");
+    assert_eq!(predict(&server), json!([2.0, 3.0, 4.0, 5.0]));
+}
+
+#[test]
+fn a_new_model_is_loaded_or_not_served_but_neither_again_nor_as_before() {
+    let models = Models::new();
+    models.put("addone", "repository/first/1/model.onnx");
+    let server = models.serve("repository", &[]);
+    models.put("addten", "repository/second/1/model.onnx");
+    models.put_bytes(b"no model", "repository/third/1/model.onnx");
+    server.signal(Signal::SIGHUP);
+    let line = server
+        .log
+        .wait_for(|line| line["level"] == "WARN" && line["model"] == "third");
+    let message = line.unwrap()["message"].clone();
+    assert_eq!(message, "the model could not be loaded, and is not served");
+    let again = |line: &Value| line["message"] == "model reloaded" && line["model"] == "second";
+    assert!(!server.log.lines().iter().any(again));
+}
+
+#[test]
 fn a_model_that_is_gone_leaves_no_queue_behind_in_the_metrics() {
     let models = Models::new();
     models.put("loop", "repository/slow/1/model.onnx");

@@ -1,7 +1,8 @@
 //! Which model answers requests that name none.
 //!
 //! Invariant: a name that requests without a name have reached stays the one that they reach, until a flag or a sidecar
-//! says another. Neither a model that appears nor one that goes away sends them elsewhere.
+//! says another, or the only model gets another name and keeps its signature. Neither a model that appears nor one that
+//! goes away sends them elsewhere.
 
 use thiserror::Error;
 
