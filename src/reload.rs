@@ -5,7 +5,7 @@
 //!
 //! Invariant: whatever lies on the disk, the model that serves goes on until another one can take its place.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -58,6 +58,21 @@ enum ReloadError {
     Changed,
 }
 
+impl ReloadError {
+    /// The reason without paths and without what a library said, for `/ready`.
+    fn public(&self) -> &'static str {
+        match self {
+            Self::Signature(_) | Self::Successor { .. } => {
+                "its signature is not that of the model that serves; the log says how they differ"
+            }
+            Self::Changed => "its files changed while they were loaded",
+            Self::Loading(_) | Self::Draining | Self::Panicked => {
+                "it could not be loaded; the log says why"
+            }
+        }
+    }
+}
+
 /// The thread that loads models again.
 pub struct Reloader {
     requests: Option<Sender<()>>,
@@ -98,7 +113,7 @@ impl Reloader {
                 changing: BTreeMap::new(),
                 problem: None,
                 retired: Vec::new(),
-                refused: BTreeSet::new(),
+                refused: BTreeMap::new(),
                 notices,
             };
             let wait = |pause| {
@@ -181,14 +196,15 @@ impl Notices {
             skipped: SkippedList::default(),
             logged: Vec::new(),
         };
-        notices.see(registry, &found.skipped, true);
+        notices.see(&found.skipped, true);
+        registry.set_skipped(found.skipped.clone());
         notices.choose_default(registry, &found.sources);
         notices
     }
 
     /// Takes note of what is `skipped`, and tells what is new: at once if somebody asked, else if it was there at the
     /// last look too, because a folder may be filled just now.
-    fn see(&mut self, registry: &Registry, skipped: &SkippedList, asked: bool) {
+    fn see(&mut self, skipped: &SkippedList, asked: bool) {
         self.logged
             .retain(|logged| skipped.named().contains(logged));
         for entry in skipped.named() {
@@ -209,7 +225,6 @@ impl Notices {
             );
         }
         self.skipped = skipped.clone();
-        registry.set_skipped(skipped.clone());
     }
 
     /// Takes note that the only model has another name now, which clients of `/predict` reach without asking for it.
@@ -258,8 +273,8 @@ struct Worker {
     /// Why the last look found no models, and whether that was told.
     problem: Option<(String, bool)>,
     retired: Vec<Retired>,
-    /// Models whose files were refused when they were last tried.
-    refused: BTreeSet<String>,
+    /// Models whose files were refused when they were last tried, and why in words that anybody may read.
+    refused: BTreeMap<String, &'static str>,
     notices: Notices,
 }
 
@@ -322,15 +337,20 @@ impl Worker {
             }
         };
         self.problem = None;
-        self.notices.see(&self.config.registry, &skipped, all);
+        self.notices.see(&skipped, all);
         self.load_changed(&sources, all);
+        let mut skipped = skipped;
+        for (name, reason) in &self.refused {
+            skipped.push(name.clone(), (*reason).to_owned());
+        }
+        self.config.registry.set_skipped(skipped);
         self.notices.choose_default(&self.config.registry, &sources);
     }
 
     /// Loads those of `sources` that have changed, or all of them, and lets go what is gone.
     fn load_changed(&mut self, sources: &[ModelSource], all: bool) {
         self.refused
-            .retain(|name| sources.iter().any(|source| source.name == *name));
+            .retain(|name, _| sources.iter().any(|source| source.name == *name));
         let renamed = self.renamed(sources);
         let mut refused = false;
         for source in sources {
@@ -427,7 +447,7 @@ impl Worker {
             }
             Err(ReloadError::Draining) => false,
             Err(error) => {
-                self.refused.insert(source.name.clone());
+                self.refused.insert(source.name.clone(), error.public());
                 let serves = Some(renamed.unwrap_or(&source.name));
                 self.failed(Some(&source.name), serves, &error.to_string());
                 false

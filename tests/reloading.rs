@@ -373,6 +373,11 @@ fn a_new_model_is_loaded_or_not_served_but_neither_again_nor_as_before() {
         .wait_for(|line| line["level"] == "WARN" && line["model"] == "third");
     let message = line.unwrap()["message"].clone();
     assert_eq!(message, "the model could not be loaded, and is not served");
+    let ready = || server.get("/ready").json();
+    support::until("it is named", || ready()["skipped"][0].is_object());
+    let skipped = ready()["skipped"].clone();
+    let reason = "it could not be loaded; the log says why";
+    assert_eq!(skipped, json!([{"path": "third", "reason": reason}]));
     let again = |line: &Value| line["message"] == "model reloaded" && line["model"] == "second";
     assert!(!server.log.lines().iter().any(again));
 }

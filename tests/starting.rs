@@ -153,6 +153,10 @@ fn a_sidecar_that_does_not_fit_refuses_the_start() {
     for (text, part) in [
         ("nmae = \"x\"", "unknown field `nmae`"),
         ("[batching]\nmax_queue_delay = \"5\"", "line 2"),
+        (
+            "[batching]\nmax_queue_delay = \"1h\"",
+            "batching.max_queue_delay '3600s' is not below --request-timeout",
+        ),
         ("[outputs.q]\nlabels = []", "is not an output"),
         (
             "[outputs.y]\nlabels = [\"a\"]",

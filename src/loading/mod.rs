@@ -29,6 +29,7 @@ use crate::runtime::{LoadError, Model, example, warmup};
 use crate::telemetry::logging::HINTS;
 use crate::telemetry::metrics::{Merging, Metrics, ModelInfo};
 use crate::telemetry::progress::{self, Progress};
+use crate::units::DurationText;
 
 pub use crate::model::limits;
 pub use report::LoadReport;
@@ -253,6 +254,7 @@ impl Loader {
         device: Device,
         replaced: Option<&ServedModel>,
     ) -> Result<(ServedModel, LoadReport), LoadingError> {
+        self.check_delay(source)?;
         let (config, library, metrics) = (&self.config, &self.library, &self.metrics);
         let started = Instant::now();
         let session = self.session(device);
@@ -352,6 +354,22 @@ impl Loader {
             tuned: (measured || inherited).then_some((freedom, choice)),
         };
         Ok((model, report))
+    }
+
+    /// Refuses a delay in the sidecar that the flag may not have either, unless the flag says another.
+    fn check_delay(&self, source: &ModelSource) -> Result<(), LoadError> {
+        let delay = source.sidecar.batching.max_queue_delay.unwrap_or_default();
+        let is_overruled = self.config.max_queue_delay.is_some();
+        if is_overruled || delay.is_zero() || delay < self.default_timeout {
+            return Ok(());
+        }
+        let [delay, timeout] = [delay, self.default_timeout].map(DurationText::from);
+        Err(LoadError::Sidecar {
+            path: source.path.clone(),
+            reason: format!(
+                "batching.max_queue_delay '{delay}' is not below --request-timeout (REQUEST_TIMEOUT), which is {timeout}, so that a request could wait for company until nobody waits for it; write a shorter time, for example 5ms"
+            ),
+        })
     }
 
     /// Where the instances of `sessions` are to execute.

@@ -114,6 +114,12 @@ pub fn identify(path: &Path, bytes: &[u8]) -> Option<Impostor> {
     if bytes.get(257..262) == Some(b"ustar") {
         return found("a tar archive", UNPACK);
     }
+    if !bytes.is_empty() && bytes.iter().all(|byte| *byte == 0) {
+        return found(
+            "nothing but zeros, as a download or copy that broke off leaves it",
+            "copy or download the file again",
+        );
+    }
     if let [0x80, 2..=5, ..] = bytes {
         return Some(pickle(bytes));
     }
@@ -228,6 +234,11 @@ fn text(bytes: &[u8]) -> Option<Impostor> {
             "an XML document, such as a bucket's error message",
             "read it, and download the file again",
         )
+    } else if is_address(start) {
+        (
+            "an address, and not the file that lies there",
+            "download what is behind it (curl -L -o model.onnx ADDRESS)",
+        )
     } else if lower.starts_with('{') || lower.starts_with('[') {
         ("a JSON text", "set the path of the .onnx file")
     } else {
@@ -237,6 +248,17 @@ fn text(bytes: &[u8]) -> Option<Impostor> {
         )
     };
     Some(Impostor { what, fix })
+}
+
+/// Whether a text is one address, such as a link that was saved in the place of its file.
+fn is_address(text: &str) -> bool {
+    let text = text.trim();
+    let scheme = text.split_once("://").map(|(scheme, _)| scheme);
+    let is_scheme = |scheme: &str| {
+        let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
+        scheme.starts_with(|c: char| c.is_ascii_alphabetic()) && scheme.chars().all(fits)
+    };
+    scheme.is_some_and(is_scheme) && !text.contains(char::is_whitespace)
 }
 
 /// Whether `word` stands near the start or the end of `bytes`.
@@ -311,6 +333,14 @@ mod tests {
             (b"\x93NUMPY\x01\0", "NumPy", "requests"),
             (b"\x89HDF\r\n\x1a\n", "Keras", "--keras"),
             (b"{\"model\": 1}", "JSON", ".onnx file"),
+            (
+                b"https://example.com/m.onnx?x=1\n",
+                "an address",
+                "download",
+            ),
+            (b"s3://bucket/m.onnx", "an address", "download"),
+            (b"see https://example.com", "a text", ".onnx file"),
+            (&[0; 64], "zeros", "again"),
             ("Grüße".as_bytes(), "a text", ".onnx file"),
         ] {
             let found = identify(Path::new("m.onnx"), bytes);

@@ -162,11 +162,25 @@ impl TuningSettings {
     }
 }
 
+/// A text such as "5ms".
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    text.parse::<DurationText>()
-        .map(|duration| Some(duration.into()))
-        .map_err(D::Error::custom)
+    struct Text;
+
+    impl Visitor<'_> for Text {
+        type Value = Option<Duration>;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("a duration with a unit, such as \"5ms\"")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Option<Duration>, E> {
+            text.parse::<DurationText>()
+                .map(|duration| Some(duration.into()))
+                .map_err(E::custom)
+        }
+    }
+
+    deserializer.deserialize_any(Text)
 }
 
 fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
@@ -399,6 +413,10 @@ mod tests {
             (
                 "[batching]\nmax_queue_delay = \"5\"".to_owned(),
                 &["line 2", "'5'", "250ms"],
+            ),
+            (
+                "[batching]\nmax_queue_delay = 5".to_owned(),
+                &["line 2", "`5`", "a duration with a unit", "5ms"],
             ),
             (long, &["line 2 (batching.check)", "a boolean"]),
             (deep, &["line 1"]),

@@ -154,8 +154,8 @@ pub enum LoadError {
         /// Which input or output, and why.
         reason: String,
     },
-    /// The sidecar says something that the model contradicts.
-    #[error("the sidecar of {path} does not fit the model: {reason}", path = .path.display())]
+    /// The sidecar says something that the model or a setting contradicts.
+    #[error("the sidecar of {path} does not fit: {reason}", path = .path.display())]
     Sidecar {
         /// The model's path.
         path: std::path::PathBuf,

@@ -34,7 +34,8 @@ pub struct SkippedList {
 }
 
 impl SkippedList {
-    pub(super) fn push(&mut self, path: String, reason: String) {
+    /// Adds what lies at `path`, or counts it.
+    pub fn push(&mut self, path: String, reason: String) {
         if self.named.len() < MOST_NAMED {
             self.named.push(Skipped { path, reason });
         } else {
