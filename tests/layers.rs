@@ -88,7 +88,14 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     (
         "loading",
-        &["registry", "batching", "runtime", "model", "telemetry"],
+        &[
+            "registry",
+            "batching",
+            "runtime",
+            "model",
+            "telemetry",
+            "units",
+        ],
     ),
     (
         "http",
