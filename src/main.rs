@@ -1,10 +1,11 @@
 //! The `model-serving` binary: read the command line, start telemetry, build, run until a signal.
 
+use std::fmt::Display;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::ExitCode;
 
-use model_serving::config::{Command, InspectFlags, Start, TuneFlags};
+use model_serving::config::{Command, InspectFlags, Start, TuneFlags, of_argument};
 use model_serving::healthcheck::Target;
 use model_serving::inspect::InspectConfig;
 use model_serving::loading::Fixed;
@@ -18,6 +19,9 @@ use model_serving::{healthcheck, inspect, process, tune, version};
 /// The exit code of a command line or an environment that is not taken.
 const WRONG_USAGE: u8 = 2;
 
+/// The exit code of everything else that goes wrong.
+const FAILED: u8 = 1;
+
 #[expect(
     unsafe_code,
     reason = "the environment is set before there are threads"
@@ -25,32 +29,56 @@ const WRONG_USAGE: u8 = 2;
 fn main() -> ExitCode {
     // SAFETY: nothing has started a thread yet.
     unsafe { process::prepare() };
-    let command = match Command::read(std::env::args_os(), |name| std::env::var_os(name)) {
-        Ok(command) => command,
-        Err(error) => {
-            complain(&error.to_string());
-            return ExitCode::from(WRONG_USAGE);
-        }
-    };
-    let result = match command {
-        Command::Serve(start) => serve(*start),
-        Command::Inspect(flags) => print_model(*flags),
-        Command::Tune(flags) => tune_model(&flags),
-        Command::Healthcheck(target) => check_health(&target),
-        // Whoever closes the pipe has read enough.
-        Command::Help(help) => help.print().or(Ok(())),
-        Command::Version => print_version(),
-    };
+    let command = Command::read(std::env::args_os(), |name| std::env::var_os(name));
+    let result = command
+        .map_err(|error| Failure::new(&error, true))
+        .and_then(execute);
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
+        Err(Failure { message, code }) => {
             complain(&message);
-            ExitCode::FAILURE
+            ExitCode::from(code)
         }
     }
 }
 
-fn serve(start: Start) -> Result<(), String> {
+fn execute(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Serve(start) => serve(*start),
+        Command::Inspect(flags) => print_model(*flags),
+        Command::Tune(flags) => tune_model(&flags),
+        Command::Healthcheck(target) => Ok(check_health(&target)?),
+        // Whoever closes the pipe has read enough.
+        Command::Help(help) => help.print().or(Ok(())),
+        Command::Version => Ok(print_version()?),
+    }
+}
+
+/// Why the process ends otherwise than it should.
+struct Failure {
+    /// One line, and perhaps the usage below it.
+    message: String,
+    /// The exit code.
+    code: u8,
+}
+
+impl Failure {
+    /// What is wrong is a setting, or else what it was to be used on.
+    fn new(error: &impl Display, of_settings: bool) -> Self {
+        Self {
+            message: error.to_string(),
+            code: if of_settings { WRONG_USAGE } else { FAILED },
+        }
+    }
+}
+
+impl From<String> for Failure {
+    fn from(message: String) -> Self {
+        Self::new(&message, false)
+    }
+}
+
+fn serve(start: Start) -> Result<(), Failure> {
     let Start {
         config,
         log,
@@ -98,10 +126,10 @@ fn serve(start: Start) -> Result<(), String> {
     });
     // Whatever still runs then runs for nobody.
     runtime.shutdown_background();
-    result.map_err(|error| error.to_string())
+    result.map_err(|error| Failure::new(&error, error.is_of_settings()))
 }
 
-fn print_model(flags: InspectFlags) -> Result<(), String> {
+fn print_model(flags: InspectFlags) -> Result<(), Failure> {
     let execution = flags.execution;
     let config = InspectConfig {
         path: flags.model,
@@ -114,13 +142,17 @@ fn print_model(flags: InspectFlags) -> Result<(), String> {
         max_inflight_bytes: execution.max_inflight_bytes.bytes(),
         json: flags.json,
     };
-    let text = inspect::describe(&config).map_err(|error| of_argument(&error.to_string()))?;
-    print(&text)
+    let text = inspect::describe(&config).map_err(|error| {
+        let message = of_argument(&error.to_string());
+        Failure::new(&message, error.is_of_settings())
+    })?;
+    Ok(print(&text).map_err(|error| error.to_string())?)
 }
 
-fn tune_model(flags: &TuneFlags) -> Result<(), String> {
+fn tune_model(flags: &TuneFlags) -> Result<(), Failure> {
     let settings = tune::TuneConfig {
         path: &flags.model,
+        name: flags.model_name.as_deref(),
         library: flags.onnxruntime.as_deref(),
         time: flags.time.into(),
         fixed: Fixed {
@@ -130,18 +162,14 @@ fn tune_model(flags: &TuneFlags) -> Result<(), String> {
         },
         write: !flags.dry_run,
     };
-    tune::tune(&settings, print).map_err(|message| of_argument(&message))
+    tune::tune(&settings, print).map_err(|error| {
+        let message = of_argument(&error.to_string());
+        Failure::new(&message, error.is_of_settings())
+    })
 }
 
-/// What is wrong with a model's path is told in the words of `serve`, to which it is a flag; other commands are given it as
-/// their argument.
-fn of_argument(message: &str) -> String {
-    message.replace("set --model (MODEL_PATH) to", "give the path of")
-}
-
-fn print(text: &str) -> Result<(), String> {
+fn print(text: &str) -> std::io::Result<()> {
     std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())
-        .map_err(|error| error.to_string())
 }
 
 fn print_version() -> Result<(), String> {
@@ -150,7 +178,7 @@ fn print_version() -> Result<(), String> {
         Ok(library) => format!("ONNX Runtime {}", library.version()),
         Err(error) => format!("no ONNX Runtime: {error}"),
     };
-    print(&format!("{}\n{library}\n", version::line()))
+    print(&format!("{}\n{library}\n", version::line())).map_err(|error| error.to_string())
 }
 
 fn check_health(target: &Target) -> Result<(), String> {

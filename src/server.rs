@@ -96,6 +96,14 @@ pub enum StartError {
     Metrics(#[from] prometheus::Error),
 }
 
+impl StartError {
+    /// Whether a setting is wrong for what lies at the model's path.
+    #[must_use]
+    pub fn is_of_settings(&self) -> bool {
+        matches!(self, Self::Loading(error) if error.is_of_settings())
+    }
+}
+
 /// What the server listens on.
 pub struct Listeners {
     main: TcpListener,

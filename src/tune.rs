@@ -8,21 +8,56 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use thiserror::Error;
+
 use crate::container;
 use crate::loading::{self, DEFAULT_RUN_MEMORY, Fixed, sessions};
-use crate::model::repository::{self, ModelSource};
-use crate::model::sidecar::TuningSettings;
+use crate::model::repository::{self, ModelSource, RepositoryError};
+use crate::model::sidecar::{SidecarError, TuningSettings};
+use crate::runtime::LoadError;
 use crate::runtime::library::Library;
 use crate::runtime::provider::{CudaConfig, Device, ExecutionProvider};
 use crate::runtime::session::{RunMemory, SessionConfig};
 use crate::runtime::tuning::{self, Budget, Choice, Effort, Measurement};
 use crate::telemetry::progress::{self, Progress};
 
+/// Why nothing was tuned. Each is one line with a cause and a fix.
+#[derive(Debug, Error)]
+pub enum TuneError {
+    /// No model was found.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// A model could not be opened or executed, or ONNX Runtime is missing.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A model refuses what can be made up for it.
+    #[error(
+        "{} refuses made-up rows, so it cannot be measured; set --instances and --intra-op-threads by hand", .0.display()
+    )]
+    Refused(PathBuf),
+    /// The settings could not be written down.
+    #[error(transparent)]
+    Sidecar(#[from] SidecarError),
+    /// Nobody reads what is printed.
+    #[error("the table could not be printed: {0}")]
+    Print(std::io::Error),
+}
+
+impl TuneError {
+    /// Whether a setting is wrong for what lies there, and not what lies there.
+    #[must_use]
+    pub fn is_of_settings(&self) -> bool {
+        matches!(self, Self::Repository(error) if error.is_of_settings())
+    }
+}
+
 /// What is to be tuned, and how.
 #[derive(Debug, Clone, Copy)]
 pub struct TuneConfig<'a> {
     /// An `.onnx` file, or a repository folder.
     pub path: &'a Path,
+    /// The name of a single-file model.
+    pub name: Option<&'a str>,
     /// ONNX Runtime's library; searched if not given.
     pub library: Option<&'a Path>,
     /// How long each model may take.
@@ -37,26 +72,23 @@ pub struct TuneConfig<'a> {
 /// standard error what takes long.
 ///
 /// # Errors
-/// One line, when there is no model, it cannot be measured, or the settings cannot be written or printed.
+/// When there is no model, it cannot be measured, or the settings cannot be written or printed.
 pub fn tune(
     config: &TuneConfig<'_>,
-    mut print: impl FnMut(&str) -> Result<(), String>,
-) -> Result<(), String> {
-    let sources = repository::find(config.path, None).map_err(|error| error.to_string())?;
-    let library = Library::load(config.library).map_err(|error| error.to_string())?;
+    mut print: impl FnMut(&str) -> std::io::Result<()>,
+) -> Result<(), TuneError> {
+    let sources = repository::find(config.path, config.name)?;
+    let library = Library::load(config.library).map_err(LoadError::from)?;
     for source in &sources {
         let tuned = measure(config, &library, source)?;
         let mut text = format!("{} ({})\n\n", source.name, source.path.display());
         // Writing into a string cannot fail.
         let _ = write_table(&mut text, &tuned);
-        print(&text)?;
+        print(&text).map_err(TuneError::Print)?;
         if config.write {
             let path = sidecar_of(&source.path);
-            tuned
-                .settings
-                .write(&path)
-                .map_err(|error| error.to_string())?;
-            print(&format!("written to {}\n\n", path.display()))?;
+            tuned.settings.write(&path)?;
+            print(&format!("written to {}\n\n", path.display())).map_err(TuneError::Print)?;
         }
     }
     Ok(())
@@ -78,8 +110,7 @@ fn measure(
     config: &TuneConfig<'_>,
     library: &Library,
     source: &ModelSource,
-) -> Result<TunedModel, String> {
-    let text = |error: crate::runtime::LoadError| error.to_string();
+) -> Result<TunedModel, TuneError> {
     let device = SessionConfig {
         device: Device::Cpu,
         cuda: CudaConfig::default(),
@@ -92,28 +123,19 @@ fn measure(
     };
     let _progress = Progress::told(&source.name);
     progress::stage("reading and opening the model");
-    let (opened, mut first) =
-        loading::open_with_memory(library, source, device, threads).map_err(text)?;
+    let (opened, mut first) = loading::open_with_memory(library, source, device, threads)?;
     progress::stage("trying whether rows may share executions");
     let trial = loading::try_rows(&opened, &mut first, config.fixed, false, source);
-    let freedom = sessions::freedom(
-        config.fixed,
-        source,
-        ExecutionProvider::Cpu,
-        Some(&trial.map_err(text)?),
-    );
+    let freedom = sessions::freedom(config.fixed, source, ExecutionProvider::Cpu, Some(&trial?));
     let budget = Budget {
         time: config.time,
         effort: Effort::THOROUGH,
         everything: true,
     };
     progress::stage("measuring settings");
-    let tuned = tuning::tune(&opened, first, &freedom, budget).map_err(text)?;
+    let tuned = tuning::tune(&opened, first, &freedom, budget)?;
     if tuned.measurements.is_empty() {
-        return Err(format!(
-            "{} refuses made-up rows, so it cannot be measured; set --instances and --intra-op-threads by hand",
-            source.path.display()
-        ));
+        return Err(TuneError::Refused(source.path.clone()));
     }
     let Choice {
         placement,

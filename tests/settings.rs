@@ -308,9 +308,13 @@ const WRONG: &[Wrong] = &[
         "tune FOLDER/nothing",
         "no model at FOLDER/nothing: No such file or directory (os error 2); give the path of an .onnx file or a folder <name>/<version>/model.onnx",
     ),
-    at_run_time(
+    flags(
         "inspect s3://bucket/m.onnx",
-        "'s3://bucket/m.onnx' is an address, and this server fetches nothing; copy it first (aws s3 cp URL .), and give the path of the file",
+        "the argument MODEL.onnx: 's3://bucket/m.onnx' is an address, and this server fetches nothing; copy it first (aws s3 cp URL .), and give the path of the file",
+    ),
+    flags(
+        "tune hf://org/name --time 1s",
+        "the argument MODEL.onnx: 'hf://org/name' is an address, and this server fetches nothing; download it first (hf download REPOSITORY FILE --local-dir .), and give the path of the file",
     ),
     flags(
         "--model https://me:secret@host/m.onnx?token=secret",

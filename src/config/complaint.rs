@@ -36,6 +36,8 @@ pub(super) enum Setting {
     Flag(&'static str),
     /// A variable that is no flag.
     Variable(&'static str),
+    /// The argument of this name.
+    Argument(&'static str),
 }
 
 /// A setting that is ill-formed, or contradicts another one.
@@ -64,6 +66,7 @@ impl CommandLineFacts<'_> {
         let origin = match error.setting {
             Setting::Flag(flag) => self.origin(flag),
             Setting::Variable(variable) => format!("the variable {variable}"),
+            Setting::Argument(argument) => format!("the argument {argument}"),
         };
         UsageError {
             message: format!("{origin}: {}", error.reason),

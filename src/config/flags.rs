@@ -389,6 +389,10 @@ pub struct TuneFlags {
     #[arg(value_name = "MODEL.onnx")]
     pub model: PathBuf,
 
+    /// The name of a single-file model, for the table; else its sidecar's name, else the file's stem.
+    #[arg(long, env = "MODEL_NAME", value_name = "NAME", value_parser = values::model_name)]
+    pub model_name: Option<String>,
+
     /// Path of libonnxruntime.so; searched if not given.
     #[arg(long, env = "ORT_DYLIB_PATH", value_name = "PATH")]
     pub onnxruntime: Option<PathBuf>,

@@ -1,25 +1,28 @@
 //! Flags and environment variables, and what they mean for each layer.
 //!
-//! The flags themselves stand in `flags`, the kinds of their values in `values`, the variables that are no flags in
-//! `platform` and `otel`, and what is said about all of them in `complaint`. This module turns them into the layers' configurations.
+//! `command` reads the command line and the environment. The flags themselves stand in `flags`, the kinds of their values
+//! in `values`, the variables that are no flags in `platform` and `otel`, and what is said about all of them in
+//! `complaint`. This module turns them into the layers' configurations.
 //!
 //! Invariant: one rule for flags and variables. An unknown or ill-formed setting ends the start with exit code 2, an
 //! empty variable is as if it were not there. Nothing below imports this module; each layer owns its own configuration,
 //! and this one only fills it in.
 
+mod command;
 mod complaint;
 mod flags;
 mod otel;
 mod platform;
+#[cfg(test)]
+mod tests;
 mod values;
 
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::time::Duration;
 
-use clap::builder::Resettable;
-use clap::error::ErrorKind;
-use clap::{CommandFactory as _, FromArgMatches as _};
+use clap::CommandFactory as _;
 
 use crate::healthcheck::Target;
 use crate::http::HttpConfig;
@@ -32,9 +35,9 @@ use crate::server::Config;
 use crate::shutdown::DrainConfig;
 use crate::telemetry::logging::LogConfig;
 
+pub use command::{Command, Help};
 pub use complaint::UsageError;
-use complaint::{CommandLineFacts, Setting, SettingError, given_flags};
-use flags::{CommandLine, Subcommands};
+use complaint::{CommandLineFacts, Setting, SettingError};
 pub use flags::{ExecutionFlags, HealthcheckFlags, InspectFlags, ServeFlags, TuneFlags};
 use platform::Platform;
 
@@ -48,23 +51,6 @@ const RESERVE: usize = 256;
 /// An admin port that messages suggest.
 const OTHER_PORT: u16 = 8002;
 
-/// What the process is to do.
-#[derive(Debug)]
-pub enum Command {
-    /// Serve.
-    Serve(Box<Start>),
-    /// Print what a model is.
-    Inspect(Box<InspectFlags>),
-    /// Measure which settings suit a model, and write them down.
-    Tune(Box<TuneFlags>),
-    /// Ask a server how it is.
-    Healthcheck(Target),
-    /// Print the help that was asked for.
-    Help(Help),
-    /// Print which version this is.
-    Version,
-}
-
 /// What a server is started with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Start {
@@ -74,168 +60,6 @@ pub struct Start {
     pub log: LogConfig,
     /// What of the platform's variables cannot be served: a sentence each, for the log.
     pub warnings: Vec<String>,
-}
-
-/// A page of help.
-#[derive(Debug)]
-pub struct Help(clap::Error);
-
-impl Help {
-    /// Prints it on standard output, in colour at a terminal.
-    ///
-    /// # Errors
-    /// When nobody reads it to the end.
-    pub fn print(&self) -> std::io::Result<()> {
-        self.0.print()
-    }
-}
-
-impl Command {
-    /// Reads the command line, the program's name first, and the environment.
-    ///
-    /// # Errors
-    /// When they are not well-formed.
-    pub fn read(
-        arguments: impl IntoIterator<Item = OsString>,
-        environment: impl Fn(&str) -> Option<OsString>,
-    ) -> Result<Self, UsageError> {
-        let arguments: Vec<OsString> = arguments.into_iter().collect();
-        let mut root = CommandLine::command();
-        root.build();
-        let name = arguments.get(1).and_then(|argument| argument.to_str());
-        let named = name.and_then(|name| Some((name, root.find_subcommand(name)?)));
-        let (name, command) = match named {
-            Some((name, command)) if name != "help" => (Some(name), command),
-            _ => (None, &root),
-        };
-        let from_variables = match named {
-            Some(("help", _)) => Vec::new(),
-            _ => variables(command, &arguments, &environment),
-        };
-        let facts = CommandLineFacts {
-            arguments: &arguments,
-            command,
-            name,
-            from_variables: &from_variables,
-        };
-        let joined = with_negative_values(command, &arguments);
-        match parse(&joined, &from_variables) {
-            Ok(line) => {
-                Self::of(line, &environment).map_err(|error: SettingError| facts.refuse(&error))
-            }
-            Err(error) => match error.kind() {
-                ErrorKind::DisplayVersion => Ok(Self::Version),
-                ErrorKind::DisplayHelp => Ok(Self::Help(Help(help(&arguments, error)))),
-                _ => Err(facts.explain(&error)),
-            },
-        }
-    }
-
-    fn of(
-        line: CommandLine,
-        environment: &dyn Fn(&str) -> Option<OsString>,
-    ) -> Result<Self, SettingError> {
-        let platform = Platform(environment);
-        let serve = |flags: ServeFlags| flags.start(&platform).map(Box::new).map(Self::Serve);
-        match line.command {
-            None => serve(line.serve),
-            Some(Subcommands::Serve(flags)) => serve(*flags),
-            Some(Subcommands::Inspect(flags)) => Ok(Self::Inspect(flags)),
-            Some(Subcommands::Tune(flags)) => Ok(Self::Tune(flags)),
-            Some(Subcommands::Healthcheck(flags)) => flags.target(&platform).map(Self::Healthcheck),
-        }
-    }
-}
-
-/// The flags of `command` that are not given, but whose variables are, with their values. What is empty is not given.
-fn variables(
-    command: &clap::Command,
-    arguments: &[OsString],
-    environment: &dyn Fn(&str) -> Option<OsString>,
-) -> Vec<(String, OsString)> {
-    let given = given_flags(arguments);
-    let mut found = Vec::new();
-    for argument in command.get_arguments() {
-        let (Some(flag), Some(variable)) = (argument.get_long(), argument.get_env()) else {
-            continue;
-        };
-        let Some(variable) = variable
-            .to_str()
-            .filter(|name| *name != otel::OTLP_ENDPOINT)
-        else {
-            continue;
-        };
-        if given.iter().any(|(name, _)| name == flag) {
-            continue;
-        }
-        if let Some(value) = environment(variable).filter(|value| !value.is_empty()) {
-            found.push((flag.to_owned(), value));
-        }
-    }
-    found
-}
-
-/// The arguments, in which a flag and a negative number behind it are one: to clap, `-1ms` would be another flag.
-fn with_negative_values(command: &clap::Command, arguments: &[OsString]) -> Vec<OsString> {
-    let takes_value = |argument: &OsString| {
-        let name = argument.to_str().and_then(|text| text.strip_prefix("--"));
-        let mut flags = command.get_arguments();
-        name.is_some_and(|name| {
-            flags.any(|flag| flag.get_long() == Some(name) && flag.get_action().takes_values())
-        })
-    };
-    let is_negative =
-        |argument: &OsString| matches!(argument.as_encoded_bytes(), [b'-', b'0'..=b'9' | b'.', ..]);
-    let mut joined: Vec<OsString> = Vec::with_capacity(arguments.len());
-    for (index, argument) in arguments.iter().enumerate() {
-        let at_end = joined.iter().any(|it| it == "--");
-        match joined.last_mut() {
-            Some(flag) if index > 1 && !at_end && is_negative(argument) && takes_value(flag) => {
-                flag.push("=");
-                flag.push(argument);
-            }
-            _ => joined.push(argument.clone()),
-        }
-    }
-    joined
-}
-
-/// Has clap read the command line and, behind its flags, those that stand for variables. It does not look at the
-/// environment itself: to it, an empty variable is an empty value, and no message of its says where a value came from.
-fn parse(
-    arguments: &[OsString],
-    from_variables: &[(String, OsString)],
-) -> Result<CommandLine, clap::Error> {
-    let without = |command: clap::Command| {
-        command.mut_args(|argument| argument.env(Resettable::<clap::builder::OsStr>::Reset))
-    };
-    let mut command = without(CommandLine::command());
-    let names: Vec<String> = command
-        .get_subcommands()
-        .map(|subcommand| subcommand.get_name().to_owned())
-        .collect();
-    for name in names {
-        command = command.mut_subcommand(name, without);
-    }
-    let end = arguments.iter().position(|argument| argument == "--");
-    let (flags, rest) = arguments.split_at(end.unwrap_or(arguments.len()));
-    let mut line = flags.to_vec();
-    for (flag, value) in from_variables {
-        let mut argument = OsString::from(format!("--{flag}="));
-        argument.push(value);
-        line.push(argument);
-    }
-    line.extend_from_slice(rest);
-    let mut matches = command.try_get_matches_from(line)?;
-    CommandLine::from_arg_matches_mut(&mut matches)
-}
-
-/// The same help, with the variables.
-fn help(arguments: &[OsString], without_variables: clap::Error) -> clap::Error {
-    match CommandLine::command().try_get_matches_from(arguments) {
-        Err(error) if error.kind() == ErrorKind::DisplayHelp => error,
-        _ => without_variables,
-    }
 }
 
 impl HealthcheckFlags {
@@ -303,7 +127,10 @@ impl ServeFlags {
             setting: Setting::Flag("api-key-file"),
             reason: error.to_string(),
         })?;
-        self.check_model()?;
+        check_path(&self.model).map_err(|reason| SettingError {
+            setting: Setting::Flag("model"),
+            reason,
+        })?;
         self.check_together()?;
         let max_header_size = self.max_header_size.bytes();
         let max_uri_size = self.max_uri_size.bytes();
@@ -379,20 +206,6 @@ impl ServeFlags {
             warnings,
         })
     }
-    /// An address of the network is no path at all, and not one at which something may lie later.
-    fn check_model(&self) -> Result<(), SettingError> {
-        let is_address = self.model.to_str().is_some_and(|it| it.contains("://"));
-        if is_address
-            && let Err(error @ RepositoryError::Address { .. }) =
-                repository::find(&self.model, None)
-        {
-            return Err(SettingError {
-                setting: Setting::Flag("model"),
-                reason: error.to_string(),
-            });
-        }
-        Ok(())
-    }
 
     /// Settings that are well-formed each, and make no sense together.
     fn check_together(&self) -> Result<(), SettingError> {
@@ -421,222 +234,21 @@ impl ServeFlags {
     }
 }
 
-/// What nobody chose may exceed what is held at once: a small machine needs no second setting then.
-const DEFAULT_BODY: usize = 64 << 20;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Command, String> {
-        let arguments = ["model-serving"]
-            .iter()
-            .chain(arguments)
-            .map(OsString::from);
-        let variable = |name: &str| {
-            let mut variables = environment.iter();
-            let found = variables.find(|(key, _)| *key == name);
-            found.map(|(_, value)| OsString::from(value))
-        };
-        Command::read(arguments, variable).map_err(|error| error.to_string())
-    }
-
-    fn config(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Config, String> {
-        match read(arguments, environment)? {
-            Command::Serve(start) => Ok(start.config),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn the_command_line_is_well_formed() {
-        CommandLine::command().debug_assert();
-        ServeFlags::command().debug_assert();
-        let default = config(&[], &[]).unwrap();
-        assert_eq!(default.http.max_body_size, DEFAULT_BODY);
-    }
-
-    #[test]
-    fn serve_is_the_default_command() {
-        assert_eq!(
-            config(&["serve", "--port", "1"], &[]).unwrap(),
-            config(&["--port", "1"], &[]).unwrap()
-        );
-        let port = [("PORT", "1")];
-        assert_eq!(config(&["serve"], &port), config(&[], &port));
-    }
-
-    /// Every flag of every command with its variable, and a value that it takes beside its default.
-    #[test]
-    fn an_empty_variable_is_as_if_it_were_not_there() {
-        let mut root = CommandLine::command();
-        root.build();
-        let mut seen = 0;
-        for (command, arguments) in [
-            (root.clone(), &[][..]),
-            (root.find_subcommand("serve").unwrap().clone(), &["serve"]),
-            (
-                root.find_subcommand("inspect").unwrap().clone(),
-                &["inspect", "m.onnx"],
-            ),
-            (
-                root.find_subcommand("tune").unwrap().clone(),
-                &["tune", "m.onnx"],
-            ),
-            (
-                root.find_subcommand("healthcheck").unwrap().clone(),
-                &["healthcheck"],
-            ),
-        ] {
-            let plain = format!("{:?}", read(arguments, &[]).unwrap());
-            for argument in command.get_arguments() {
-                let (Some(flag), Some(variable)) = (argument.get_long(), argument.get_env()) else {
-                    continue;
-                };
-                let variable = variable.to_str().unwrap();
-                let empty = read(arguments, &[(variable, "")]);
-                assert_eq!(format!("{:?}", empty.unwrap()), plain, "{variable}");
-                let flag = format!("--{flag}=");
-                let line: Vec<&str> = arguments.iter().copied().chain([flag.as_str()]).collect();
-                let error = read(&line, &[]).unwrap_err();
-                assert!(error.contains("needs a value that is not empty"), "{error}");
-                assert!(error.contains(variable), "{error}");
-                seen += 1;
-            }
-        }
-        assert!(seen > 70, "{seen}");
-        for variable in ["AIP_HTTP_PORT", "AIP_HEALTH_ROUTE", "AIP_PREDICT_ROUTE"] {
-            assert_eq!(config(&[], &[(variable, "")]), config(&[], &[]));
-        }
-    }
-
-    #[test]
-    fn the_flag_wins_over_its_variable_even_if_that_is_wrong() {
-        let wrong = [("PORT", "x"), ("LOG_LEVEL", "loud")];
-        for arguments in [
-            &["--port", "9", "--log-level", "warn"][..],
-            &["--port=9", "--log-level=warn"],
-            &["serve", "--port=9", "--log-level", "warn"],
-        ] {
-            assert_eq!(config(arguments, &wrong).unwrap().port, 9);
-        }
-        assert!(config(&["--port", "9"], &wrong).is_err());
-    }
-
-    #[test]
-    fn words_and_units_ignore_case() {
-        let environment = [
-            ("DEVICE", "CPU"),
-            ("LOG_LEVEL", "INFO"),
-            ("LOG_FORMAT", "JSON"),
-            ("TF32", "Off"),
-            ("TUNING_TIME", "OFF"),
-            ("WATCH_MODEL", "Off"),
-            ("MAX_BODY_SIZE", "64mib"),
-            ("REQUEST_TIMEOUT", "30S"),
-        ];
-        let plain = config(&["--device=cpu", "--tuning-time=off"], &[]).unwrap();
-        assert_eq!(config(&[], &environment).unwrap(), plain);
-    }
-
-    #[test]
-    fn a_message_says_where_the_value_came_from() {
-        assert_eq!(
-            read(&["--port", "x"], &[("PORT", "1")]).unwrap_err(),
-            "the flag --port (variable PORT): 'x' is not a port; write a number from 0 to 65535, for example 8000"
-        );
-        assert_eq!(
-            read(&["inspect", "m.onnx"], &[("DEVICE", "gpu")]).unwrap_err(),
-            "the variable DEVICE (flag --device): 'gpu' is not a device; write auto, cpu, cuda or cuda:N, for example cuda:0"
-        );
-        let unpaired = [
-            OsString::from("model-serving"),
-            OsString::from("--device"),
-            std::os::unix::ffi::OsStringExt::from_vec(b"c\xffu".to_vec()),
-        ];
-        let error = Command::read(unpaired, |_| None).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "the flag --device (variable DEVICE): 'c\u{fffd}u' is not UTF-8 text"
-        );
-    }
-
-    #[test]
-    fn help_and_version_are_had_whatever_the_environment_says() {
-        let wrong = [("PORT", "x"), ("AIP_HTTP_PORT", "y")];
-        for arguments in [
-            &["--help"][..],
-            &["-h"],
-            &["help"],
-            &["help", "inspect"],
-            &["inspect", "--help"],
-            &["serve", "-h"],
-        ] {
-            let command = read(arguments, &wrong).unwrap();
-            assert!(matches!(command, Command::Help(_)), "{arguments:?}");
-        }
-        for arguments in [&["--version"][..], &["-V"], &["inspect", "-V"]] {
-            let command = read(arguments, &wrong).unwrap();
-            assert!(matches!(command, Command::Version), "{arguments:?}");
-        }
-    }
-
-    #[test]
-    fn a_health_check_asks_where_the_server_listens() {
-        for (arguments, environment, url) in [
-            (&[][..], &[][..], "http://127.0.0.1:8000/health"),
-            (&[], &[("PORT", "9")], "http://127.0.0.1:9/health"),
-            (
-                &[],
-                &[("AIP_HTTP_PORT", "8080")],
-                "http://127.0.0.1:8080/health",
-            ),
-            (
-                &[],
-                &[("AIP_HTTP_PORT", "8080"), ("PORT", "9")],
-                "http://127.0.0.1:9/health",
-            ),
-            (
-                &[],
-                &[("HOST", "::"), ("PORT", "9"), ("ADMIN_PORT", "10")],
-                "http://[::1]:10/health",
-            ),
-            (&["--host", "10.0.0.7"], &[], "http://10.0.0.7:8000/health"),
-            (
-                &["--admin-port", "11"],
-                &[("ADMIN_PORT", "10")],
-                "http://127.0.0.1:11/health",
-            ),
-            (&["http://h/x"], &[("PORT", "9")], "http://h/x"),
-        ] {
-            let arguments: Vec<&str> = ["healthcheck"].iter().chain(arguments).copied().collect();
-            match read(&arguments, environment).unwrap() {
-                Command::Healthcheck(target) => assert_eq!(target.to_string(), url),
-                other => panic!("{other:?}"),
-            }
-        }
-        assert!(read(&["healthcheck"], &[("PORT", "0")]).is_err());
-    }
-
-    #[test]
-    fn platforms_name_their_port_and_routes() {
-        let vertex = [
-            ("AIP_HTTP_PORT", "8080"),
-            ("AIP_HEALTH_ROUTE", "/v1/ready"),
-            ("AIP_PREDICT_ROUTE", "/predict"),
-        ];
-        let chosen = config(&[], &vertex).unwrap();
-        assert_eq!(
-            (chosen.port, chosen.http.health_routes),
-            (8080, vec!["/v1/ready".to_owned()])
-        );
-        assert_eq!(config(&["--port", "9"], &vertex).unwrap().port, 9);
-        for route in ["predict", "/{x}", "/a b", "/", "/a/:b", "/*x"] {
-            assert!(
-                config(&[], &[("AIP_PREDICT_ROUTE", route)]).is_err(),
-                "{route}"
-            );
-        }
-        assert!(config(&[], &[("AIP_HTTP_PORT", "x")]).is_err());
+/// Refuses an address of the network, which is no path at all, and not one at which something may lie later.
+fn check_path(model: &Path) -> Result<(), String> {
+    let is_address = model.to_str().is_some_and(|it| it.contains("://"));
+    match is_address.then(|| repository::find(model, None)) {
+        Some(Err(error @ RepositoryError::Address { .. })) => Err(error.to_string()),
+        _ => Ok(()),
     }
 }
+
+/// What is wrong with a model's path is told in the words of `serve`, to which it is a flag; other commands are given it as
+/// their argument.
+#[must_use]
+pub fn of_argument(message: &str) -> String {
+    message.replace("set --model (MODEL_PATH) to", "give the path of")
+}
+
+/// What nobody chose may exceed what is held at once: a small machine needs no second setting then.
+const DEFAULT_BODY: usize = 64 << 20;

@@ -99,6 +99,18 @@ pub enum LoadingError {
     Thread(std::io::Error),
 }
 
+impl LoadingError {
+    /// Whether a setting is wrong for what lies there, and not what lies there.
+    #[must_use]
+    pub fn is_of_settings(&self) -> bool {
+        match self {
+            Self::Repository(error) => error.is_of_settings(),
+            Self::Default(error) => matches!(error, DefaultError::Unknown { .. }),
+            _ => false,
+        }
+    }
+}
+
 /// Makes served models out of files.
 pub struct Loader {
     config: ModelsConfig,

@@ -116,6 +116,14 @@ pub enum RepositoryError {
     Several(Vec<RepositoryError>),
 }
 
+impl RepositoryError {
+    /// Whether a setting is wrong for what lies there, and not what lies there.
+    #[must_use]
+    pub fn is_of_settings(&self) -> bool {
+        matches!(self, Self::NameForFolder { .. } | Self::Address { .. })
+    }
+}
+
 /// What a model's name may be.
 pub(super) const NAME_RULE: &str =
     "1 to 128 letters, digits, '.', '_' or '-', not beginning with '.'";

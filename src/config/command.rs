@@ -1,0 +1,208 @@
+//! The command line and the environment, read into what the process is to do.
+//!
+//! Invariant: variables become flags before clap sees them, so that one rule holds for both: the flag wins, an empty
+//! variable is as if it were not there, and a message knows where a value came from.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::builder::Resettable;
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, FromArgMatches as _};
+
+use super::complaint::{CommandLineFacts, Setting, SettingError, UsageError, given_flags};
+use super::flags::{CommandLine, InspectFlags, ServeFlags, Subcommands, TuneFlags};
+use super::platform::Platform;
+use super::{Start, check_path, of_argument, otel};
+use crate::healthcheck::Target;
+
+/// What the process is to do.
+#[derive(Debug)]
+pub enum Command {
+    /// Serve.
+    Serve(Box<Start>),
+    /// Print what a model is.
+    Inspect(Box<InspectFlags>),
+    /// Measure which settings suit a model, and write them down.
+    Tune(Box<TuneFlags>),
+    /// Ask a server how it is.
+    Healthcheck(Target),
+    /// Print the help that was asked for.
+    Help(Help),
+    /// Print which version this is.
+    Version,
+}
+
+/// A page of help.
+#[derive(Debug)]
+pub struct Help(clap::Error);
+
+impl Help {
+    /// Prints it on standard output, in colour at a terminal.
+    ///
+    /// # Errors
+    /// When nobody reads it to the end.
+    pub fn print(&self) -> std::io::Result<()> {
+        self.0.print()
+    }
+}
+
+impl Command {
+    /// Reads the command line, the program's name first, and the environment.
+    ///
+    /// # Errors
+    /// When they are not well-formed.
+    pub fn read(
+        arguments: impl IntoIterator<Item = OsString>,
+        environment: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, UsageError> {
+        let arguments: Vec<OsString> = arguments.into_iter().collect();
+        let mut root = CommandLine::command();
+        root.build();
+        let name = arguments.get(1).and_then(|argument| argument.to_str());
+        let named = name.and_then(|name| Some((name, root.find_subcommand(name)?)));
+        let (name, command) = match named {
+            Some((name, command)) if name != "help" => (Some(name), command),
+            _ => (None, &root),
+        };
+        let from_variables = match named {
+            Some(("help", _)) => Vec::new(),
+            _ => variables(command, &arguments, &environment),
+        };
+        let facts = CommandLineFacts {
+            arguments: &arguments,
+            command,
+            name,
+            from_variables: &from_variables,
+        };
+        let joined = with_negative_values(command, &arguments);
+        match parse(&joined, &from_variables) {
+            Ok(line) => {
+                Self::of(line, &environment).map_err(|error: SettingError| facts.refuse(&error))
+            }
+            Err(error) => match error.kind() {
+                ErrorKind::DisplayVersion => Ok(Self::Version),
+                ErrorKind::DisplayHelp => Ok(Self::Help(Help(help(&arguments, error)))),
+                _ => Err(facts.explain(&error)),
+            },
+        }
+    }
+
+    fn of(
+        line: CommandLine,
+        environment: &dyn Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, SettingError> {
+        let platform = Platform(environment);
+        let serve = |flags: ServeFlags| flags.start(&platform).map(Box::new).map(Self::Serve);
+        match line.command {
+            None => serve(line.serve),
+            Some(Subcommands::Serve(flags)) => serve(*flags),
+            Some(Subcommands::Inspect(flags)) => {
+                check_argument(&flags.model).map(|()| Self::Inspect(flags))
+            }
+            Some(Subcommands::Tune(flags)) => {
+                check_argument(&flags.model).map(|()| Self::Tune(flags))
+            }
+            Some(Subcommands::Healthcheck(flags)) => flags.target(&platform).map(Self::Healthcheck),
+        }
+    }
+}
+
+/// Refuses a model's path that can be none.
+fn check_argument(model: &Path) -> Result<(), SettingError> {
+    check_path(model).map_err(|reason| SettingError {
+        setting: Setting::Argument("MODEL.onnx"),
+        reason: of_argument(&reason),
+    })
+}
+
+/// The flags of `command` that are not given, but whose variables are, with their values. What is empty is not given.
+fn variables(
+    command: &clap::Command,
+    arguments: &[OsString],
+    environment: &dyn Fn(&str) -> Option<OsString>,
+) -> Vec<(String, OsString)> {
+    let given = given_flags(arguments);
+    let mut found = Vec::new();
+    for argument in command.get_arguments() {
+        let (Some(flag), Some(variable)) = (argument.get_long(), argument.get_env()) else {
+            continue;
+        };
+        let Some(variable) = variable
+            .to_str()
+            .filter(|name| *name != otel::OTLP_ENDPOINT)
+        else {
+            continue;
+        };
+        if given.iter().any(|(name, _)| name == flag) {
+            continue;
+        }
+        if let Some(value) = environment(variable).filter(|value| !value.is_empty()) {
+            found.push((flag.to_owned(), value));
+        }
+    }
+    found
+}
+
+/// The arguments, in which a flag and a negative number behind it are one: to clap, `-1ms` would be another flag.
+fn with_negative_values(command: &clap::Command, arguments: &[OsString]) -> Vec<OsString> {
+    let takes_value = |argument: &OsString| {
+        let name = argument.to_str().and_then(|text| text.strip_prefix("--"));
+        let mut flags = command.get_arguments();
+        name.is_some_and(|name| {
+            flags.any(|flag| flag.get_long() == Some(name) && flag.get_action().takes_values())
+        })
+    };
+    let is_negative =
+        |argument: &OsString| matches!(argument.as_encoded_bytes(), [b'-', b'0'..=b'9' | b'.', ..]);
+    let mut joined: Vec<OsString> = Vec::with_capacity(arguments.len());
+    for (index, argument) in arguments.iter().enumerate() {
+        let at_end = joined.iter().any(|it| it == "--");
+        match joined.last_mut() {
+            Some(flag) if index > 1 && !at_end && is_negative(argument) && takes_value(flag) => {
+                flag.push("=");
+                flag.push(argument);
+            }
+            _ => joined.push(argument.clone()),
+        }
+    }
+    joined
+}
+
+/// Has clap read the command line and, behind its flags, those that stand for variables. It does not look at the
+/// environment itself: to it, an empty variable is an empty value, and no message of its says where a value came from.
+fn parse(
+    arguments: &[OsString],
+    from_variables: &[(String, OsString)],
+) -> Result<CommandLine, clap::Error> {
+    let without = |command: clap::Command| {
+        command.mut_args(|argument| argument.env(Resettable::<clap::builder::OsStr>::Reset))
+    };
+    let mut command = without(CommandLine::command());
+    let names: Vec<String> = command
+        .get_subcommands()
+        .map(|subcommand| subcommand.get_name().to_owned())
+        .collect();
+    for name in names {
+        command = command.mut_subcommand(name, without);
+    }
+    let end = arguments.iter().position(|argument| argument == "--");
+    let (flags, rest) = arguments.split_at(end.unwrap_or(arguments.len()));
+    let mut line = flags.to_vec();
+    for (flag, value) in from_variables {
+        let mut argument = OsString::from(format!("--{flag}="));
+        argument.push(value);
+        line.push(argument);
+    }
+    line.extend_from_slice(rest);
+    let mut matches = command.try_get_matches_from(line)?;
+    CommandLine::from_arg_matches_mut(&mut matches)
+}
+
+/// The same help, with the variables.
+fn help(arguments: &[OsString], without_variables: clap::Error) -> clap::Error {
+    match CommandLine::command().try_get_matches_from(arguments) {
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => error,
+        _ => without_variables,
+    }
+}
