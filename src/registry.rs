@@ -162,14 +162,16 @@ impl Registry {
     /// Publishes `model` under its name, and returns the one that had it before. Requests that have looked that one up
     /// already are answered by it; all later ones by the new one.
     pub fn publish(&self, model: &Arc<ServedModel>) -> Option<Arc<ServedModel>> {
-        self.publish_instead_of(model, &model.metadata.name)
+        self.publish_instead_of(model, &model.metadata.name, true)
     }
 
-    /// The same for a model that comes instead of the one called `old`, whose name is gone at the same moment.
+    /// The same for a model that comes instead of the one called `old`, whose name is gone at the same moment. If the
+    /// default `follows`, requests that name no model go with it.
     pub fn publish_instead_of(
         &self,
         model: &Arc<ServedModel>,
         old: &str,
+        follows: bool,
     ) -> Option<Arc<ServedModel>> {
         let before = self.directory.rcu(|directory| {
             let mut models = Models::clone(&directory.models);
@@ -178,7 +180,7 @@ impl Registry {
             // Whoever names no model must not meet a moment without one.
             let default = directory.default.clone();
             let default = default.map(|name| {
-                if name == old {
+                if name == old && follows {
                     model.metadata.name.clone()
                 } else {
                     name

@@ -17,7 +17,7 @@ use std::process::Stdio;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use serde_json::{Value, json};
-use support::{Server, fixture, program};
+use support::{Request, Server, fixture, program};
 
 /// A repository with fixtures in it.
 struct Repository(tempfile::TempDir);
@@ -52,8 +52,8 @@ impl Repository {
         Server::start(&all)
     }
 
-    /// The one line that a start with `flags` fails with.
-    fn refused(&self, flags: &[&str]) -> String {
+    /// The one line that a start with `flags` fails with, and the exit code.
+    fn refused(&self, flags: &[&str]) -> (String, i32) {
         let output = program()
             .env("HOST", "127.0.0.1")
             .env("PORT", "0")
@@ -63,9 +63,8 @@ impl Repository {
             .output()
             .unwrap();
         let text = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{text}");
         assert_eq!(text.lines().count(), 1, "{text}");
-        text
+        (text, output.status.code().unwrap())
     }
 }
 
@@ -117,7 +116,6 @@ fn what_is_not_served_is_named_once_in_the_log_and_by_ready() {
         "good/v4",
         "my model",
         "other",
-        "other/1",
         "stray.onnx",
     ];
     let listed = |server: &Server| -> Vec<String> {
@@ -132,6 +130,11 @@ fn what_is_not_served_is_named_once_in_the_log_and_by_ready() {
         paths
     };
     assert_eq!(listed(&server), paths);
+    let reason = reason_for(&server, "other").unwrap();
+    assert!(
+        reason.contains("other/1 (holds no model.onnx; rename best.onnx"),
+        "{reason}"
+    );
     reload(&server);
     repository.put("addone", "good/v5/model.onnx");
     fs::remove_dir_all(repository.path("good/v4")).unwrap();
@@ -225,12 +228,14 @@ fn of_several_models_the_flag_or_a_sidecar_names_the_default_one() {
     assert_eq!(predict(&server).1["model_name"], "first");
     drop(server);
 
-    let text = repository.refused(&[]);
+    let (text, exit_code) = repository.refused(&[]);
+    assert_eq!(exit_code, 1);
     assert!(
         text.contains("first, second all say 'default = true'"),
         "{text}"
     );
-    let text = repository.refused(&["--default-model", "third"]);
+    let (text, exit_code) = repository.refused(&["--default-model", "third"]);
+    assert_eq!(exit_code, 2);
     for part in [
         "--default-model (DEFAULT_MODEL)",
         "'third'",
@@ -247,7 +252,8 @@ fn all_models_that_are_broken_are_named_at_once() {
         ("addone", "b/1/model.onnx"),
         ("truncated", "c/1/model.onnx"),
     ]);
-    let text = repository.refused(&[]);
+    let (text, exit_code) = repository.refused(&[]);
+    assert_eq!(exit_code, 1);
     for part in [
         "2 models cannot be served",
         "a/1/model.onnx",
@@ -330,4 +336,154 @@ fn a_sidecar_that_is_a_pipe_or_huge_is_refused_and_blocks_nothing() {
     refused("from 1 to 1024");
     fs::remove_file(&sidecar).unwrap();
     reload(&server);
+}
+
+/// The reason that `/ready` gives for what lies at `path` and is not served.
+fn reason_for(server: &Server, path: &str) -> Option<String> {
+    let ready = server.get("/ready").json();
+    let skipped = ready["skipped"].as_array()?;
+    let entry = skipped.iter().find(|entry| entry["path"] == path)?;
+    entry["reason"].as_str().map(str::to_owned)
+}
+
+/// The answer of the model called `name` to 1, if it is served.
+fn answer_of(server: &Server, name: &str) -> Option<f64> {
+    let path = format!("/v1/models/{name}:predict");
+    let answer = server.request(&Request::json(&path, r#"{"inputs": [[1, 1, 1, 1]]}"#));
+    let outputs = (answer.status == 200).then(|| answer.json()["outputs"].clone())?;
+    outputs.as_object()?.values().next()?[0][0].as_f64()
+}
+
+#[test]
+fn a_sidecar_that_breaks_is_named_with_its_model_and_keeps_no_other_from_being_loaded() {
+    let repository = Repository::with(&[
+        ("addone", "broken/1/model.onnx"),
+        ("addone", "other/1/model.onnx"),
+    ]);
+    let server = repository.serve(&["--watch-model", "20ms"]);
+    repository.write("broken/1/model.toml", "nmae = 1");
+    repository.put("addten", "other/2/model.onnx");
+    support::until("the other model is loaded", || {
+        answer_of(&server, "other") == Some(11.0)
+    });
+    let told = |line: &Value| line["model"] == "broken" && line["level"] == "WARN";
+    let line = server.log.wait_for(told).unwrap();
+    let reason = line["reason"].as_str().unwrap();
+    assert!(reason.contains("broken/1/model.toml"), "{line}");
+    assert!(is_about(&line, "what served before goes on"), "{line}");
+    let reason = reason_for(&server, "broken").unwrap();
+    assert!(reason.contains("its sidecar is not valid"), "{reason}");
+    assert_eq!(answer_of(&server, "broken"), Some(2.0));
+    let blocked = |server: &Server| server.metric("ml_model_reload_blocked", &[]).unwrap();
+    support::until("it is counted", || blocked(&server) > 0.5);
+
+    fs::remove_file(repository.path("broken/1/model.toml")).unwrap();
+    support::until("nothing is blocked", || blocked(&server) < 0.5);
+    assert_eq!(reason_for(&server, "broken"), None);
+    assert_eq!(count(&server, told), 1);
+}
+
+#[test]
+fn a_single_model_whose_sidecar_breaks_is_named_by_ready() {
+    let repository = Repository::with(&[("addone", "m.onnx")]);
+    let path = repository.path("m.onnx");
+    let server = Server::start(&["--model", path.to_str().unwrap()]);
+    repository.write("m.toml", "[batching]\nmax_queue_delay = \"5\"\n");
+    server.signal(Signal::SIGHUP);
+    let line = server
+        .log
+        .wait_for(|line| line["model"] == "m" && line["level"] == "WARN");
+    let line = line.unwrap();
+    assert!(
+        line["reason"].as_str().unwrap().contains("m.toml"),
+        "{line}"
+    );
+    support::until("/ready names it", || {
+        reason_for(&server, "m.onnx").is_some()
+    });
+    assert_eq!(predict(&server).0, 200);
+
+    // Valid by itself, and too long beside the time that requests have.
+    repository.write("m.toml", "[batching]\nmax_queue_delay = \"40s\"\n");
+    server.signal(Signal::SIGHUP);
+    let told = |line: &Value| {
+        line["reason"]
+            .as_str()
+            .is_some_and(|reason| reason.contains("is not below --request-timeout"))
+    };
+    assert_eq!(server.log.wait_for(told).unwrap()["model"], "m");
+    support::until("/ready names it", || reason_for(&server, "m").is_some());
+    assert_eq!(predict(&server).0, 200);
+
+    fs::remove_file(&path).unwrap();
+    server.signal(Signal::SIGHUP);
+    support::until("/ready says that it is gone", || {
+        reason_for(&server, "m.onnx").as_deref() == Some("it is gone")
+    });
+    assert_eq!(predict(&server).0, 200);
+}
+
+#[test]
+fn what_takes_the_place_of_a_model_without_being_one_does_not_end_it() {
+    let repository =
+        Repository::with(&[("addone", "a/1/model.onnx"), ("addone", "b/1/model.onnx")]);
+    let server = repository.serve(&["--watch-model", "20ms"]);
+    let places = [
+        repository.path("a/1/model.onnx"),
+        repository.path("b/1/model.onnx"),
+    ];
+    for place in &places {
+        fs::remove_file(place).unwrap();
+    }
+    fs::create_dir(&places[0]).unwrap();
+    nix::unistd::mkfifo(&places[1], Mode::S_IRWXU).unwrap();
+    // Both are named, and another model that comes is loaded after that.
+    for name in ["a", "b"] {
+        server.log.wait_for(|line| line["path"] == name).unwrap();
+    }
+    repository.put("addten", "c/1/model.onnx");
+    support::until("the new model serves", || {
+        answer_of(&server, "c") == Some(11.0)
+    });
+    assert_eq!(["a", "b"].map(|it| answer_of(&server, it)), [Some(2.0); 2]);
+
+    fs::remove_dir(&places[0]).unwrap();
+    support::until("the model is gone", || answer_of(&server, "a").is_none());
+    fs::remove_file(&places[1]).unwrap();
+    repository.put("addten", "b/1/model.onnx");
+    support::until("the model is replaced", || {
+        answer_of(&server, "b") == Some(11.0)
+    });
+}
+
+#[test]
+fn a_default_model_that_comes_back_damaged_is_not_served_and_sends_nobody_elsewhere() {
+    let repository =
+        Repository::with(&[("addone", "a/1/model.onnx"), ("addten", "b/1/model.onnx")]);
+    let server = repository.serve(&["--default-model", "a", "--watch-model", "20ms"]);
+    fs::remove_dir_all(repository.path("a")).unwrap();
+    support::until("it is gone", || predict(&server).0 == 404);
+    repository.put("truncated", "a/1/model.onnx");
+    let told = |line: &Value| line["model"] == "a" && line["reason"].is_string();
+    assert!(is_about(
+        &server.log.wait_for(told).unwrap(),
+        "is not served"
+    ));
+    assert_eq!(predict(&server).0, 404);
+    repository.put("addone", "a/1/model.onnx");
+    support::until("it is whole", || predict(&server).0 == 200);
+    assert_eq!(predict(&server).1["model_name"], "a");
+}
+
+#[test]
+fn a_model_that_the_flag_names_is_not_followed_to_another_name() {
+    let repository = Repository::with(&[("addone", "a/1/model.onnx")]);
+    let server = repository.serve(&["--default-model", "a", "--watch-model", "20ms"]);
+    fs::rename(repository.path("a"), repository.path("b")).unwrap();
+    support::until("the name is gone", || {
+        let (status, answer) = predict(&server);
+        assert_ne!(answer["model_name"], "b");
+        status == 404
+    });
+    assert_eq!(answer_of(&server, "b"), Some(2.0));
 }

@@ -191,6 +191,23 @@ impl Loader {
         repository::scan(&self.config.path, self.config.name.as_deref())
     }
 
+    /// The same; a model that is broken keeps no other from being found. If there is none, the error says so.
+    ///
+    /// # Errors
+    /// When nothing can be looked at.
+    pub fn look(&self) -> Result<(Found, Option<RepositoryError>), RepositoryError> {
+        let found = repository::look(&self.config.path, self.config.name.as_deref())?;
+        let emptiness = found.emptiness(&self.config.path);
+        Ok((found, emptiness))
+    }
+
+    /// How what is served is called as a whole: the file or folder at its path.
+    #[must_use]
+    pub fn repository_name(&self) -> String {
+        let name = self.config.path.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
     /// The default one of `sources`, as a server begins with them.
     ///
     /// # Errors

@@ -106,9 +106,15 @@ impl DefaultModel {
         self.current.as_deref()
     }
 
+    /// Whether the default model stays the default one under another name: what a flag names is that name.
+    #[must_use]
+    pub fn follows_renames(&self) -> bool {
+        self.flag.is_none()
+    }
+
     /// Takes note that the model called `old` is called `new` from now on.
     pub fn rename(&mut self, old: &str, new: &str) {
-        if self.current.as_deref() == Some(old) && self.flag.is_none() {
+        if self.current.as_deref() == Some(old) && self.follows_renames() {
             self.current = Some(new.to_owned());
         }
     }

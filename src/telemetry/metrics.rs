@@ -106,7 +106,7 @@ families! {
     model_info: IntGaugeVec = "ml_model_info" ["model_name", "version", "sha256", "device", "execution_provider", "onnxruntime"];
     #[doc = " 1 for each loaded model, with whether requests are merged (batching on or off), and if not, why: signature, limit, cost, neighbours, random, untested; unmeasured where they are merged although it was not measured whether that pays."]
     model_batching_info: IntGaugeVec = "ml_model_batching_info" ["model_name", "batching", "reason"];
-    #[doc = " Models loaded again while serving, by result: success, failure (the one before goes on serving)."]
+    #[doc = " Attempts to load a model while serving, a new one or one again, by result: success, failure (what served before goes on serving)."]
     model_reloads: IntCounterVec = "ml_model_reloads_total" ["result"];
     #[doc = " 1 while the files of a model were refused when they were last tried, so that an older one serves or none; 0 otherwise."]
     reload_blocked: IntGaugeVec = "ml_model_reload_blocked" [];

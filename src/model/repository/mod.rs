@@ -143,13 +143,55 @@ pub struct ModelSource {
     pub stamp: Stamp,
 }
 
+/// A model that lies there, and cannot be served because of what is said of it.
+#[derive(Debug)]
+pub struct Broken {
+    /// Its `.onnx` file.
+    pub model: PathBuf,
+    /// How it is called by its folder, or by its file where there is no repository.
+    pub name: String,
+    /// What is wrong.
+    pub fault: RepositoryError,
+}
+
 /// The models that there are, and what lies beside them without being one.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Found {
     /// The models, in the order of their names.
     pub sources: Vec<ModelSource>,
+    /// Models whose sidecars or names are not valid.
+    pub broken: Vec<Broken>,
     /// What is not served.
     pub skipped: SkippedList,
+}
+
+impl Found {
+    /// The error that no model lies at `path`, if none was found there.
+    #[must_use]
+    pub fn emptiness(&self, path: &Path) -> Option<RepositoryError> {
+        let is_empty = self.sources.is_empty() && self.broken.is_empty();
+        is_empty.then(|| RepositoryError::Empty {
+            path: path.to_owned(),
+            fix: expected_in(path),
+            skipped: self.skipped.clone(),
+        })
+    }
+
+    /// The same, if nothing is broken.
+    ///
+    /// # Errors
+    /// All that is wrong.
+    fn whole(mut self) -> Result<Self, RepositoryError> {
+        let mut faults: Vec<_> = self.broken.drain(..).map(|broken| broken.fault).collect();
+        match (faults.len(), faults.pop()) {
+            (_, None) => Ok(self),
+            (1, Some(fault)) => Err(fault),
+            (_, Some(fault)) => {
+                faults.push(fault);
+                Err(RepositoryError::Several(faults))
+            }
+        }
+    }
 }
 
 /// Finds the models at `path`, in the order of their names.
@@ -167,54 +209,75 @@ pub fn find(path: &Path, name: Option<&str>) -> Result<Vec<ModelSource>, Reposit
 /// # Errors
 /// When there is no model, or what lies beside one is not valid. All that is wrong is named.
 pub fn scan(path: &Path, name: Option<&str>) -> Result<Found, RepositoryError> {
+    let found = look(path, name)?;
+    match found.emptiness(path) {
+        Some(error) => Err(error),
+        None => found.whole(),
+    }
+}
+
+/// The same; a model that is broken keeps no other from being found, and there may be none.
+///
+/// # Errors
+/// When nothing can be looked at.
+pub fn look(path: &Path, name: Option<&str>) -> Result<Found, RepositoryError> {
     let metadata = fs::metadata(path).map_err(|source| missing(path, source))?;
+    let mut found = Found::default();
     if !metadata.is_dir() {
-        return Ok(Found {
-            sources: vec![single(path, name)?],
-            skipped: SkippedList::default(),
-        });
+        match single(path, name) {
+            Ok(source) => found.sources.push(source),
+            Err(fault) => found.broken.push(Broken {
+                model: path.to_owned(),
+                name: path.file_name().map(skipped::shown).unwrap_or_default(),
+                fault,
+            }),
+        }
+        return Ok(found);
     }
     if name.is_some() {
         return Err(RepositoryError::NameForFolder {
             path: path.to_owned(),
         });
     }
-    let mut skipped = SkippedList::default();
-    let candidates = walk::newest_versions(path, &mut skipped).map_err(unreadable)?;
-    let (mut sources, mut faults) = (Vec::new(), Vec::new());
-    for candidate in candidates {
-        match source_of(candidate, &mut skipped) {
-            Ok(source) => sources.extend(source),
-            Err(fault) => faults.push(fault),
+    for candidate in walk::newest_versions(path, &mut found.skipped).map_err(unreadable)? {
+        let (model, name) = (candidate.model.clone(), candidate.folder.clone());
+        match source_of(candidate, &mut found.skipped) {
+            Ok(source) => found.sources.extend(source),
+            Err(fault) => found.broken.push(Broken { model, name, fault }),
         }
     }
-    sources.sort_by(|left, right| left.name.cmp(&right.name));
-    for pair in sources.windows(2) {
+    found
+        .sources
+        .sort_by(|left, right| left.name.cmp(&right.name));
+    refuse_twins(path, &mut found);
+    Ok(found)
+}
+
+/// Takes out the models of `repository` that want the same name: which of them clients mean cannot be known.
+fn refuse_twins(repository: &Path, found: &mut Found) {
+    let mut twins = Vec::new();
+    for pair in found.sources.windows(2) {
         if let [left, right] = pair
             && left.name == right.name
         {
-            let relative = |model: &Path| model.strip_prefix(path).unwrap_or(model).to_owned();
-            faults.push(RepositoryError::SameName {
-                path: path.to_owned(),
-                name: left.name.clone(),
-                first: relative(&left.path),
-                second: relative(&right.path),
+            let relative = |model: &Path| {
+                let relative = model.strip_prefix(repository);
+                relative.unwrap_or(model).to_owned()
+            };
+            twins.push(left.name.clone());
+            found.broken.push(Broken {
+                model: right.path.clone(),
+                name: right.name.clone(),
+                fault: RepositoryError::SameName {
+                    path: repository.to_owned(),
+                    name: left.name.clone(),
+                    first: relative(&left.path),
+                    second: relative(&right.path),
+                },
             });
         }
     }
-    match (faults.len(), faults.pop()) {
-        (1, Some(fault)) => Err(fault),
-        (_, Some(fault)) => {
-            faults.push(fault);
-            Err(RepositoryError::Several(faults))
-        }
-        (_, None) if sources.is_empty() => Err(RepositoryError::Empty {
-            path: path.to_owned(),
-            fix: expected_in(path),
-            skipped,
-        }),
-        (_, None) => Ok(Found { sources, skipped }),
-    }
+    found.sources.retain(|source| !twins.contains(&source.name));
 }
 
 /// The model in the file at `path`.
@@ -490,12 +553,12 @@ mod tests {
             let root = repository(&["good/1/model.onnx", file]);
             let found = scan(root.path(), None).unwrap();
             assert_eq!(versions(&found), [("good", "1")], "{file}");
-            let skipped = found.skipped.named();
-            let entry = skipped.iter().find(|skipped| skipped.path == named);
-            let reason = &entry
-                .unwrap_or_else(|| panic!("{file}: {skipped:?}"))
-                .reason;
-            assert!(reason.contains(part), "{file}: {reason}");
+            let [entry] = found.skipped.named() else {
+                panic!("{file}: {:?}", found.skipped);
+            };
+            let text = entry.to_string();
+            assert!(text.contains(named), "{file}: {text}");
+            assert!(text.contains(part), "{file}: {text}");
         }
     }
 
@@ -519,7 +582,7 @@ mod tests {
     #[test]
     fn links_that_lead_nowhere_and_pipes_are_named() {
         use std::os::unix::fs::symlink;
-        let root = repository(&["good/1/model.onnx", "a/1/", "b/"]);
+        let root = repository(&["a/1/", "a/3/model.onnx", "b/1/model.onnx"]);
         let path = root.path();
         symlink("nowhere", path.join("gone")).unwrap();
         symlink("round", path.join("round")).unwrap();
@@ -527,7 +590,7 @@ mod tests {
         symlink("../../blob", path.join("a/1/model.onnx")).unwrap();
         nix::unistd::mkfifo(&path.join("b/pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         let found = scan(path, None).unwrap();
-        assert_eq!(versions(&found), [("good", "1")]);
+        assert_eq!(versions(&found), [("a", "3"), ("b", "1")]);
         let text: Vec<String> = found
             .skipped
             .named()
@@ -575,6 +638,10 @@ mod tests {
         ] {
             assert!(error.contains(part), "{error}");
         }
+        let found = look(root.path(), None).unwrap();
+        assert_eq!(versions(&found), [("b", "1")]);
+        let broken: Vec<&str> = found.broken.iter().map(|it| it.name.as_str()).collect();
+        assert_eq!(broken, ["a", "c"]);
     }
 
     #[test]

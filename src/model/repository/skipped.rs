@@ -43,6 +43,14 @@ impl SkippedList {
         }
     }
 
+    /// Adds all of `other`, or counts them.
+    pub fn append(&mut self, other: Self) {
+        for Skipped { path, reason } in other.named {
+            self.push(path, reason);
+        }
+        self.more += other.more;
+    }
+
     /// Those that are named, in the order of their paths.
     #[must_use]
     pub fn named(&self) -> &[Skipped] {

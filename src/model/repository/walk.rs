@@ -100,7 +100,7 @@ fn newest_version(
     skipped: &mut SkippedList,
 ) -> std::io::Result<Option<(u64, PathBuf)>> {
     let mut versions: Vec<(u64, String, PathBuf)> = Vec::new();
-    let mut inside = Vec::new();
+    let mut inside = SkippedList::default();
     let entries = match contents(folder)? {
         Contents::Entries(entries) => entries,
         Contents::Unreadable(reason) => {
@@ -115,36 +115,40 @@ fn newest_version(
         match kind(&path)? {
             Kind::Gone => {}
             Kind::Folder => match version(&entry) {
-                Err(reason) => inside.push((shown, reason)),
+                Err(reason) => inside.push(shown, reason),
                 Ok(number) => {
                     let twin = versions.iter().find(|(known, ..)| *known == number);
                     if let Some((_, twin, _)) = twin {
-                        inside.push((shown, format!("is the same version as {name}/{twin}")));
+                        inside.push(shown, format!("is the same version as {name}/{twin}"));
                         continue;
                     }
                     match model_in(&path)? {
                         Ok(model) => versions.push((number, entry, model)),
-                        Err(reason) => inside.extend(reason.map(|reason| (shown, reason))),
+                        Err(Some(reason)) => inside.push(shown, reason),
+                        Err(None) => {}
                     }
                 }
             },
-            Kind::Other(reason) => inside.push((shown, reason)),
+            Kind::Other(reason) => inside.push(shown, reason),
             Kind::File => {
                 if let Some(reason) = stray_file(&entry, &path, Some(name)) {
-                    inside.push((shown, reason));
+                    inside.push(shown, reason);
                 }
             }
         }
     }
     let newest = versions.into_iter().max_by_key(|(number, ..)| *number);
     if newest.is_none() {
-        let reason = "holds no version that can be served; expected <version>/model.onnx with a \
-                      whole number as version";
-        skipped.push(name.to_owned(), reason.to_owned());
+        // That is one thing to say, however much lies there.
+        skipped.push(
+            name.to_owned(),
+            format!(
+                "holds no version that can be served; expected <version>/model.onnx with a whole number as version{inside}"
+            ),
+        );
+        return Ok(None);
     }
-    for (path, reason) in inside {
-        skipped.push(path, reason);
-    }
+    skipped.append(inside);
     Ok(newest.map(|(number, _, model)| (number, model)))
 }
 

@@ -5,8 +5,11 @@
 //!
 //! Invariant: whatever lies on the disk, the model that serves goes on until another one can take its place.
 
+mod files;
+mod notices;
+mod troubles;
+
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
@@ -16,13 +19,14 @@ use thiserror::Error;
 
 use crate::loading::{LoadReport, Loader, LoadingError};
 use crate::model::ModelMetadata;
-use crate::model::default::DefaultModel;
-use crate::model::onnx;
-use crate::model::repository::{Found, ModelSource, Skipped, SkippedList};
+use crate::model::repository::{Broken, ModelSource};
 use crate::model::stamp::Stamp;
 use crate::registry::{Phase, Registry, ServedModel};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::supervision;
+pub use files::Files;
+pub use notices::Notices;
+use troubles::{Trouble, Troubles};
 
 /// How often a replaced model is looked at, until nobody uses it any more.
 const RETIRE_INTERVAL: Duration = Duration::from_millis(50);
@@ -111,7 +115,7 @@ impl Reloader {
                 config,
                 tried: loaded,
                 changing: BTreeMap::new(),
-                problem: None,
+                troubles: Troubles::default(),
                 retired: Vec::new(),
                 refused: BTreeMap::new(),
                 notices,
@@ -146,118 +150,8 @@ impl Reloader {
     }
 }
 
-/// The files of a model, as they were at some moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Files {
-    external: Vec<PathBuf>,
-    stamp: Stamp,
-}
-
-impl Files {
-    /// The files of `source` as they are now. To be taken before it is loaded, so that what is written meanwhile is
-    /// noticed; also what is still missing, which may be why the load fails.
-    #[must_use]
-    pub fn of(source: &ModelSource) -> Self {
-        let external = onnx::external_data(&source.path);
-        let stamp = source.stamp.clone().and(&external);
-        Self { external, stamp }
-    }
-
-    /// The stamp of the same files of `source`, as it was found.
-    fn stamp_as_found(&self, source: &ModelSource) -> Stamp {
-        source.stamp.clone().and(&self.external)
-    }
-
-    /// Whether they are still the same.
-    fn are_unchanged(&self) -> bool {
-        self.stamp.is_current()
-    }
-}
-
 /// A model that serves now, what is to be said of it, and what the one before was.
 type Replaced = (Arc<ServedModel>, LoadReport, Option<Arc<ModelMetadata>>);
-
-/// What the log and `/ready` are told of a repository besides its models: what is skipped, and which model is the default
-/// one.
-pub struct Notices {
-    default: DefaultModel,
-    /// What was skipped at the last look.
-    skipped: SkippedList,
-    /// What of it is in the log.
-    logged: Vec<Skipped>,
-}
-
-impl Notices {
-    /// What was `found` when the server started, whose models are served; told by the log and by `registry`.
-    #[must_use]
-    pub fn at_start(registry: &Registry, default: DefaultModel, found: &Found) -> Self {
-        let mut notices = Self {
-            default,
-            skipped: SkippedList::default(),
-            logged: Vec::new(),
-        };
-        notices.see(&found.skipped, true);
-        registry.set_skipped(found.skipped.clone());
-        notices.choose_default(registry, &found.sources);
-        notices
-    }
-
-    /// Takes note of what is `skipped`, and tells what is new: at once if somebody asked, else if it was there at the
-    /// last look too, because a folder may be filled just now.
-    fn see(&mut self, skipped: &SkippedList, asked: bool) {
-        self.logged
-            .retain(|logged| skipped.named().contains(logged));
-        for entry in skipped.named() {
-            let settled = asked || self.skipped.named().contains(entry);
-            if settled && !self.logged.contains(entry) {
-                tracing::warn!(
-                    path = entry.path,
-                    reason = entry.reason,
-                    "something in the repository is not served"
-                );
-                self.logged.push(entry.clone());
-            }
-        }
-        if skipped.more() > 0 && self.skipped.more() == 0 {
-            tracing::warn!(
-                more = skipped.more(),
-                "more in the repository is not served than is named"
-            );
-        }
-        self.skipped = skipped.clone();
-    }
-
-    /// Takes note that the only model has another name now, which clients of `/predict` reach without asking for it.
-    fn rename(&mut self, old: &str, new: &str) {
-        self.default.rename(old, new);
-        if self.default.name() == Some(new) {
-            tracing::warn!(
-                model = new,
-                before = old,
-                "the only model has another name now, and /predict means it"
-            );
-        }
-    }
-
-    /// Says which model answers requests that name none, now that those of `sources` which can be served are.
-    fn choose_default(&mut self, registry: &Registry, sources: &[ModelSource]) {
-        let is_served = |name: &str| registry.get(name).is_some();
-        let before = self.default.name().map(str::to_owned);
-        self.default.update(sources, is_served);
-        let name = self.default.name();
-        if registry.default_name().as_deref() != name {
-            registry.set_default(name);
-        }
-        if let (Some(before), Some(name)) = (&before, name)
-            && before != name
-        {
-            tracing::info!(model = name, before, "another model is the default one");
-        }
-        if let Some(notice) = self.default.notice(sources, is_served) {
-            tracing::warn!(model = self.default.name(), "{}", notice.text());
-        }
-    }
-}
 
 struct Retired {
     model: Arc<ServedModel>,
@@ -270,8 +164,8 @@ struct Worker {
     tried: BTreeMap<String, Files>,
     /// Stamps that were new at the last look; nothing for a model that was gone.
     changing: BTreeMap<String, Option<Stamp>>,
-    /// Why the last look found no models, and whether that was told.
-    problem: Option<(String, bool)>,
+    /// Why the last look did not find all models.
+    troubles: Troubles,
     retired: Vec<Retired>,
     /// Models whose files were refused when they were last tried, and why in words that anybody may read.
     refused: BTreeMap<String, &'static str>,
@@ -312,39 +206,49 @@ impl Worker {
     }
 
     fn tell_whether_blocked(&self) {
-        let trouble = self.problem.as_ref().is_some_and(|(_, told)| *told);
-        let blocked = trouble || !self.refused.is_empty();
+        let blocked = self.troubles.are_told() || !self.refused.is_empty();
         let metrics = &self.config.metrics;
         metrics.reload_blocked.set(i64::from(blocked));
     }
 
     /// Loads the models that have changed, or all of them.
     fn look(&mut self, all: bool) {
-        let Found { sources, skipped } = match self.config.loader.find() {
-            Ok(found) => found,
-            Err(error) => {
-                let reason = error.to_string();
-                // Trouble that is there at two looks is no file that is just being replaced, and is told once; but
-                // whoever asks is told each time.
-                let known = self.problem.take().filter(|(known, _)| *known == reason);
-                let told = known.as_ref().is_some_and(|(_, told)| *told);
-                let tell = all || (known.is_some() && !told);
-                if tell {
-                    self.failed(None, None, &reason);
-                }
-                self.problem = Some((reason, told || tell));
-                return;
-            }
+        let (found, fault) = match self.config.loader.look() {
+            Ok((found, emptiness)) => (Some(found), emptiness),
+            Err(error) => (None, Some(error)),
         };
-        self.problem = None;
-        self.notices.see(&skipped, all);
-        self.load_changed(&sources, all);
-        let mut skipped = skipped;
+        let broken = found.iter().flat_map(|found| &found.broken);
+        let troubles = broken.map(|broken| self.trouble_of(broken));
+        let name = || self.config.loader.repository_name();
+        let troubles = troubles.chain(fault.map(|fault| Trouble::of_all(name(), &fault)));
+        let troubles = troubles.collect();
+        for trouble in self.troubles.see(troubles, all) {
+            let model = trouble.model.as_deref();
+            self.failed(model, model, &trouble.reason);
+        }
+        if let Some(found) = &found {
+            self.notices.see(&found.skipped, all);
+            self.load_changed(&found.sources, all);
+        }
+        let mut skipped = self.notices.skipped().clone();
+        for trouble in self.troubles.current() {
+            skipped.push(trouble.place.clone(), trouble.public.to_owned());
+        }
         for (name, reason) in &self.refused {
             skipped.push(name.clone(), (*reason).to_owned());
         }
         self.config.registry.set_skipped(skipped);
-        self.notices.choose_default(&self.config.registry, &sources);
+        if let Some(found) = &found {
+            self.notices
+                .choose_default(&self.config.registry, &found.sources);
+        }
+    }
+
+    /// What is wrong with a model that lies there.
+    fn trouble_of(&self, broken: &Broken) -> Trouble {
+        let mut tried = self.tried.iter();
+        let served = tried.find(|(_, files)| files.model() == broken.model);
+        Trouble::of_model(broken, served.map(|(name, _)| name.as_str()))
     }
 
     /// Loads those of `sources` that have changed, or all of them, and lets go what is gone.
@@ -370,22 +274,39 @@ impl Worker {
         let all_served = sources
             .iter()
             .all(|source| registry.get(&source.name).is_some());
-        if refused || !all_served {
+        if refused || !all_served || self.is_troubled() {
             return;
         }
         for name in registry.models().keys() {
-            let gone = !sources.iter().any(|source| source.name == *name);
-            if gone && (all || self.has_settled(name, None)) {
+            if self.is_gone(name, sources) && (all || self.has_settled(name, None)) {
                 self.remove(name);
             }
         }
+    }
+
+    /// Whether models lie there that cannot be found.
+    fn is_troubled(&self) -> bool {
+        self.troubles.current().next().is_some()
+    }
+
+    /// Whether the model called `name` is none of `sources`, and nothing lies in its place that is to be mended, such as a
+    /// folder, or a file that must not be read.
+    fn is_gone(&self, name: &str, sources: &[ModelSource]) -> bool {
+        if sources.iter().any(|source| source.name == name) {
+            return false;
+        }
+        let files = self.tried.get(name).filter(|files| files.lie_there());
+        // What lies in its folder may be called otherwise now.
+        files.is_none_or(|files| sources.iter().any(|source| files.are_beside(&source.path)))
     }
 
     /// The name that the only model had until now, if it has another one now.
     fn renamed(&self, sources: &[ModelSource]) -> Option<String> {
         let models = self.config.registry.models();
         match (sources, models.len(), models.keys().next()) {
-            ([source], 1, Some(name)) if source.name != *name => Some(name.clone()),
+            ([source], 1, Some(name)) if source.name != *name && !self.is_troubled() => {
+                Some(name.clone())
+            }
             _ => None,
         }
     }
@@ -402,7 +323,7 @@ impl Worker {
     /// Whether the model's files differ from those that were tried, and were the same at the last look: somebody may
     /// still be writing them.
     fn has_settled(&mut self, name: &str, stamp: Option<&Stamp>) -> bool {
-        let tried = self.tried.get(name).map(|files| &files.stamp);
+        let tried = self.tried.get(name).map(Files::stamp);
         if stamp.is_some() && tried == stamp {
             self.changing.remove(name);
             return false;
@@ -485,7 +406,9 @@ impl Worker {
         }
         // Counted first, so that whoever meets the new model finds it counted.
         self.config.metrics.reloads_succeeded.inc();
-        let before = registry.publish_instead_of(&model, renamed.unwrap_or(&source.name));
+        let old = renamed.unwrap_or(&source.name);
+        let follows = self.notices.follows_renames();
+        let before = registry.publish_instead_of(&model, old, follows);
         let info = before.as_ref().map(|before| &before.info);
         self.config.metrics.set_model_info(Some(&model.info), info);
         let metadata = before.as_ref().map(|before| Arc::clone(&before.metadata));
