@@ -7,6 +7,7 @@
     reason = "the environment, the allocator and limits are the process's; see the safety comments"
 )]
 
+use std::ffi::OsStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::runtime::library::NO_TELEMETRY;
@@ -77,6 +78,16 @@ pub fn raise_open_files() -> Option<usize> {
 pub unsafe fn prepare() {
     // SAFETY: as the caller promises.
     unsafe { std::env::set_var(NO_TELEMETRY.0, NO_TELEMETRY.1) };
+    // An empty variable is as if it were not there, also to a library that reads it itself.
+    let is_empty = |name: &OsStr, value: &OsStr| {
+        value.is_empty() && name.as_encoded_bytes().starts_with(b"OTEL_")
+    };
+    for (name, value) in std::env::vars_os() {
+        if is_empty(&name, &value) {
+            // SAFETY: as the caller promises.
+            unsafe { std::env::remove_var(name) };
+        }
+    }
     #[cfg(target_env = "gnu")]
     // SAFETY: `mallopt` takes numbers only; an unsuitable one is refused without effect.
     unsafe {

@@ -16,6 +16,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use flate2::read::GzDecoder;
 use nix::sys::signal::Signal;
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -83,6 +84,11 @@ impl Collector {
         let length = length.split("\r\n").next().unwrap().parse().unwrap();
         let mut body = vec![0; length];
         reader.read_exact(&mut body).unwrap();
+        if head.contains("\r\ncontent-encoding: gzip\r\n") {
+            let mut plain = Vec::new();
+            GzDecoder::new(&body[..]).read_to_end(&mut plain).unwrap();
+            body = plain;
+        }
         let export = ExportTraceServiceRequest::decode(&body[..]).unwrap();
         for resource_spans in export.resource_spans {
             // Nobody may listen any more when a test has seen enough.
@@ -305,6 +311,33 @@ fn what_a_collector_asks_for_is_sent_as_headers() {
         let line = format!("\r\n{header}\r\n");
         assert!(collector.head.contains(&line), "{}", collector.head);
     }
+}
+
+#[test]
+fn spans_are_compressed_if_a_variable_asks_for_it_and_an_empty_one_hides_no_other() {
+    let mut collector = Collector::start("200 OK");
+    let environment = [
+        AT_ONCE,
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+        ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", ""),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=t1"),
+        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", ""),
+        ("OTEL_SERVICE_NAME", ""),
+        (
+            "OTEL_RESOURCE_ATTRIBUTES",
+            "service.name=digits,service.version=7",
+        ),
+    ];
+    let server = Server::start_with(&["--otlp-endpoint", &collector.url()], &environment);
+    assert_eq!(server.connect().send(&digit()).unwrap().status, 200);
+    collector.spans(1);
+    for header in ["content-encoding: gzip", "x-tenant: t1"] {
+        let line = format!("\r\n{header}\r\n");
+        assert!(collector.head.contains(&line), "{}", collector.head);
+    }
+    let resource = |key| attribute(&collector.resource, key);
+    assert_eq!(resource("service.name"), Some("digits".into()));
+    assert_eq!(resource("service.version"), Some("7".into()));
 }
 
 #[test]

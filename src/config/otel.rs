@@ -107,14 +107,10 @@ impl Variables<'_> {
     /// Where spans are sent, by the flag and OpenTelemetry's variables, and what of these cannot be served.
     fn endpoint(&mut self, flag: Option<Endpoint>) -> Option<Endpoint> {
         let exporter = self.read("OTEL_TRACES_EXPORTER");
-        let [protocol, compression, endpoint] = [
+        let [protocol, endpoint] = [
             [
                 "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
                 "OTEL_EXPORTER_OTLP_PROTOCOL",
-            ],
-            [
-                "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
-                "OTEL_EXPORTER_OTLP_COMPRESSION",
             ],
             ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", OTLP_ENDPOINT],
         ]
@@ -123,7 +119,6 @@ impl Variables<'_> {
                 .into_iter()
                 .find_map(|name| self.read(name).map(|value| (name, value)))
         });
-        let wanted = flag.is_some() || endpoint.is_some();
         let by_flag = flag.is_some();
 
         // What cannot be served by these means no traces, unless our own flag asks for them.
@@ -157,15 +152,6 @@ impl Variables<'_> {
             });
         }
         if unserved && !by_flag {
-            return None;
-        }
-        // The library reads this one itself, and has no compression built in.
-        if let Some((name, compression)) = compression
-            && wanted
-        {
-            self.warnings.push(format!(
-                "{name}='{compression}' is not served, since spans are sent as they are; no traces are sent"
-            ));
             return None;
         }
         match (flag, endpoint) {
@@ -305,8 +291,20 @@ impl Variables<'_> {
         }
     }
 
-    /// What belongs to the connection to the collector.
+    /// What belongs to the connection to the collector: the library reads it itself.
     fn warn_of_sending(&mut self) {
+        for name in [
+            "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
+            "OTEL_EXPORTER_OTLP_COMPRESSION",
+        ] {
+            if let Some(text) = self.read(name)
+                && !["gzip", "none"].contains(&text.trim().to_ascii_lowercase().as_str())
+            {
+                self.warnings.push(format!(
+                    "{name}='{text}' is neither gzip nor none, and is not used"
+                ));
+            }
+        }
         for name in [
             "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
             "OTEL_EXPORTER_OTLP_HEADERS",
@@ -432,7 +430,9 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", false, 1),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", true, 0),
             ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json", false, 1),
-            ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip", false, 1),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "GZIP", true, 0),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "none", true, 0),
+            ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "zstd", true, 1),
             (
                 "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
                 "https://c:1",

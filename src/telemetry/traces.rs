@@ -11,7 +11,7 @@ use opentelemetry::trace::{
     Span as _, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt, TraceFlags, TraceState,
     Tracer as _, TracerProvider as _,
 };
-use opentelemetry::{Context, KeyValue};
+use opentelemetry::{Context, Key, KeyValue};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{
@@ -87,11 +87,6 @@ pub fn start(config: &TracesConfig) -> Result<(Tracer, Flush), String> {
         .with_timeout(config.export_timeout)
         .build()
         .map_err(|error| failed(&error))?;
-    let mut resource = Resource::builder();
-    if std::env::var_os("OTEL_SERVICE_NAME").is_none() {
-        resource = resource.with_service_name(env!("CARGO_PKG_NAME"));
-    }
-    let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
     // Each of these is given, because the library would take any number from the environment, and make room for it.
     let batches = BatchConfigBuilder::default()
         .with_max_queue_size(config.max_queue_size)
@@ -100,10 +95,27 @@ pub fn start(config: &TracesConfig) -> Result<(Tracer, Flush), String> {
         .build();
     let provider = SdkTracerProvider::builder()
         .with_span_processor(BatchSpanProcessor::new(exporter, batches))
-        .with_resource(resource.with_attribute(version).build())
+        .with_resource(resource())
         .build();
     let tracer = provider.tracer(env!("CARGO_PKG_NAME"));
     Ok((Tracer(Some(tracer)), Flush(provider)))
+}
+
+/// What spans say of this process: what the variables say, and its own name and version where they say nothing.
+fn resource() -> Resource {
+    let given = Resource::builder().build();
+    let name = given.get(&Key::new("service.name"));
+    // The library makes a name up where there is none.
+    let is_named = name.is_some_and(|name| !name.as_str().starts_with("unknown_service"));
+    let mut resource = Resource::builder();
+    if !is_named {
+        resource = resource.with_service_name(env!("CARGO_PKG_NAME"));
+    }
+    if given.get(&Key::new("service.version")).is_none() {
+        let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
+        resource = resource.with_attribute(version);
+    }
+    resource.build()
 }
 
 impl Tracer {
