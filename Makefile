@@ -162,7 +162,7 @@ conformance: SERVER ?= target/release/model-serving
 conformance: onnxruntime $(CONFORMANCE)/ready $(CONFORMANCE)-models/ready ## Models of others through the server: the ONNX backend suite and packaged ones (SERVER=...)
 	$(if $(filter target/release/model-serving,$(SERVER)),$(CARGO) build --locked --release)
 	$(CONFORMANCE)/bin/python -B tests/conformance/test_comparison.py
-	@failed=0; for check in suite.py "suite.py --variant open --third" "suite.py --variant passed --third" "merging.py --third" "merging.py --variant passed --third" "packaged.py $(CONFORMANCE)-models" "batching.py $(CONFORMANCE)-models"; do \
+	@failed=0; for check in suite.py "suite.py --variant open --third" "suite.py --variant passed --third" "merging.py --third" "merging.py --variant passed --third" "packaged.py $(CONFORMANCE)-models" "inspection.py $(CONFORMANCE)-models"; do \
 		printf '\n%s\n' "tests/conformance/$$check --server $(SERVER)"; \
 		$(CONFORMANCE)/bin/python -B tests/conformance/$$check --server $(SERVER) || failed=1; \
 	done; exit $$failed

@@ -1,10 +1,11 @@
-"""Whether `inspect` and `serve` say the same of batching: of the bundled model, the fixtures and packaged models.
+"""Whether what `inspect` says is true of `serve`: of the bundled model, the fixtures and packaged models.
 
-    batching.py FOLDER [--server PROGRAM] [--library FILE] [--also MODEL ...]
+    inspection.py FOLDER [--server PROGRAM] [--library FILE] [--also MODEL ...]
 
 Both run as anybody would run them. What is compared is whether requests are merged, the kind of reason where both name
 one, and the reason's words without its figures. Verdicts that rest on measured times may change from one run to the next
-where a gain is near the threshold, so a disagreement has to be seen three times. Exit code 1 if there is one.
+where a gain is near the threshold, so a disagreement has to be seen three times. The request that `inspect` prints is sent
+to the server as it stands there, by a shell; the answer has to be 200. Exit code 1 if anything is not true.
 """
 
 import argparse
@@ -45,31 +46,46 @@ def _words(text):
 
 
 def inspected(model, program, library):
+    """The verdict, and the command that sends a request."""
     done = subprocess.run(
-        [program, "inspect", str(model)],
+        [program, "inspect", "--json", str(model)],
         capture_output=True,
         text=True,
         env={"ORT_DYLIB_PATH": str(pathlib.Path(library).resolve())},
         timeout=300,
     )
     if done.returncode != 0:
-        return Verdict("refused", reason=_about(done.stderr, model))
-    line = re.search(r"^batching +(.*)$", done.stdout, re.M)[1]
-    kind = re.search(r"^reason +(\w+)", done.stdout, re.M)
-    reason = line.removeprefix("none:").strip() if line.startswith("none") else ""
-    return Verdict("off" if line.startswith("none") else "on", kind[1] if kind else "", reason)
+        return Verdict("refused", reason=_about(done.stderr, model)), None
+    [described] = json.loads(done.stdout)["models"]
+    batching = described["batching"]
+    reason = "" if batching["merged"] else batching["text"] or ""
+    request = described["request"]
+    verdict = Verdict("on" if batching["merged"] else "off", batching["reason"] or "", reason)
+    return verdict, request and request["curl"]
 
 
-def served(model, program, library):
+def served(model, program, library, curl):
+    """The verdict, and the status of what the command gets."""
+    status = None
     try:
         with Server(program, library, model) as server:
             metrics = server.request("GET", "/metrics").body.decode()
             ready = json.loads(server.request("GET", "/ready").body)
+            if curl:
+                status = _status(curl, server.address)
     except Refused as refusal:
-        return Verdict("refused", reason=_about(str(refusal), model))
+        return Verdict("refused", reason=_about(str(refusal), model)), status
     labels = re.search(r"^ml_model_batching_info\{(.*)\} 1$", metrics, re.M)[1]
     batching, kind = (re.search(rf'{label}="([^"]*)"', labels)[1] for label in ("batching", "reason"))
-    return Verdict(batching, kind, ready["models"][0].get("not_batched_because") or "")
+    return Verdict(batching, kind, ready["models"][0].get("not_batched_because") or ""), status
+
+
+def _status(curl, address):
+    """What the printed command gets from the server, whose address is another one here."""
+    assert "localhost:8000" in curl, curl
+    command = curl.replace("localhost:8000", address) + " -s -o /dev/null -w '%{http_code}'"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    return done.stdout or f"no answer: {done.stderr.strip()}"
 
 
 def _about(complaint, model):
@@ -88,22 +104,25 @@ def main():
     known |= {model.name: model.path for model in models.packaged(arguments.folder)}
     known |= {path.stem: path for path in models.networks() + [pathlib.Path(path) for path in arguments.also]}
     faults = []
-    print(f"{'model':20}{'inspect':16}{'serve':16}same?")
+    print(f"{'model':20}{'inspect':16}{'serve':16}{'same?':7}request")
     for name, path in known.items():
         try:
             for _ in range(ATTEMPTS):
-                pair = [side(path, arguments.server, arguments.library) for side in (inspected, served)]
-                same = pair[0].agrees(pair[1])
+                described, curl = inspected(path, arguments.server, arguments.library)
+                verdict, status = served(path, arguments.server, arguments.library, curl)
+                same = described.agrees(verdict)
                 if same:
                     break
         except (Died, subprocess.TimeoutExpired) as fault:
             faults.append(f"{name}: {fault}")
             continue
-        print(f"{name:20}{pair[0]!s:16}{pair[1]!s:16}{'yes' if same else 'NO'}", flush=True)
+        print(f"{name:20}{described!s:16}{verdict!s:16}{'yes' if same else 'NO':7}{status or ''}", flush=True)
         if not same:
-            faults.append(f"{name}: inspect says '{pair[0]}' ({pair[0].reason}), serve '{pair[1]}' ({pair[1].reason})")
+            faults.append(f"{name}: inspect says '{described}' ({described.reason}), serve '{verdict}' ({verdict.reason})")
+        if described.batching != "refused" and status != "200":
+            faults.append(f"{name}: the request to try gets {status}: {curl}")
     print("\n".join(faults))
-    print(f"{len(known)} models: {len(faults) or 'no'} disagreements")
+    print(f"{len(known)} models: {len(faults) or 'no'} faults")
     return 1 if faults else 0
 
 
