@@ -1,4 +1,4 @@
-//! Durations and sizes as people write them: a number and a unit, `250ms` or `64MiB`.
+//! Numbers as people write them, and durations and sizes: a number and a unit, `250ms` or `64MiB`.
 //!
 //! Invariant: a bare number is refused, because nobody can tell seconds from milliseconds by looking at `30`.
 
@@ -14,6 +14,14 @@ pub struct DurationText(Duration);
 /// `GB`, `TB` (powers of ten), in upper or lower case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(usize);
+
+/// A whole number: decimal digits and nothing else. Rust's own reading takes a sign as well; `+5` is more often a mistake
+/// than a five, and whoever stands between client and server may not take it.
+#[must_use]
+pub fn whole_number<T: FromStr>(text: &str) -> Option<T> {
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
+    is_plain.then(|| text.parse().ok()).flatten()
+}
 
 impl From<DurationText> for Duration {
     fn from(text: DurationText) -> Self {

@@ -19,31 +19,10 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use support::faults::Faults;
 use support::{Client, Request, Server, fixture};
 
 const BODY: &str = r#"{"inputs": [[1, 2, 3, 4]]}"#;
-
-/// The file that says where the server panics.
-struct Faults(tempfile::TempDir);
-
-impl Faults {
-    fn new() -> Self {
-        let faults = Self(tempfile::tempdir().unwrap());
-        faults.set("");
-        faults
-    }
-
-    fn set(&self, text: &str) {
-        let new = self.0.path().join("new");
-        fs::write(&new, text).unwrap();
-        fs::rename(new, self.0.path().join("faults")).unwrap();
-    }
-
-    fn serve(&self, flags: &[&str]) -> Server {
-        let path = self.0.path().join("faults");
-        Server::start_with(flags, &[("TESTKIT_FAULTS", path.to_str().unwrap())])
-    }
-}
 
 /// The series of the requests by route and status, with their values.
 fn responses(text: &str) -> Vec<(String, String, f64)> {
@@ -419,13 +398,26 @@ fn a_model_whose_loading_panics_is_refused_and_the_one_before_serves_on() {
 #[test]
 fn a_server_that_accepts_nothing_any_more_ends_so_that_it_is_started_anew() {
     let faults = Faults::new();
-    let server = faults.serve(&["--model", &fixture("addone")]);
+    let complaint = tempfile::NamedTempFile::new().unwrap();
+    let mut command = support::program();
+    command
+        .args(["--model", &fixture("addone"), "--host", "127.0.0.1"])
+        .args(["--port", "0"])
+        .env("TESTKIT_FAULTS", faults.path())
+        .stderr(complaint.reopen().unwrap());
+    let server = Server::spawn_command(command);
     faults.set("panic accept\n");
     // Whether it gets an answer does not matter.
     drop(server.connect());
     let ended = |line: &Value| line["message"] == "panic" && line["thread"] == "http";
     assert!(server.log.wait_for(ended).is_some());
     assert_eq!(server.wait().code(), Some(1));
+    let told = fs::read_to_string(complaint.path()).unwrap();
+    assert_eq!(told.lines().count(), 1, "{told}");
+    assert!(
+        told.contains("no connection is accepted any more"),
+        "{told}"
+    );
 }
 
 /// The fault stands for threads that hang in native code, which no test can bring about by itself.
@@ -455,7 +447,7 @@ fn a_panic_while_the_models_are_loaded_ends_the_start_with_one_line() {
     let output = support::program()
         .args(["--model", &fixture("addone")])
         .args(["--port", "0", "--host", "127.0.0.1"])
-        .env("TESTKIT_FAULTS", faults.0.path().join("faults"))
+        .env("TESTKIT_FAULTS", faults.path())
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));

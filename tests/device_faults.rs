@@ -14,44 +14,14 @@
 mod support;
 
 use std::fs;
-use std::path::PathBuf;
 
 use serde_json::json;
+use support::faults::Faults;
 use support::nvml::FakeNvml;
 use support::{Request, Server, fixture};
 
 const BODY: &str = r#"{"inputs": [[1, 2, 3, 4]]}"#;
 const LOST: &str = "CUDA failure 700: an illegal memory access was encountered";
-
-/// The file that says which faults there are.
-struct Faults(tempfile::TempDir);
-
-impl Faults {
-    /// No faults, but a GPU that is none.
-    fn new() -> Self {
-        let faults = Self(tempfile::tempdir().unwrap());
-        faults.set("");
-        faults
-    }
-
-    fn path(&self) -> PathBuf {
-        self.0.path().join("faults")
-    }
-
-    fn set(&self, more: &str) {
-        let new = self.0.path().join("new");
-        fs::write(&new, format!("cuda 0\n{more}")).unwrap();
-        fs::rename(new, self.path()).unwrap();
-    }
-
-    fn fail_runs(&self, text: &str) {
-        self.set(&format!("run {text}"));
-    }
-
-    fn serve(&self, flags: &[&str]) -> Server {
-        Server::start_with(flags, &[("TESTKIT_FAULTS", self.path().to_str().unwrap())])
-    }
-}
 
 fn predict(server: &Server) -> (u16, String) {
     let answer = server.request(&Request::json("/predict", BODY));
@@ -85,7 +55,7 @@ fn assert_lost(server: &Server, reason: &str) {
 
 #[test]
 fn a_sticky_cuda_error_makes_the_server_unready_and_unhealthy_at_once_and_for_good() {
-    let faults = Faults::new();
+    let faults = Faults::of_gpu();
     let server = faults.serve(&["--model", &fixture("addone")]);
     assert_eq!(predict(&server).0, 200);
     faults.fail_runs(LOST);
@@ -98,7 +68,7 @@ fn a_sticky_cuda_error_makes_the_server_unready_and_unhealthy_at_once_and_for_go
 
 #[test]
 fn requests_on_their_way_get_503_when_the_gpu_is_lost_and_none_a_wrong_answer() {
-    let faults = Faults::new();
+    let faults = Faults::of_gpu();
     let server = faults.serve(&["--model", &fixture("addone"), "--max-batch-size", "4"]);
     let statuses: Vec<u16> = std::thread::scope(|scope| {
         let clients: Vec<_> = (0..8)
@@ -141,7 +111,7 @@ fn requests_on_their_way_get_503_when_the_gpu_is_lost_and_none_a_wrong_answer() 
 
 #[test]
 fn batches_that_are_padded_as_for_a_gpu_give_each_request_its_own_rows() {
-    let faults = Faults::new();
+    let faults = Faults::of_gpu();
     let server = faults.serve(&[
         "--model",
         &fixture("dyn"),
@@ -173,7 +143,7 @@ fn batches_that_are_padded_as_for_a_gpu_give_each_request_its_own_rows() {
 
 #[test]
 fn every_datatype_passes_unchanged_through_the_memory_that_a_gpu_copies_from() {
-    let faults = Faults::new();
+    let faults = Faults::of_gpu();
     for (datatype, size) in [
         ("bool", 1),
         ("uint8", 1),
@@ -217,7 +187,7 @@ fn every_datatype_passes_unchanged_through_the_memory_that_a_gpu_copies_from() {
 fn an_answer_that_is_still_being_sent_is_not_overwritten_by_the_next_run() {
     // Long enough that a run is over before the answer of the last one is.
     const ROWS: usize = 100_000;
-    let faults = Faults::new();
+    let faults = Faults::of_gpu();
     let rows = ROWS.to_string();
     let flags = ["--model", &fixture("identity_float32"), "--instances", "1"];
     let server = faults.serve(
@@ -247,7 +217,7 @@ fn an_answer_that_is_still_being_sent_is_not_overwritten_by_the_next_run() {
 
 #[test]
 fn an_error_of_the_gpu_that_passes_is_not_the_request_s_fault_and_the_next_request_is_answered() {
-    let faults = Faults::new();
+    let faults = Faults::of_gpu();
     let server = faults.serve(&["--model", &fixture("addone")]);
     for (passing, status, code) in [
         // Not 400 or 422: the request is as good as any.
@@ -280,7 +250,7 @@ fn a_gpu_that_nvml_or_the_driver_gives_up_is_lost_before_a_request_meets_it() {
         (one_gpu().replace("0.handle 1", "0.handle error 15"), "NVML"),
         (format!("{}\n0.xid 79", one_gpu()), "XID 79"),
     ] {
-        let (faults, nvml) = (Faults::new(), FakeNvml::new(&one_gpu()));
+        let (faults, nvml) = (Faults::of_gpu(), FakeNvml::new(&one_gpu()));
         let path = faults.path();
         let environment = [("TESTKIT_FAULTS", path.to_str().unwrap())];
         let server = nvml.serve_with(&["--model", &fixture("addone")], &environment);
@@ -301,7 +271,7 @@ fn reload_fails(server: &Server, failures: f64) {
 
 #[test]
 fn a_model_on_a_gpu_is_not_replaced_by_one_on_the_cpu() {
-    let faults = Faults::new();
+    let faults = Faults::of_gpu();
     // The test kit's GPU is no GPU, so that nothing can be loaded onto it again; "auto" would allow the CPU.
     let server = faults.serve(&["--model", &fixture("addone"), "--device", "auto"]);
     reload_fails(&server, 1.0);
@@ -311,7 +281,7 @@ fn a_model_on_a_gpu_is_not_replaced_by_one_on_the_cpu() {
 
 #[test]
 fn nothing_is_loaded_onto_a_gpu_that_is_lost() {
-    let faults = Faults::new();
+    let faults = Faults::of_gpu();
     let server = faults.serve(&["--model", &fixture("addone")]);
     faults.fail_runs(LOST);
     assert_eq!(predict(&server).0, 503);
@@ -330,7 +300,7 @@ fn a_gpu_that_fails_or_fills_up_during_the_load_fails_the_load() {
         (LOST, "CUDA failure 700"),
         ("BFCArena: Failed to allocate memory", "does not suffice"),
     ] {
-        let faults = Faults::new();
+        let faults = Faults::of_gpu();
         faults.fail_runs(text);
         let output = support::program()
             .args([
@@ -352,7 +322,7 @@ fn a_gpu_that_fails_or_fills_up_during_the_load_fails_the_load() {
 
 #[test]
 fn errors_of_other_programs_and_other_gpus_are_no_loss() {
-    let (faults, nvml) = (Faults::new(), FakeNvml::new(&FakeNvml::two_gpus()));
+    let (faults, nvml) = (Faults::of_gpu(), FakeNvml::new(&FakeNvml::two_gpus()));
     let path = faults.path();
     let environment = [
         ("TESTKIT_FAULTS", path.to_str().unwrap()),
@@ -401,7 +371,7 @@ fn a_padded_request_whose_rows_depend_on_its_values_is_executed_unpadded() {
         "[batching]\ncheck = false\nmax_batch_size = 8\n",
     )
     .unwrap();
-    let faults = Faults::new();
+    let faults = Faults::of_gpu();
     let server = faults.serve(&["--model", model.to_str().unwrap()]);
     for rows in [1, 3, 5, 8] {
         let row = |row: i32| [f64::from(if row % 2 == 0 { row + 1 } else { -row }), 0.5];

@@ -107,6 +107,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "telemetry",
             "tensor",
             "text_file",
+            "units",
         ],
     ),
     ("registry", &["batching", "runtime", "model", "telemetry"]),

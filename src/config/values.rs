@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::model::{self, limits};
-use crate::units::{ByteSize, DurationText};
+use crate::units::{ByteSize, DurationText, whole_number};
 
 /// The deepest JSON: no tensor has more dimensions than this.
 const MAX_JSON_DEPTH: usize = 1024;
@@ -67,16 +67,9 @@ impl fmt::Display for OptionalTime {
     }
 }
 
-/// A whole number in decimal digits; no sign, because `+5` is more often a mistake than a five.
-fn digits(text: &str) -> Option<u64> {
-    let text = text.trim();
-    let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    plain.then(|| text.parse().ok()).flatten()
-}
-
 /// The port of a listener.
 pub(super) fn port(text: &str) -> Result<u16, String> {
-    let port = digits(text).and_then(|number| u16::try_from(number).ok());
+    let port = whole_number(text.trim());
     port.ok_or_else(|| {
         format!("'{text}' is not a port; write a number from 0 to 65535, for example 8000")
     })
@@ -113,8 +106,7 @@ pub(super) fn headers(text: &str) -> Result<NonZeroUsize, String> {
 }
 
 fn bounded(text: &str, most: usize, example: usize) -> Result<NonZeroUsize, String> {
-    let number = digits(text)
-        .and_then(|number| usize::try_from(number).ok())
+    let number = whole_number(text.trim())
         .filter(|number| *number <= most)
         .and_then(NonZeroUsize::new);
     number.ok_or_else(|| {

@@ -7,8 +7,9 @@ use http::{HeaderMap, HeaderValue};
 
 use super::error::ApiError;
 use super::headers;
+use super::wire::BodyFormat;
 use super::wire::json::quote;
-use super::wire::{BodyFormat, whole_number};
+use crate::units::whole_number;
 
 /// The type of the body. None is JSON, because the field's own clients send none.
 pub(super) fn body_format(headers: &HeaderMap) -> Result<BodyFormat, ApiError> {

@@ -20,13 +20,14 @@ use super::error::ApiError;
 use super::headers;
 use super::media;
 use super::middleware::{Arrival, PredictionRecord};
-use super::wire::{self, DecodeLimits, Decoded, Form, Selection, whole_number};
+use super::wire::{self, DecodeLimits, Decoded, Form, Selection};
 use crate::batching::{Exhausted, InferenceResponse, OutputRows, Reservation, ScheduleError};
 use crate::model::ModelMetadata;
 use crate::registry::{Fault, Phase, ServedModel};
 use crate::telemetry::metrics::Outcome;
 use crate::telemetry::panics;
 use crate::telemetry::request_ids::RequestIds;
+use crate::units::whole_number;
 
 /// Bodies from this size on are decoded on a thread of their own, so that probes and small requests do not wait.
 const LARGE_BODY: usize = 256 << 10;

@@ -5,6 +5,7 @@
 
 use super::library::one_line;
 use crate::model::onnx::OnnxFile;
+use crate::model::operators::between;
 
 /// What to do about a graph that contradicts itself.
 const CHECK: &str = "export the model again, or look for the fault with onnx.checker.check_model(PATH, full_check=True)";
@@ -145,12 +146,6 @@ fn foreign(domain: &str, operator: &str, library: &str) -> String {
     format!(
         "operator {operator} of the domain '{domain}' is {what} (ONNX Runtime {library}, and this server loads no libraries of custom operators); {fix}"
     )
-}
-
-/// What stands between `start` and `end`.
-fn between<'a>(text: &'a str, start: &str, end: &str) -> Option<&'a str> {
-    let (_, rest) = text.split_once(start)?;
-    rest.split_once(end).map(|(between, _)| between)
 }
 
 /// The number at the start of `text`.

@@ -148,38 +148,18 @@ fn string(line: &mut Vec<u8>, text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::sync::Arc;
-
-    use parking_lot::Mutex;
     use serde_json::{Value, json};
     use tracing_subscriber::layer::SubscriberExt;
 
-    use super::super::log_writer;
+    use super::super::log_writer::testing::logged;
     use super::*;
-
-    #[derive(Clone, Default)]
-    struct Page(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Page {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
 
     /// The lines that `log` logs.
     fn lines(log: impl FnOnce()) -> Vec<Value> {
-        let page = Page::default();
-        let (writer, guard) = log_writer::start(page.clone());
-        let subscriber = tracing_subscriber::registry().with(JsonLog::new(writer));
-        tracing::subscriber::with_default(subscriber, log);
-        drop(guard);
-        let text = String::from_utf8(page.0.lock().clone()).unwrap();
+        let text = logged(
+            |writer| tracing_subscriber::registry().with(JsonLog::new(writer)),
+            log,
+        );
         text.lines()
             .map(|line| serde_json::from_str(line).unwrap())
             .collect()

@@ -222,6 +222,45 @@ impl Write for LogWriter {
     }
 }
 
+/// What the tests of log formats read.
+#[cfg(test)]
+pub(super) mod testing {
+    use std::io::Write;
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+    use tracing::Subscriber;
+
+    use super::LogWriter;
+
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What `log` logs through the subscriber that `with` makes.
+    pub(in crate::telemetry) fn logged<S: Subscriber + Send + Sync + 'static>(
+        with: impl FnOnce(LogWriter) -> S,
+        log: impl FnOnce(),
+    ) -> String {
+        let page = Page::default();
+        let (writer, guard) = super::start(page.clone());
+        tracing::subscriber::with_default(with(writer), log);
+        drop(guard);
+        let text = page.0.lock().clone();
+        String::from_utf8(text).unwrap()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;

@@ -157,38 +157,17 @@ impl Visit for Line {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::sync::Arc;
-
-    use parking_lot::Mutex;
     use tracing_subscriber::layer::SubscriberExt;
 
-    use super::super::log_writer;
+    use super::super::log_writer::testing::logged;
     use super::*;
-
-    #[derive(Clone, Default)]
-    struct Page(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Page {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
 
     /// What `log` logs.
     fn text(colour: bool, log: impl FnOnce()) -> String {
-        let page = Page::default();
-        let (writer, guard) = log_writer::start(page.clone());
-        let subscriber = tracing_subscriber::registry().with(TextLog::new(writer, colour));
-        tracing::subscriber::with_default(subscriber, log);
-        drop(guard);
-        let text = page.0.lock().clone();
-        String::from_utf8(text).unwrap()
+        logged(
+            |writer| tracing_subscriber::registry().with(TextLog::new(writer, colour)),
+            log,
+        )
     }
 
     #[test]

@@ -118,7 +118,9 @@ def main():
             continue
         print(f"{name:20}{described!s:16}{verdict!s:16}{'yes' if same else 'NO':7}{status or ''}", flush=True)
         if not same:
-            faults.append(f"{name}: inspect says '{described}' ({described.reason}), serve '{verdict}' ({verdict.reason})")
+            faults.append(
+                f"{name}: inspect says '{described}' ({described.reason}), serve '{verdict}' ({verdict.reason})"
+            )
         if described.batching != "refused" and status != "200":
             faults.append(f"{name}: the request to try gets {status}: {curl}")
     print("\n".join(faults))

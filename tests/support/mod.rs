@@ -8,6 +8,7 @@
     reason = "each test binary uses its own part of this module"
 )]
 
+pub mod faults;
 pub mod nvml;
 
 use std::collections::HashMap;

@@ -167,13 +167,6 @@ pub fn decode(
     })
 }
 
-/// A whole number in a header: digits and nothing else. Rust's own reading takes a sign as well, and who stands in between
-/// may not.
-pub(crate) fn whole_number<T: std::str::FromStr>(text: &str) -> Option<T> {
-    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
-    is_plain.then(|| text.parse().ok()).flatten()
-}
-
 /// Bytes of a list in a message; further members are counted only, so that the rest of the message is seen.
 const LIST_LIMIT: usize = 200;
 

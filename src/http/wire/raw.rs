@@ -6,13 +6,14 @@ use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 
 use super::json::quote;
-use super::{EncodeError, listed, whole_number};
+use super::{EncodeError, listed};
 use crate::batching::{InvalidRequest, OutputRows};
 use crate::model::{Dim, ModelMetadata, TensorSpec};
 use crate::tensor::{
     DataType, Elements, Shape, Tensor, TensorData, TensorView, element_count,
     for_each_plain_datatype,
 };
+use crate::units::whole_number;
 
 /// Outputs up to this size are copied; a copy is cheaper than sharing the memory of the whole batch.
 const COPY_LIMIT: usize = 4096;
