@@ -53,6 +53,11 @@ fn a_file_that_is_something_else_is_named_with_the_fix() {
         (b"\x20\0\0\0TFL3\0\0\0\0", ["TensorFlow Lite", "tf2onnx"]),
         (b"GGUF\x03\0\0\0", ["GGUF", "optimum-cli"]),
         (b"{\"format\": 1}", ["a JSON text", "the .onnx file"]),
+        (
+            b"https://host/m.onnx\r\n",
+            ["an address, and not the file", "download what is behind it"],
+        ),
+        (&[0; 5000], ["nothing but zeros", "copy or download"]),
     ] {
         fs::write(&model, bytes).unwrap();
         let (text, _) = refused(model.to_str().unwrap(), "off");
