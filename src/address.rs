@@ -85,12 +85,12 @@ impl FromStr for Host {
             .and_then(|rest| rest.strip_suffix(']'));
         if let Some(address) = bare {
             return match ipv6(address) {
-                Some(host) => Ok(host),
+                Some(host) => host,
                 None => Err(format!("'{text}' is not an IPv6 address; {example}")),
             };
         }
         if let Some(host) = ipv6(text) {
-            return Ok(host);
+            return host;
         }
         if let Some((host, port)) = text.rsplit_once(':')
             && !port.is_empty()
@@ -104,6 +104,9 @@ impl FromStr for Host {
         let numeric = |byte: u8| byte.is_ascii_digit() || byte == b'.';
         if !text.is_empty() && text.bytes().all(numeric) {
             return match text.parse::<Ipv4Addr>() {
+                Ok(address) if address.is_multicast() || address.is_broadcast() => {
+                    Err(of_no_machine(text))
+                }
                 Ok(address) => Ok(Self(address.to_string())),
                 Err(_) => Err(format!("'{text}' is not an IPv4 address; {example}")),
             };
@@ -117,17 +120,32 @@ impl FromStr for Host {
     }
 }
 
-/// An IPv6 address, perhaps with the interface that it is meant on (`fe80::1%eth0`).
-fn ipv6(text: &str) -> Option<Host> {
+fn of_no_machine(text: &str) -> String {
+    format!(
+        "'{text}' is an address of many machines at once, which none can listen on alone; write one of this machine, or 0.0.0.0 for all of them"
+    )
+}
+
+/// An IPv6 address, perhaps with the interface that it is meant on (`fe80::1%eth0`), or what is wrong with it; nothing if
+/// the text is none.
+fn ipv6(text: &str) -> Option<Result<Host, String>> {
     let (address, zone) = match text.split_once('%') {
         Some((address, zone)) => (address, Some(zone)),
         None => (text, None),
     };
     let address: Ipv6Addr = address.parse().ok()?;
-    match zone {
-        None => Some(Host(address.to_string())),
-        Some(zone) => is_name(zone).then(|| Host(format!("{address}%{zone}"))),
-    }
+    Some(match zone {
+        _ if address.is_multicast() => Err(of_no_machine(text)),
+        None if address.is_unicast_link_local() => Err(format!(
+            "'{text}' is link-local, so that it is complete only with the network interface; write it as {address}%eth0"
+        )),
+        None => Ok(Host(address.to_string())),
+        Some(_) if !address.is_unicast_link_local() => Err(format!(
+            "'{text}' names a network interface, which only link-local addresses (fe80::) have; write {address}"
+        )),
+        Some(zone) if is_name(zone) => Ok(Host(format!("{address}%{zone}"))),
+        Some(_) => return None,
+    })
 }
 
 /// Whether a resolver may know it: dot-separated labels of letters, digits, hyphens and, in container networks,
@@ -180,6 +198,12 @@ mod tests {
             ("my host", "neither an address nor a name"),
             ("", "neither an address nor a name"),
             ("a..b", "neither an address nor a name"),
+            ("fe80::1", "write it as fe80::1%eth0"),
+            ("[fe80::1]", "write it as fe80::1%eth0"),
+            ("::1%lo", "write ::1"),
+            ("ff02::1", "of many machines"),
+            ("224.0.0.1", "of many machines"),
+            ("255.255.255.255", "of many machines"),
         ] {
             let error = text.parse::<Host>().unwrap_err();
             assert!(error.contains(part), "{text}: {error}");

@@ -12,7 +12,8 @@ const MAX_WRITTEN: usize = 64;
 /// curl's, with a space before each.
 #[must_use]
 pub fn command(example: &Example, address: &str, name: &str, options: &str) -> String {
-    let url = format!("{address}/v1/models/{name}:predict{options}");
+    let url = url(address, &format!("/v1/models/{name}:predict"));
+    let url = format!("{url}{options}");
     let elements = |input: &ExampleInput| element_count(&input.shape).unwrap_or(usize::MAX);
     let all = example.inputs.iter().map(elements);
     if all.fold(0, usize::saturating_add) <= MAX_WRITTEN {
@@ -60,6 +61,16 @@ pub fn command(example: &Example, address: &str, name: &str, options: &str) -> S
         "python3 -c {} | curl {url} -H 'Content-Type: application/json' --data-binary @-",
         for_shell(&program)
     )
+}
+
+/// The URL of `path` at `address`. Shells may take the brackets of an IPv6 address for a pattern.
+#[must_use]
+pub fn url(address: &str, path: &str) -> String {
+    let url = format!("{address}{path}");
+    if url.contains('[') {
+        return for_shell(&url);
+    }
+    url
 }
 
 fn sizes(shape: &[usize]) -> String {

@@ -123,10 +123,13 @@ async fn status(target: &Target) -> Result<StatusCode, String> {
         .body(Empty::<Bytes>::new());
     let request = request.map_err(|error| failed(&error))?;
     let answer = async {
-        sender
-            .send_request(request)
-            .await
-            .map_err(|error| failed(&error))
+        sender.send_request(request).await.map_err(|error| {
+            if error.is_parse() {
+                format!("{target} gives no answer of HTTP; is this the server's port?")
+            } else {
+                failed(&error)
+            }
+        })
     };
     tokio::pin!(answer);
     tokio::pin!(connection);

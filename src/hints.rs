@@ -1,6 +1,7 @@
 //! What whoever starts the server at a terminal can do next: commands to copy, printed when it is ready.
 //!
-//! Invariant: each command works as it stands, on this machine, for the models that are served now.
+//! Invariant: each command works as it stands, on this machine, for the models that are served now; where keys are asked
+//! for, after one was set.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -35,17 +36,19 @@ pub(crate) fn at_ready(address: SocketAddr, path: &Path, registry: &Registry, ne
     } else {
         ""
     };
-    hint(&format!("curl {url}/ready"));
+    hint(&format!("curl {}", curl::url(&url, "/ready")));
+    if needs_key {
+        hint("API_KEY=...   # a key of --api-key-file (API_KEY_FILE), for the following commands");
+    }
     let models = registry.models();
     for model in models.values().take(MODELS) {
-        hint(&format!(
-            "curl {url}/v2/models/{}{key}",
-            model.metadata.name
-        ));
         let name = &model.metadata.name;
+        let described = curl::url(&url, &format!("/v2/models/{name}"));
+        hint(&format!("curl {described}{key}"));
         if let Some(sample) = sample_for(path, model) {
+            let predict = curl::url(&url, &format!("/v1/models/{name}:predict"));
             hint(&format!(
-                "curl {url}/v1/models/{name}:predict{key} -H 'Content-Type: application/json' --data @{}",
+                "curl {predict}{key} -H 'Content-Type: application/json' --data @{}",
                 sample.display()
             ));
         } else if let Some(example) = &model.example {

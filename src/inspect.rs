@@ -11,10 +11,11 @@ use serde_json::{Value, json};
 use crate::container;
 use crate::curl;
 use crate::loading::{self, Fixed, LoadingError, Prepared, sessions};
+use crate::model::faults;
 use crate::model::repository;
 use crate::model::{Dim, ModelMetadata, TensorSpec};
 use crate::runtime::LoadError;
-use crate::runtime::example::{self, Example};
+use crate::runtime::example::{self, Example, NoExample};
 use crate::runtime::library::Library;
 use crate::runtime::provider::{CudaConfig, Device};
 use crate::runtime::session::{RunMemory, SessionConfig};
@@ -54,7 +55,12 @@ pub struct InspectConfig {
 /// # Errors
 /// When there is none, or it could not be served.
 pub fn describe(config: &InspectConfig) -> Result<String, LoadingError> {
-    let found = repository::scan(&config.path, config.name.as_deref())?;
+    let mut found = repository::look(&config.path, config.name.as_deref())?;
+    if let Some(error) = found.emptiness(&config.path) {
+        return Err(error.into());
+    }
+    let broken = found.broken.drain(..);
+    let mut faults: Vec<LoadingError> = broken.map(|broken| broken.fault.into()).collect();
     let library = Library::load(config.library.as_deref()).map_err(LoadError::from)?;
     let mut text = String::new();
     let mut models = Vec::new();
@@ -70,17 +76,31 @@ pub fn describe(config: &InspectConfig) -> Result<String, LoadingError> {
             most_sessions: sessions::most_sessions(config.fixed),
         };
         let settings = (config.fixed, config.tuning_time);
-        let mut prepared = loading::prepare(&library, source, session, settings, None)?;
+        let prepared = loading::prepare(&library, source, session, settings, None);
+        let mut prepared = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                faults.push(error.into());
+                continue;
+            }
+        };
         progress::stage("looking for a request to try");
         let model = prepared.sessions.models.first_mut();
-        let example = model.and_then(|model| example::find(model, EXAMPLE_TIME));
+        let example = model.map_or(Err(NoExample::Refused), |model| {
+            example::find(model, EXAMPLE_TIME)
+        });
         if config.json {
-            models.push(model_as_json(&prepared, &source.path, example.as_ref()));
+            models.push(model_as_json(
+                &prepared,
+                &source.path,
+                example.as_ref().ok(),
+            ));
         } else {
             // Writing into a string cannot fail.
-            let _ = describe_model(&mut text, &prepared, &source.path, example.as_ref());
+            let _ = describe_model(&mut text, &prepared, &source.path, &example);
         }
     }
+    faults::refuse(faults, LoadingError::Several)?;
     let skipped = found.skipped.named();
     if config.json {
         let skipped: Vec<Value> = skipped
@@ -162,7 +182,7 @@ fn describe_model(
     text: &mut String,
     prepared: &Prepared<'_>,
     path: &Path,
-    example: Option<&Example>,
+    example: &Result<Example, NoExample>,
 ) -> std::fmt::Result {
     let metadata: &ModelMetadata = &prepared.trial.metadata;
     writeln!(text, "{} version {}", metadata.name, metadata.version)?;
@@ -211,13 +231,21 @@ fn describe_model(
         writeln!(text, "property   {key}: {}", value.replace('\n', " "))?;
     }
     match example {
-        Some(example) => {
+        Ok(example) => {
             let curl = curl::command(example, ADDRESS, &metadata.name, "");
             writeln!(text, "try        {curl}\n")
         }
-        None => writeln!(
+        Err(NoExample::Refused) => writeln!(
             text,
-            "try        no request was found that the model takes: it refuses the values and sizes that could be made up in {} s; send real ones\n",
+            "try        no request was found that the model takes: it refuses zeros, halves and ones in every size that was tried; send real values\n"
+        ),
+        Err(NoExample::NotFinite) => writeln!(
+            text,
+            "try        no request was found whose answer JSON can express: zeros, halves and ones give NaN or infinity; send real values\n"
+        ),
+        Err(NoExample::NoTime) => writeln!(
+            text,
+            "try        no request was found in the {} s that there were for it; send real values\n",
             EXAMPLE_TIME.as_secs()
         ),
     }

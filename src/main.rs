@@ -1,11 +1,12 @@
 //! The `model-serving` binary: read the command line, start telemetry, build, run until a signal.
 
 use std::fmt::Display;
+use std::io::ErrorKind;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::ExitCode;
 
-use model_serving::config::{Command, InspectFlags, Start, TuneFlags, of_argument};
+use model_serving::config::{Command, InspectFlags, Start, TuneFlags, UsageError, of_argument};
 use model_serving::healthcheck::Target;
 use model_serving::inspect::InspectConfig;
 use model_serving::loading::Fixed;
@@ -31,13 +32,13 @@ fn main() -> ExitCode {
     unsafe { process::prepare() };
     let command = Command::read(std::env::args_os(), |name| std::env::var_os(name));
     let result = command
-        .map_err(|error| Failure::new(&error, true))
+        .map_err(|error| Failure::of_usage(&error))
         .and_then(execute);
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure { message, code }) => {
-            complain(&message);
-            ExitCode::from(code)
+        Err(failure) => {
+            complain(&failure);
+            ExitCode::from(failure.code)
         }
     }
 }
@@ -48,25 +49,39 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Inspect(flags) => print_model(*flags),
         Command::Tune(flags) => tune_model(&flags),
         Command::Healthcheck(target) => Ok(check_health(&target)?),
-        // Whoever closes the pipe has read enough.
-        Command::Help(help) => help.print().or(Ok(())),
+        Command::Help(help) => match help.print() {
+            // Whoever closes the pipe has read enough.
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.to_string().into()),
+            _ => Ok(()),
+        },
         Command::Version => Ok(print_version()?),
     }
 }
 
 /// Why the process ends otherwise than it should.
 struct Failure {
-    /// One line, and perhaps the usage below it.
+    /// One line.
     message: String,
+    /// How the command is used, as a second line.
+    usage: Option<String>,
     /// The exit code.
     code: u8,
 }
 
 impl Failure {
+    fn of_usage(error: &UsageError) -> Self {
+        Self {
+            message: error.message().to_owned(),
+            usage: error.usage().map(str::to_owned),
+            code: WRONG_USAGE,
+        }
+    }
+
     /// What is wrong is a setting, or else what it was to be used on.
     fn new(error: &impl Display, of_settings: bool) -> Self {
         Self {
             message: error.to_string(),
+            usage: None,
             code: if of_settings { WRONG_USAGE } else { FAILED },
         }
     }
@@ -193,16 +208,21 @@ fn check_health(target: &Target) -> Result<(), String> {
     clippy::print_stderr,
     reason = "a failed start is told on standard error, in one line"
 )]
-fn complain(message: &str) {
-    eprintln!("model-serving: {}", printable(message));
+fn complain(failure: &Failure) {
+    eprintln!("model-serving: {}", printable(&failure.message));
+    if let Some(usage) = &failure.usage {
+        eprintln!("{usage}");
+    }
 }
 
-/// Paths and values may hold anything, also what would begin another line or steer the terminal. The line feed between
-/// a message and its usage stays.
+/// Paths and values may hold anything, also what would begin another line, steer the terminal, or turn the direction in
+/// which it writes.
 fn printable(message: &str) -> String {
+    let turns = |character| matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let breaks = |character| matches!(character, '\u{2028}' | '\u{2029}');
     let mut text = String::with_capacity(message.len());
     for character in message.chars() {
-        if character.is_control() && character != '\n' {
+        if character.is_control() || turns(character) || breaks(character) {
             text.extend(character.escape_default());
         } else {
             text.push(character);

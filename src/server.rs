@@ -25,6 +25,7 @@ use crate::http::{self, App, HttpConfig};
 use crate::listening::{self, BindError};
 use crate::loading::{Loader, LoadingError, ModelsConfig};
 use crate::model::default::DefaultModel;
+use crate::model::faults;
 use crate::model::repository::Found;
 use crate::process;
 use crate::registry::{Registry, ServedModel};
@@ -303,10 +304,13 @@ async fn load_models(
         #[cfg(feature = "testkit")]
         crate::testkit::panic_at("start");
         let loader = Loader::new(models, run_memory, timeout, metrics, device, runtime)?;
-        let found = loader.find()?;
-        let default = loader.default_of(&found.sources)?;
+        let (mut found, emptiness) = loader.look()?;
+        if let Some(error) = emptiness {
+            return Err(error.into());
+        }
+        let broken = found.broken.drain(..);
+        let mut faults: Vec<LoadingError> = broken.map(|broken| broken.fault.into()).collect();
         let (mut models, mut files) = (Vec::new(), BTreeMap::new());
-        let mut faults = Vec::new();
         for source in &found.sources {
             let own = Files::of(source);
             // Once one is broken, the others are only looked at, so that all that are broken are named.
@@ -324,20 +328,15 @@ async fn load_models(
             }
             files.insert(source.name.clone(), own);
         }
-        match (faults.len(), faults.pop()) {
-            (_, None) => Ok(Loaded {
-                loader,
-                models,
-                default,
-                found,
-                files,
-            }),
-            (1, Some(fault)) => Err(fault),
-            (_, Some(fault)) => {
-                faults.push(fault);
-                Err(LoadingError::Several(faults))
-            }
-        }
+        faults::refuse(faults, LoadingError::Several)?;
+        let default = loader.default_of(&found.sources)?;
+        Ok(Loaded {
+            loader,
+            models,
+            default,
+            found,
+            files,
+        })
     };
     let (send, loaded) = oneshot::channel();
     let thread = thread::Builder::new().name("load".to_owned());

@@ -50,10 +50,13 @@ pub(crate) async fn drain(
         connections.abort();
         // Aborted connections end as soon as they are polled; the bound is for what must not happen.
         let _ = tokio::time::timeout(Duration::from_secs(1), &mut serving).await;
-        tracing::warn!(
-            requests = connections.aborted_requests(),
-            "the grace period ended before these requests were answered"
-        );
+        let requests = connections.aborted_requests();
+        if requests > 0 {
+            tracing::warn!(
+                requests,
+                "the grace period ended before these requests were answered"
+            );
+        }
     }
     // Requests that nobody waits for any more are all that instances can still be busy with.
     let deadline = if finished {

@@ -49,14 +49,20 @@ impl From<usize> for ByteSize {
     }
 }
 
-/// Splits `250ms` into 250 and `ms`, the unit in lower case: no two units differ in case alone.
+/// Splits `250ms` into 250 and `ms`, the unit in lower case: no two units differ in case alone. A number beyond all that
+/// can be counted is the largest one.
 fn split(text: &str) -> Option<(u64, String)> {
     let text = text.trim();
     let end = text
         .find(|character: char| !character.is_ascii_digit())
         .unwrap_or(text.len());
     let (number, unit) = text.split_at_checked(end)?;
-    Some((number.parse().ok()?, unit.trim_start().to_lowercase()))
+    if number.is_empty() {
+        return None;
+    }
+    // Of digits alone, nothing else can be wrong.
+    let number = number.parse().unwrap_or(u64::MAX);
+    Some((number, unit.trim_start().to_lowercase()))
 }
 
 impl FromStr for DurationText {
@@ -129,7 +135,9 @@ impl FromStr for ByteSize {
 impl fmt::Display for DurationText {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let micros = self.0.as_micros();
-        if micros.is_multiple_of(1_000_000) && micros > 0 {
+        if micros.is_multiple_of(3_600_000_000) && micros > 0 {
+            write!(formatter, "{}h", micros / 3_600_000_000)
+        } else if micros.is_multiple_of(1_000_000) && micros > 0 {
             write!(formatter, "{}s", micros / 1_000_000)
         } else if micros.is_multiple_of(1_000) {
             write!(formatter, "{}ms", micros / 1_000)
@@ -141,7 +149,12 @@ impl fmt::Display for DurationText {
 
 impl fmt::Display for ByteSize {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (unit, name) in [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")] {
+        for (unit, name) in [
+            (1 << 40, "TiB"),
+            (1 << 30, "GiB"),
+            (1 << 20, "MiB"),
+            (1 << 10, "KiB"),
+        ] {
             if self.0 >= unit && self.0.is_multiple_of(unit) {
                 return write!(formatter, "{}{name}", self.0 / unit);
             }

@@ -15,7 +15,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{Server, fixture, program};
+use support::{Request, Server, fixture, program};
 
 fn run(arguments: &[&str]) -> Output {
     let mut command = program();
@@ -60,6 +60,51 @@ fn the_request_that_is_printed_works_also_where_zeros_or_sizes_of_one_do_not() {
         let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert!(answer["outputs"].is_object(), "{answer}");
     }
+}
+
+#[test]
+fn where_no_request_is_found_what_was_seen_is_said() {
+    let negative = fixture("negative");
+    let text = String::from_utf8(run(&["inspect", &negative]).stdout).unwrap();
+    assert!(
+        text.contains("no request was found whose answer JSON can express: zeros, halves and ones give NaN or infinity"),
+        "{text}"
+    );
+    assert_eq!(inspect_json(&negative)["models"][0]["request"], Value::Null);
+    // What a refusal of the answer asks for then works.
+    let server = Server::fixture("negative", &[]);
+    let answer = server.predict(&json!({"inputs": [[1, 2]]}));
+    assert_eq!(answer.status, 422);
+    let told = answer.json()["error"].as_str().unwrap().to_owned();
+    assert!(
+        told.contains("output 'y' holds NaN or infinity")
+            && told.contains("alone ('outputs') and with 'Accept: application/octet-stream'"),
+        "{told}"
+    );
+    let alone = json!({"inputs": [[1, 2]], "outputs": ["y"]}).to_string();
+    let raw = Request::json("/predict", alone).header("accept", "application/octet-stream");
+    assert_eq!(server.request(&raw).status, 200);
+}
+
+#[test]
+fn every_model_that_cannot_be_described_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["truncated", "addone", "not_onnx"] {
+        let place = folder.path().join(name).join("1");
+        std::fs::create_dir_all(&place).unwrap();
+        std::fs::copy(fixture(name), place.join("model.onnx")).unwrap();
+    }
+    let output = run(&["inspect", folder.path().to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    let told = String::from_utf8(output.stderr).unwrap();
+    for part in [
+        "2 models cannot",
+        "truncated/1/model.onnx",
+        "not_onnx/1/model.onnx",
+    ] {
+        assert!(told.contains(part), "{told}");
+    }
+    assert_eq!(told.lines().count(), 1, "{told}");
 }
 
 #[test]

@@ -251,11 +251,14 @@ fn all_models_that_are_broken_are_named_at_once() {
         ("not_onnx", "a/1/model.onnx"),
         ("addone", "b/1/model.onnx"),
         ("truncated", "c/1/model.onnx"),
+        ("addone", "d/1/model.onnx"),
     ]);
+    repository.write("d/1/model.toml", "nmae = 1");
     let (text, exit_code) = repository.refused(&[]);
     assert_eq!(exit_code, 1);
     for part in [
-        "2 models cannot be served",
+        "3 models cannot be served",
+        "d/1/model.toml",
         "a/1/model.onnx",
         "c/1/model.onnx",
     ] {

@@ -114,6 +114,16 @@ const WRONG: &[Wrong] = &[
         USAGE,
     ),
     shape(
+        "help inspct",
+        "there is no command 'inspct'; did you mean inspect?",
+        USAGE,
+    ),
+    shape(
+        "INSPECT model.onnx",
+        "there is no command 'INSPECT'; did you mean inspect?",
+        USAGE,
+    ),
+    shape(
         "model.onnx",
         "there is no command 'model.onnx'; a model to serve is given as --model model.onnx (variable MODEL_PATH)",
         USAGE,
@@ -189,7 +199,7 @@ const WRONG: &[Wrong] = &[
     ),
     flags(
         "serve --instances -4",
-        "the flag --instances (variable INSTANCES): '-4' is not a number from 1 to 1024; write one, for example 4",
+        "the flag --instances (variable INSTANCES): '-4' is not a whole number from 1 to 1024; write one, for example 4",
     ),
     flags(
         "--max-queue-delay -1ms",
@@ -226,7 +236,39 @@ const WRONG: &[Wrong] = &[
     ),
     flags(
         "--max-batch-size 0",
-        "the flag --max-batch-size (variable MAX_BATCH_SIZE): '0' is not a number from 1 to 1048576; write one, for example 32",
+        "the flag --max-batch-size (variable MAX_BATCH_SIZE): '0' is not a whole number from 1 to 1048576; write one, for example 32",
+    ),
+    flags(
+        "--max-queue-size 1.5",
+        "the flag --max-queue-size (variable MAX_QUEUE_SIZE): '1.5' is not a whole number from 1 to 4294967295; write one, for example 32",
+    ),
+    flags(
+        "--max-uri-size 0B",
+        "the flag --max-uri-size (variable MAX_URI_SIZE): '0B' would let nothing pass; write a larger size, for example 8KiB",
+    ),
+    flags(
+        "--request-timeout 99999999999999999999s",
+        "the flag --request-timeout (variable REQUEST_TIMEOUT): '99999999999999999999s' is longer than a year; write less, for example 250ms",
+    ),
+    flags(
+        "--max-body-size 99999999999999999999GiB",
+        "the flag --max-body-size (variable MAX_BODY_SIZE): '99999999999999999999GiB' is more than there can be; write less, for example 64MiB",
+    ),
+    flags(
+        "--max-body-size 1TiB",
+        "the flag --max-body-size (variable MAX_BODY_SIZE): '1TiB' is more than --max-inflight-bytes (variable MAX_INFLIGHT_BYTES), which is 1GiB, so that such a body could never be received; lower it, or raise the other one",
+    ),
+    flags(
+        "--watch-model 1us",
+        "the flag --watch-model (variable WATCH_MODEL): '1us' would look again and again without a rest; write off, or at least 10ms, for example 10s",
+    ),
+    flags(
+        "--host fe80::1",
+        "the flag --host (variable HOST): 'fe80::1' is link-local, so that it is complete only with the network interface; write it as fe80::1%eth0",
+    ),
+    flags(
+        "--host 224.0.0.1",
+        "the flag --host (variable HOST): '224.0.0.1' is an address of many machines at once, which none can listen on alone; write one of this machine, or 0.0.0.0 for all of them",
     ),
     flags(
         "--max-queue-delay 30s",
@@ -328,6 +370,10 @@ const WRONG: &[Wrong] = &[
         "--onnxruntime FOLDER/pipe",
         "cannot load ONNX Runtime from FOLDER/pipe: it is a pipe; version 1.24 or newer for this machine is needed, run scripts/fetch-onnxruntime.sh or set --onnxruntime (ORT_DYLIB_PATH)",
     ),
+    at_run_time(
+        "--onnxruntime FOLDER/spaces",
+        "cannot load ONNX Runtime from FOLDER/spaces: it is no shared library; version 1.24 or newer for this machine is needed, run scripts/fetch-onnxruntime.sh or set --onnxruntime (ORT_DYLIB_PATH)",
+    ),
     // Values of variables.
     variables(
         "",
@@ -335,14 +381,24 @@ const WRONG: &[Wrong] = &[
         "the variable PORT (flag --port): '70000' is not a port; write a number from 0 to 65535, for example 8000",
     ),
     variables(
+        "",
+        &[("PORT", "8\n0\u{202e}")],
+        "the variable PORT (flag --port): '8\\n0\\u{202e}' is not a port; write a number from 0 to 65535, for example 8000",
+    ),
+    variables(
+        "",
+        &[("MODEL_PATH", "  ")],
+        "the variable MODEL_PATH (flag --model) needs a value that is not empty, for example --model models/best.onnx",
+    ),
+    variables(
         "serve",
         &[("MAX_QUEUE_SIZE", "+5")],
-        "the variable MAX_QUEUE_SIZE (flag --max-queue-size): '+5' is not a number of at least 1; write one, for example 32",
+        "the variable MAX_QUEUE_SIZE (flag --max-queue-size): '+5' is not a whole number from 1 to 4294967295; write one, for example 32",
     ),
     variables(
         "",
         &[("INSTANCES", "1000000")],
-        "the variable INSTANCES (flag --instances): '1000000' is not a number from 1 to 1024; write one, for example 4",
+        "the variable INSTANCES (flag --instances): '1000000' is not a whole number from 1 to 1024; write one, for example 4",
     ),
     variables(
         "",
@@ -362,12 +418,12 @@ const WRONG: &[Wrong] = &[
     variables(
         "",
         &[("MAX_JSON_DEPTH", "1000000")],
-        "the variable MAX_JSON_DEPTH (flag --max-json-depth): '1000000' is not a number from 1 to 1024; write one, for example 32",
+        "the variable MAX_JSON_DEPTH (flag --max-json-depth): '1000000' is not a whole number from 1 to 1024; write one, for example 32",
     ),
     variables(
         "",
         &[("MAX_HEADERS", "many")],
-        "the variable MAX_HEADERS (flag --max-headers): 'many' is not a number from 1 to 10000; write one, for example 100",
+        "the variable MAX_HEADERS (flag --max-headers): 'many' is not a whole number from 1 to 10000; write one, for example 100",
     ),
     variables(
         "",
@@ -483,6 +539,16 @@ const WRONG: &[Wrong] = &[
         "",
         &[("ADMIN_PORT", "9"), ("PORT", "9")],
         "the variable ADMIN_PORT (flag --admin-port): '9' is the port of predictions, too (--port, variable PORT); write another one, for example 8002",
+    ),
+    variables(
+        "",
+        &[("ADMIN_PORT", "9"), ("AIP_HTTP_PORT", "9")],
+        "the variable ADMIN_PORT (flag --admin-port): '9' is the port of predictions, too (variable AIP_HTTP_PORT); write another one, for example 8002",
+    ),
+    variables(
+        "",
+        &[("AIP_PREDICT_ROUTE", "/predict/../metrics")],
+        "the variable AIP_PREDICT_ROUTE: '/predict/../metrics' is not a plain route; write a path, for example /v1/predict",
     ),
     variables(
         "healthcheck",
@@ -603,6 +669,37 @@ fn a_host_that_nobody_knows_is_told_without_blaming_the_port() {
     assert!(
         !told.contains("PORT") && told.lines().count() == 1,
         "{told}"
+    );
+}
+
+#[test]
+fn an_empty_argument_is_told_from_one_that_may_be_left_out() {
+    for (arguments, expected) in [
+        (["tune", ""], "the argument MODEL.onnx is empty; give one"),
+        (
+            ["healthcheck", ""],
+            "the argument URL is empty; give one, or leave it out",
+        ),
+    ] {
+        let (code, told) = complaint(program().args(arguments));
+        assert_eq!(code, Some(2));
+        assert_eq!(told, format!("model-serving: {expected}\n"));
+    }
+}
+
+#[test]
+fn a_platforms_port_that_is_wrong_is_one_warning_where_another_one_is_given() {
+    let server = Server::start_with(
+        &["--model", &fixture("addone"), "--tuning-time", "off"],
+        &[("AIP_HTTP_PORT", "x")],
+    );
+    let lines = server.log.lines();
+    let warnings: Vec<_> = lines.iter().filter(|it| it["level"] == "WARN").collect();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let reason = warnings[0]["reason"].as_str().unwrap();
+    assert!(
+        reason.starts_with("AIP_HTTP_PORT: 'x' is not a port"),
+        "{reason}"
     );
 }
 

@@ -155,7 +155,7 @@ fn a_sidecar_that_does_not_fit_refuses_the_start() {
         ("[batching]\nmax_queue_delay = \"5\"", "line 2"),
         (
             "[batching]\nmax_queue_delay = \"1h\"",
-            "batching.max_queue_delay '3600s' is not below --request-timeout",
+            "batching.max_queue_delay '1h' is not below --request-timeout",
         ),
         ("[outputs.q]\nlabels = []", "is not an output"),
         (

@@ -17,6 +17,20 @@ pub struct UsageError {
     usage: Option<String>,
 }
 
+impl UsageError {
+    /// What is wrong, in one line.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// How the command is used, where the shape of the command line is wrong.
+    #[must_use]
+    pub fn usage(&self) -> Option<&str> {
+        self.usage.as_deref()
+    }
+}
+
 impl fmt::Display for UsageError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.message)?;
@@ -108,7 +122,7 @@ impl CommandLineFacts<'_> {
             }
             (Kind::InvalidSubcommand, _) => {
                 let name = text(error, ContextKind::InvalidSubcommand).unwrap_or_default();
-                with_usage(unknown_command(error, &name))
+                with_usage(self.unknown_command(error, &name))
             }
             (Kind::MissingRequiredArgument, _) => {
                 let missing = argument.unwrap_or_default();
@@ -165,19 +179,17 @@ impl CommandLineFacts<'_> {
     }
 
     fn no_value(&self, argument: &str) -> String {
-        match flag_of(argument) {
-            Some(flag) => {
-                let example = self.argument(flag).map(example).unwrap_or_default();
-                format!(
-                    "{} needs a value that is not empty, for example --{flag} {example}",
-                    self.origin(flag)
-                )
-            }
-            None => format!(
-                "the argument {} is empty; give one, or leave it out",
-                bare(argument)
-            ),
-        }
+        let Some(flag) = flag_of(argument) else {
+            let mut arguments = self.command.get_positionals();
+            let is_optional = arguments.any(|it| !it.is_required_set());
+            let or = if is_optional { ", or leave it out" } else { "" };
+            return format!("the argument {} is empty; give one{or}", bare(argument));
+        };
+        let example = self.argument(flag).map(example).unwrap_or_default();
+        format!(
+            "{} needs a value that is not empty, for example --{flag} {example}",
+            self.origin(flag)
+        )
     }
 
     fn unknown_flag(&self, error: &clap::Error, flag: &str) -> String {
@@ -199,6 +211,25 @@ impl CommandLineFacts<'_> {
             },
             None => told,
         }
+    }
+
+    fn unknown_command(&self, error: &clap::Error, name: &str) -> String {
+        let near = text(error, ContextKind::SuggestedSubcommand);
+        match near.or_else(|| self.similar_command(name)) {
+            Some(near) => format!("there is no command '{name}'; did you mean {near}?"),
+            None => format!("there is no command '{name}'; {}", as_a_flag(name)),
+        }
+    }
+
+    /// The command that is meant by `name` in other letters; clap looks for it in small ones, and not behind `help`.
+    fn similar_command(&self, name: &str) -> Option<String> {
+        let small = name.to_ascii_lowercase();
+        if self.command.find_subcommand(&small).is_some() {
+            return Some(small);
+        }
+        let line = [self.command.get_name(), &small];
+        let error = self.command.clone().try_get_matches_from(line).err()?;
+        text(&error, ContextKind::SuggestedSubcommand)
     }
 
     /// The flag that is meant by the name of its variable, or by other signs between its words.
@@ -307,13 +338,6 @@ fn reason(error: &clap::Error, value: Option<String>) -> String {
     match std::error::Error::source(error) {
         Some(source) => source.to_string(),
         None => format!("'{}' is not one of its values", value.unwrap_or_default()),
-    }
-}
-
-fn unknown_command(error: &clap::Error, name: &str) -> String {
-    match text(error, ContextKind::SuggestedSubcommand) {
-        Some(near) => format!("there is no command '{name}'; did you mean {near}?"),
-        None => format!("there is no command '{name}'; {}", as_a_flag(name)),
     }
 }
 

@@ -60,7 +60,8 @@ pub struct ServeFlags {
         long,
         env = "MODEL_PATH",
         value_name = "PATH",
-        default_value = "models/best.onnx"
+        default_value = "models/best.onnx",
+        value_parser = values::path()
     )]
     pub model: PathBuf,
 
@@ -239,14 +240,15 @@ pub struct ServeFlags {
         long,
         env = "WATCH_MODEL",
         value_name = "INTERVAL",
-        default_value = "off"
+        default_value = "off",
+        value_parser = values::interval
     )]
     pub watch_model: OptionalTime,
 
     /// A file of API keys, one a line: every route but /health, /ready, /ping and /metrics then asks for one of them, as
     /// Authorization: Bearer KEY. Lines that begin with # are comments. Read when the server starts. Set it where the
     /// network in front is not trusted, together with TLS there.
-    #[arg(long, env = "API_KEY_FILE", value_name = "PATH")]
+    #[arg(long, env = "API_KEY_FILE", value_name = "PATH", value_parser = values::path())]
     pub api_key_file: Option<PathBuf>,
 
     /// off, error, warn, info, debug or trace. info has one line per request, debug also probes and scrapes.
@@ -293,7 +295,7 @@ pub struct ExecutionFlags {
 
     /// Path of libonnxruntime.so (1.24 or newer); searched beside the executable, in .onnxruntime/ and in the system's
     /// library folders if not given.
-    #[arg(long, env = "ORT_DYLIB_PATH", value_name = "PATH")]
+    #[arg(long, env = "ORT_DYLIB_PATH", value_name = "PATH", value_parser = values::path())]
     pub onnxruntime: Option<PathBuf>,
 
     /// Sessions per model, each with a thread that executes batches; chosen from the CPUs this container may use if not
@@ -339,7 +341,7 @@ pub struct ExecutionFlags {
 #[command(override_usage = "model-serving inspect [OPTIONS] MODEL.onnx")]
 pub struct InspectFlags {
     /// The .onnx file, or a repository folder.
-    #[arg(value_name = "MODEL.onnx")]
+    #[arg(value_name = "MODEL.onnx", value_parser = values::path())]
     pub model: PathBuf,
 
     /// The name of a single-file model in URLs and metrics; else its sidecar's name, else the file's stem. Set it when
@@ -386,7 +388,7 @@ impl ExecutionFlags {
 #[command(override_usage = "model-serving tune [OPTIONS] MODEL.onnx")]
 pub struct TuneFlags {
     /// The .onnx file, or a repository folder.
-    #[arg(value_name = "MODEL.onnx")]
+    #[arg(value_name = "MODEL.onnx", value_parser = values::path())]
     pub model: PathBuf,
 
     /// The name of a single-file model, for the table; else its sidecar's name, else the file's stem.
@@ -394,7 +396,7 @@ pub struct TuneFlags {
     pub model_name: Option<String>,
 
     /// Path of libonnxruntime.so; searched if not given.
-    #[arg(long, env = "ORT_DYLIB_PATH", value_name = "PATH")]
+    #[arg(long, env = "ORT_DYLIB_PATH", value_name = "PATH", value_parser = values::path())]
     pub onnxruntime: Option<PathBuf>,
 
     /// How long settings may be tried for each model. Raise it for a model whose runs take seconds.

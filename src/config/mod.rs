@@ -65,15 +65,16 @@ pub struct Start {
 impl HealthcheckFlags {
     /// What is asked: the URL, or where a server with the same settings listens.
     fn target(self, platform: &Platform<'_>) -> Result<Target, SettingError> {
-        let platform_port = platform.port()?;
         if let Some(url) = self.url {
             return Ok(url);
         }
-        let (setting, port) = match (self.admin_port, self.port, platform_port) {
-            (Some(port), ..) => (Setting::Flag("admin-port"), port),
-            (None, Some(port), _) => (Setting::Flag("port"), port),
-            (None, None, Some(port)) => (Setting::Variable(platform::PORT), port),
-            (None, None, None) => (Setting::Flag("port"), DEFAULT_PORT),
+        let (setting, port) = match (self.admin_port, self.port) {
+            (Some(port), _) => (Setting::Flag("admin-port"), port),
+            (None, Some(port)) => (Setting::Flag("port"), port),
+            (None, None) => match platform.port()? {
+                Some(port) => (Setting::Variable(platform::PORT), port),
+                None => (Setting::Flag("port"), DEFAULT_PORT),
+            },
         };
         if port == 0 {
             return Err(SettingError {
@@ -117,10 +118,11 @@ impl ServeFlags {
 
     fn start(self, platform: &Platform<'_>) -> Result<Start, SettingError> {
         let log = self.log_config();
-        let platform_port = platform.port()?;
+        let mut warnings = Vec::new();
+        let port = self.main_port(platform, &mut warnings)?;
         let routes = platform.routes()?;
         let (traces, trace_warnings) = otel::traces(platform, self.otlp_endpoint.clone());
-        let mut warnings = routes.warnings;
+        warnings.extend(routes.warnings);
         warnings.extend(trace_warnings);
         let api_keys = self.api_key_file.as_deref().map(ApiKeys::read).transpose();
         let api_keys = api_keys.map_err(|error| SettingError {
@@ -146,15 +148,6 @@ impl ServeFlags {
             max_headers: self.max_headers.get().saturating_mul(2),
             max_body_bytes: self.max_body_size.bytes(),
         };
-        let port = self.port.or(platform_port).unwrap_or(DEFAULT_PORT);
-        if port != 0 && self.admin_port == Some(port) {
-            return Err(SettingError {
-                setting: Setting::Flag("admin-port"),
-                reason: format!(
-                    "'{port}' is the port of predictions, too (--port, variable PORT); write another one, for example {OTHER_PORT}"
-                ),
-            });
-        }
         let execution = self.execution;
         let config = Config {
             host: self.host,
@@ -204,6 +197,38 @@ impl ServeFlags {
             config,
             log,
             warnings,
+        })
+    }
+
+    /// The port of predictions, which is not the admin port.
+    fn main_port(
+        &self,
+        platform: &Platform<'_>,
+        warnings: &mut Vec<String>,
+    ) -> Result<u16, SettingError> {
+        let by_platform = match platform.port() {
+            // What names where to listen must be right, unless something else names it.
+            Err(error) if self.port.is_some() => {
+                let (name, reason) = (platform::PORT, error.reason);
+                warnings.push(format!("{name}: {reason}; --port (PORT) is used"));
+                None
+            }
+            port => port?,
+        };
+        let port = self.port.or(by_platform).unwrap_or(DEFAULT_PORT);
+        if port == 0 || self.admin_port != Some(port) {
+            return Ok(port);
+        }
+        let named_by = match (self.port, by_platform) {
+            (Some(_), _) => "--port, variable PORT",
+            (None, Some(_)) => "variable AIP_HTTP_PORT",
+            (None, None) => "the default of --port, variable PORT",
+        };
+        Err(SettingError {
+            setting: Setting::Flag("admin-port"),
+            reason: format!(
+                "'{port}' is the port of predictions, too ({named_by}); write another one, for example {OTHER_PORT}"
+            ),
         })
     }
 

@@ -88,6 +88,7 @@ impl Variables<'_> {
         let Some(text) = self.read(NAME) else {
             return false;
         };
+        let text = text.trim();
         if text.eq_ignore_ascii_case("true") {
             let named = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", OTLP_ENDPOINT];
             if by_flag || named.into_iter().any(|name| self.read(name).is_some()) {
@@ -125,14 +126,22 @@ impl Variables<'_> {
         let mut refusals = Vec::new();
         if let Some(exporter) = exporter {
             let known = exporter.to_ascii_lowercase();
-            let mut names = known.split(',').map(str::trim);
+            let names = known
+                .split(',')
+                .map(str::trim)
+                .filter(|name| !name.is_empty());
+            let (ours, others): (Vec<_>, Vec<_>) = names.partition(|name| *name == "otlp");
             if known.trim() == "none" {
                 if !by_flag {
                     return None;
                 }
-            } else if !names.any(|name| name == "otlp") {
+            } else if ours.is_empty() {
                 refusals.push(format!(
                     "OTEL_TRACES_EXPORTER='{exporter}' is not served, only otlp and none are"
+                ));
+            } else if !others.is_empty() {
+                self.warnings.push(format!(
+                    "OTEL_TRACES_EXPORTER='{exporter}': of these only otlp is served"
                 ));
             }
         }
@@ -426,7 +435,9 @@ mod tests {
             ("OTEL_TRACES_EXPORTER", "none", false, 0),
             ("OTEL_TRACES_EXPORTER", "OTLP", true, 0),
             ("OTEL_TRACES_EXPORTER", "zipkin", false, 1),
-            ("OTEL_TRACES_EXPORTER", "console,otlp", true, 0),
+            ("OTEL_TRACES_EXPORTER", "console,otlp", true, 1),
+            ("OTEL_TRACES_EXPORTER", "otlp,", true, 0),
+            ("OTEL_SDK_DISABLED", "true\r", false, 1),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", false, 1),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", true, 0),
             ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json", false, 1),

@@ -110,7 +110,17 @@ fn is_plain_route(route: &str) -> bool {
     let plain = |character: char| {
         character.is_ascii_alphanumeric() || matches!(character, '/' | '-' | '_' | '.' | ':' | '~')
     };
-    route.len() > 1 && route.starts_with('/') && route.chars().all(plain) && !route.contains("/:")
+    // Clients and proxies take such parts out of a path before they ask for it; one that ends with a slash stays.
+    let mut parts = route.split('/').skip(1).peekable();
+    let mut vanishes = false;
+    while let Some(part) = parts.next() {
+        vanishes |= matches!(part, "." | "..") || (part.is_empty() && parts.peek().is_some());
+    }
+    route.len() > 1
+        && route.starts_with('/')
+        && route.chars().all(plain)
+        && !route.contains("/:")
+        && !vanishes
 }
 
 #[cfg(test)]
@@ -153,6 +163,10 @@ mod tests {
                 "is the route /v1/models/{model}:predict already",
             ),
             ("/", "", "not a plain route"),
+            ("//", "", "not a plain route"),
+            ("", "/a//b", "not a plain route"),
+            ("", "/predict/../metrics", "not a plain route"),
+            ("/./ready", "", "not a plain route"),
             ("", "predict", "not a plain route"),
         ] {
             let routes = with(
@@ -173,6 +187,7 @@ mod tests {
             ("/v1/models/m", "/v1/models/m"),
             ("/same", "/same"),
             ("/v2x", "/v1/v2"),
+            ("/up/", "/a..b/..c"),
             ("", ""),
         ] {
             let routes = with(

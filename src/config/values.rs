@@ -5,8 +5,11 @@
 
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
+
+use clap::builder::{OsStringValueParser, TypedValueParser};
 
 use crate::model::{self, limits};
 use crate::units::{ByteSize, DurationText, whole_number};
@@ -16,6 +19,9 @@ const MAX_JSON_DEPTH: usize = 1024;
 
 /// The most headers: the HTTP library holds no more than 24,576 of them, and twice the limit is read.
 const MAX_HEADERS: usize = 10_000;
+
+/// The most rows that may wait or arrive at once: far more than any memory holds.
+const MAX_COUNT: usize = u32::MAX as usize;
 
 /// The longest URI that the HTTP library takes, in bytes.
 const MAX_URI: usize = u16::MAX as usize - 1;
@@ -67,6 +73,21 @@ impl fmt::Display for OptionalTime {
     }
 }
 
+/// The shortest pause between two looks at files, which cost some system calls each.
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
+
+/// How often something is looked at, or off.
+pub(super) fn interval(text: &str) -> Result<OptionalTime, String> {
+    let interval: OptionalTime = text.parse()?;
+    if interval.0.is_some_and(|interval| interval < MIN_INTERVAL) {
+        return Err(format!(
+            "'{text}' would look again and again without a rest; write off, or at least {}, for example 10s",
+            DurationText::from(MIN_INTERVAL)
+        ));
+    }
+    Ok(interval)
+}
+
 /// The port of a listener.
 pub(super) fn port(text: &str) -> Result<u16, String> {
     let port = whole_number(text.trim());
@@ -77,7 +98,7 @@ pub(super) fn port(text: &str) -> Result<u16, String> {
 
 /// How many there are of something that there must be.
 pub(super) fn count(text: &str) -> Result<NonZeroUsize, String> {
-    bounded(text, usize::MAX, 32)
+    bounded(text, MAX_COUNT, 32)
 }
 
 /// Sessions of a model.
@@ -110,12 +131,7 @@ fn bounded(text: &str, most: usize, example: usize) -> Result<NonZeroUsize, Stri
         .filter(|number| *number <= most)
         .and_then(NonZeroUsize::new);
     number.ok_or_else(|| {
-        let range = if most == usize::MAX {
-            "of at least 1".to_owned()
-        } else {
-            format!("from 1 to {most}")
-        };
-        format!("'{text}' is not a number {range}; write one, for example {example}")
+        format!("'{text}' is not a whole number from 1 to {most}; write one, for example {example}")
     })
 }
 
@@ -132,10 +148,14 @@ pub(super) fn positive_time(text: &str) -> Result<DurationText, String> {
 
 /// A size that lets something pass.
 pub(super) fn positive_size(text: &str) -> Result<ByteSize, String> {
+    at_least_a_byte(text, "64MiB")
+}
+
+fn at_least_a_byte(text: &str, example: &str) -> Result<ByteSize, String> {
     let size: ByteSize = text.parse()?;
     if size.bytes() == 0 {
         return Err(format!(
-            "'{text}' would let nothing pass; write a larger size, for example 64MiB"
+            "'{text}' would let nothing pass; write a larger size, for example {example}"
         ));
     }
     Ok(size)
@@ -143,13 +163,23 @@ pub(super) fn positive_size(text: &str) -> Result<ByteSize, String> {
 
 /// The size of a URI.
 pub(super) fn uri_size(text: &str) -> Result<ByteSize, String> {
-    let size = positive_size(text)?;
+    let size = at_least_a_byte(text, "8KiB")?;
     if size.bytes() > MAX_URI {
         return Err(format!(
             "'{text}' is more than a URI can have here; write at most {MAX_URI}B, for example 8KiB"
         ));
     }
     Ok(size)
+}
+
+/// The path of a file or folder, which need not be UTF-8.
+pub(super) fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().try_map(|text| {
+        if text.to_str().is_some_and(|text| text.trim().is_empty()) {
+            return Err("it is blank");
+        }
+        Ok(PathBuf::from(text))
+    })
 }
 
 /// The name of a model.
@@ -203,7 +233,7 @@ mod tests {
         assert!(threads("1024").is_ok());
         assert_eq!(
             threads("1025"),
-            Err("'1025' is not a number from 1 to 1024; write one, for example 4".to_owned())
+            Err("'1025' is not a whole number from 1 to 1024; write one, for example 4".to_owned())
         );
         assert!(headers("10001").is_err());
         assert!(json_depth("1025").is_err());

@@ -160,7 +160,7 @@ impl ApiError {
             }
             Self::BodyTimeout => "the request's body did not arrive in time".to_owned(),
             Self::BodyTooLarge(limit) => format!(
-                "the request's body is larger than {limit} bytes, decompressed; send fewer rows per request"
+                "the request's body is larger than {limit} bytes (counted decompressed); send less in one request"
             ),
             Self::MemoryTooLarge => {
                 "the request by itself takes more memory than --max-inflight-bytes allows for all requests; send fewer rows per request".to_owned()
@@ -295,7 +295,7 @@ impl From<EncodeError> for ApiError {
     fn from(error: EncodeError) -> Self {
         match error {
             EncodeError::NotFinite { output } => Self::Unprocessable(format!(
-                "output '{output}' holds NaN or infinity, which JSON cannot express; ask for it with 'Accept: application/octet-stream'"
+                "output '{output}' holds NaN or infinity, which JSON cannot express; ask for it alone ('outputs') and with 'Accept: application/octet-stream'"
             )),
             EncodeError::TooLarge { max_bytes } => Self::Unprocessable(format!(
                 "the answer is larger than {max_bytes} bytes; select fewer outputs or send fewer rows"

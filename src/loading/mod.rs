@@ -169,8 +169,13 @@ impl Loader {
         runtime: Handle,
     ) -> Result<Self, LoadingError> {
         // The path first: who mistyped it wants to hear that, whatever else is missing.
-        let found = repository::scan(&config.path, config.name.as_deref())?;
-        DefaultModel::at_start(config.default_model.as_deref(), &found.sources)?;
+        let found = repository::look(&config.path, config.name.as_deref())?;
+        if let Some(error) = found.emptiness(&config.path) {
+            return Err(error.into());
+        }
+        if found.broken.is_empty() {
+            DefaultModel::at_start(config.default_model.as_deref(), &found.sources)?;
+        }
         let library = Library::load(config.library.as_deref()).map_err(LoadError::from)?;
         Ok(Self {
             config,
@@ -183,15 +188,8 @@ impl Loader {
         })
     }
 
-    /// The models that there are now.
-    ///
-    /// # Errors
-    /// See [`RepositoryError`].
-    pub fn find(&self) -> Result<Found, RepositoryError> {
-        repository::scan(&self.config.path, self.config.name.as_deref())
-    }
-
-    /// The same; a model that is broken keeps no other from being found. If there is none, the error says so.
+    /// The models that there are now; one that is broken keeps no other from being found. If there is none, the error says
+    /// so.
     ///
     /// # Errors
     /// When nothing can be looked at.
@@ -316,7 +314,7 @@ impl Loader {
         // Only whoever sits at a terminal is shown it.
         let is_wanted = is_first && tracing::enabled!(target: HINTS, tracing::Level::INFO);
         let first = sessions.models.first_mut().filter(|_| is_wanted);
-        let example = first.and_then(|model| example::find(model, EXAMPLE_TIME));
+        let example = first.and_then(|model| example::find(model, EXAMPLE_TIME).ok());
         let batching = BatchingConfig {
             max_request_rows: config
                 .max_request_rows

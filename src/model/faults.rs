@@ -7,6 +7,21 @@ use std::fmt;
 /// The most faults that one message names.
 const MOST_NAMED: usize = 8;
 
+/// Refuses if there are faults: with the only one, or with all of them as `several`.
+///
+/// # Errors
+/// If there are any.
+pub fn refuse<E>(mut faults: Vec<E>, several: impl FnOnce(Vec<E>) -> E) -> Result<(), E> {
+    match (faults.len(), faults.pop()) {
+        (_, None) => Ok(()),
+        (1, Some(fault)) => Err(fault),
+        (_, Some(last)) => {
+            faults.push(last);
+            Err(several(faults))
+        }
+    }
+}
+
 /// The first of several faults, numbered.
 pub struct Faults<'a, E>(pub &'a [E]);
 

@@ -22,6 +22,10 @@ const TORCH: &str = "export the model in Python (torch.onnx.export)";
 const UNPACK: &str = "unpack it, and serve the .onnx file in it";
 const TRANSFORMERS: &str = "export the model (optimum-cli export onnx --model NAME DIR)";
 
+const PICKLE: &str =
+    "convert the model in Python (skl2onnx.to_onnx, torch.onnx.export, or onnxmltools)";
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 /// What begins with these bytes.
 const STARTS: &[(&[u8], &str, &str)] = &[
     (
@@ -90,6 +94,7 @@ const ENDINGS: &[(&str, &str, &str)] = &[
 #[must_use]
 pub fn identify(path: &Path, bytes: &[u8]) -> Option<Impostor> {
     let found = |what, fix| Some(Impostor { what, fix });
+    let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
     if let Some((_, what, fix)) = STARTS.iter().find(|(start, ..)| bytes.starts_with(start)) {
         return found(*what, *fix);
     }
@@ -122,6 +127,15 @@ pub fn identify(path: &Path, bytes: &[u8]) -> Option<Impostor> {
     }
     if let [0x80, 2..=5, ..] = bytes {
         return Some(pickle(bytes));
+    }
+    if is_old_pickle(bytes) {
+        return Some(pickle(bytes));
+    }
+    if is_zlib(bytes) {
+        return found(
+            "compressed by zlib, as joblib writes pickled models",
+            PICKLE,
+        );
     }
     if is_safetensors(bytes) {
         return found("a safetensors file, weights without a graph", TRANSFORMERS);
@@ -183,12 +197,24 @@ fn pickle(bytes: &[u8]) -> Impostor {
             "convert it in Python (skl2onnx.to_onnx)",
         )
     } else {
-        (
-            "a Python pickle",
-            "convert the model in Python (skl2onnx.to_onnx, torch.onnx.export, or onnxmltools)",
-        )
+        ("a Python pickle", PICKLE)
     };
     Impostor { what, fix }
+}
+
+/// Whether it is a pickle as Python 2 wrote them, in which names stand on lines of their own.
+fn is_old_pickle(bytes: &[u8]) -> bool {
+    let head = bytes.get(..bytes.len().min(4096)).unwrap_or_default();
+    let names = [&b"copy_reg\n"[..], b"c__main__\n", b"csklearn", b"cnumpy"];
+    bytes.ends_with(b".")
+        && names
+            .iter()
+            .any(|name| memchr::memmem::find(head, name).is_some())
+}
+
+/// Whether it is compressed by zlib, without gzip around it: the first two bytes are a multiple of 31.
+fn is_zlib(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x78, flags, ..] if (0x7800 + u16::from(*flags)).is_multiple_of(31) && flags & 0x20 == 0)
 }
 
 /// A length of eight bytes, and JSON of that length.
@@ -219,7 +245,10 @@ fn text(bytes: &[u8]) -> Option<Impostor> {
         return None;
     }
     let lower = start.to_ascii_lowercase();
-    let (what, fix) = if lower.starts_with("<!doctype html") || lower.starts_with("<html") {
+    let is_html = ["<!doctype html", "<html", "<head", "<body"]
+        .iter()
+        .any(|tag| lower.contains(tag));
+    let (what, fix) = if lower.starts_with('<') && is_html {
         (
             "an HTML page, as a site sends it in the place of a file",
             "download the file itself (on Hugging Face /resolve/ instead of /blob/ in the address, or hf download)",
@@ -229,7 +258,17 @@ fn text(bytes: &[u8]) -> Option<Impostor> {
             "an OpenVINO model",
             "serve the model that it was converted from, exported to ONNX",
         )
-    } else if lower.starts_with('<') {
+    } else if lower.starts_with('<') && lower.contains("ir_version:") {
+        (
+            "a model in ONNX's text form",
+            "save it as .onnx in Python (onnx.save(onnx.parser.parse_model(TEXT), PATH))",
+        )
+    } else if lower.starts_with("[internetshortcut]") || lower.starts_with("[desktop entry]") {
+        (
+            "a shortcut to an address, and not the file that lies there",
+            "download what is behind it",
+        )
+    } else if lower.starts_with("<?xml") || lower.starts_with("<error") {
         (
             "an XML document, such as a bucket's error message",
             "read it, and download the file again",
@@ -237,9 +276,13 @@ fn text(bytes: &[u8]) -> Option<Impostor> {
     } else if is_address(start) {
         (
             "an address, and not the file that lies there",
-            "download what is behind it (curl -L -o model.onnx ADDRESS)",
+            if lower.starts_with("http") {
+                "download what is behind it (curl -L -o model.onnx ADDRESS)"
+            } else {
+                "download what is behind it"
+            },
         )
-    } else if lower.starts_with('{') || lower.starts_with('[') {
+    } else if is_json(start) {
         ("a JSON text", "set the path of the .onnx file")
     } else {
         (
@@ -248,6 +291,18 @@ fn text(bytes: &[u8]) -> Option<Impostor> {
         )
     };
     Some(Impostor { what, fix })
+}
+
+/// Whether a text begins as JSON does.
+fn is_json(text: &str) -> bool {
+    let opens = |open, next: fn(char) -> bool| {
+        text.strip_prefix(open)
+            .is_some_and(|rest| rest.trim_start().starts_with(next))
+    };
+    opens('{', |c| matches!(c, '"' | '}'))
+        || opens('[', |c| {
+            matches!(c, '[' | ']' | '{' | '"' | '-' | '0'..='9')
+        })
 }
 
 /// Whether a text is one address, such as a link that was saved in the place of its file.
@@ -272,6 +327,13 @@ fn holds(bytes: &[u8], word: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn assert_known(bytes: &[u8], what: &str, fix: &str) {
+        let found = identify(Path::new("m.onnx"), bytes);
+        let found = found.unwrap_or_else(|| panic!("{what}"));
+        assert!(found.what.contains(what), "{what}: {found:?}");
+        assert!(found.fix.contains(fix), "{what}: {found:?}");
+    }
 
     #[test]
     fn impostors_are_known_by_their_bytes() {
@@ -332,24 +394,59 @@ mod tests {
             ),
             (b"\x93NUMPY\x01\0", "NumPy", "requests"),
             (b"\x89HDF\r\n\x1a\n", "Keras", "--keras"),
-            (b"{\"model\": 1}", "JSON", ".onnx file"),
+            (
+                b"ccopy_reg\n_reconstructor\np0\n(csklearn.svm\nSVC\n.",
+                "scikit-learn",
+                "skl2onnx",
+            ),
+            (b"x\x9c\x8b..", "zlib", "skl2onnx"),
+            (&[0; 64], "zeros", "again"),
+        ] {
+            assert_known(bytes, what, fix);
+        }
+        let by_name = identify(Path::new("m.mlmodel"), b"\x08\x05\x12\x80").unwrap();
+        assert!(by_name.what.contains("Core ML"));
+        assert_eq!(identify(Path::new("m.onnx"), b"\x08\x05\x12\x80\xff"), None);
+    }
+
+    #[test]
+    fn texts_in_the_place_of_a_model_are_told_apart() {
+        for (bytes, what, fix) in [
+            (&b"{\"model\": 1}"[..], "JSON", ".onnx file"),
             (
                 b"https://example.com/m.onnx?x=1\n",
                 "an address",
                 "download",
             ),
             (b"s3://bucket/m.onnx", "an address", "download"),
+            (
+                b"[InternetShortcut]\r\nURL=https://example.com",
+                "a shortcut",
+                "download",
+            ),
+            (b"[model]\nname = \"x\"", "a text", ".onnx file"),
+            (b"[1, 2]", "JSON", ".onnx file"),
+            (
+                b"<\n  ir_version: 8,\n  opset_import: [\"\" : 17]\n>",
+                "ONNX's text form",
+                "onnx.parser",
+            ),
+            (b"<!-- x --><html>", "HTML", "download the file itself"),
+            (
+                b"<?xml version=\"1.0\"?><!DOCTYPE html>",
+                "HTML",
+                "download the file itself",
+            ),
+            (b"<plist>", "a text", ".onnx file"),
+            (
+                b"\xef\xbb\xbfversion https://git-lfs.github.com/spec/v1\n",
+                "Git LFS",
+                "git lfs pull",
+            ),
             (b"see https://example.com", "a text", ".onnx file"),
-            (&[0; 64], "zeros", "again"),
             ("Grüße".as_bytes(), "a text", ".onnx file"),
         ] {
-            let found = identify(Path::new("m.onnx"), bytes);
-            let found = found.unwrap_or_else(|| panic!("{what}"));
-            assert!(found.what.contains(what), "{what}: {found:?}");
-            assert!(found.fix.contains(fix), "{what}: {found:?}");
+            assert_known(bytes, what, fix);
         }
-        let by_name = identify(Path::new("m.mlmodel"), b"\x08\x05\x12\x80").unwrap();
-        assert!(by_name.what.contains("Core ML"));
-        assert_eq!(identify(Path::new("m.onnx"), b"\x08\x05\x12\x80\xff"), None);
     }
 }

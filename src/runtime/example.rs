@@ -87,9 +87,23 @@ pub struct Example {
     pub inputs: Vec<ExampleInput>,
 }
 
-/// Looks for a request that `model` takes, for about `time` or one run, whichever is longer; nothing if none was found.
-#[must_use]
-pub fn find(model: &mut dyn Model, time: Duration) -> Option<Example> {
+/// Why no request was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoExample {
+    /// The model refused all that was made up for it.
+    Refused,
+    /// It took some, and answered with NaN or infinity, which JSON cannot express.
+    NotFinite,
+    /// There was no time to try all.
+    NoTime,
+}
+
+/// Looks for a request that `model` takes, for about `time` or one run, whichever is longer.
+///
+/// # Errors
+/// When none was found.
+pub fn find(model: &mut dyn Model, time: Duration) -> Result<Example, NoExample> {
+    let mut reason = NoExample::Refused;
     let end = Instant::now() + time;
     let metadata = std::sync::Arc::clone(model.metadata());
     let rows = if metadata.has_batch_axis() {
@@ -122,23 +136,24 @@ pub fn find(model: &mut dyn Model, time: Duration) -> Option<Example> {
                             shape: shape.to_vec(),
                             value,
                         });
-                        return Some(Example {
+                        return Ok(Example {
                             inputs: inputs.collect(),
                         });
                     }
-                    Ok(_) | Err(RuntimeError::Refused(_) | RuntimeError::OutOfMemory(_)) => {}
-                    Err(_) => return None,
+                    Ok(Some(_)) => reason = NoExample::NotFinite,
+                    Ok(None) | Err(RuntimeError::Refused(_) | RuntimeError::OutOfMemory(_)) => {}
+                    Err(_) => return Err(reason),
                 }
                 if !is_time_for_another(
                     began.elapsed(),
                     end.saturating_duration_since(Instant::now()),
                 ) {
-                    return None;
+                    return Err(NoExample::NoTime);
                 }
             }
         }
     }
-    None
+    Err(reason)
 }
 
 /// Whether another run is tried, when the last one took so long and so much time is `left`. Sizes grow, and a run is not

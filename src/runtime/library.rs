@@ -4,7 +4,8 @@
 //! one is an error of ours with a fix in it, and never a panic inside a binding.
 
 use std::env;
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -124,6 +125,7 @@ impl Library {
         let reason = match std::fs::metadata(path) {
             Ok(metadata) => match text_file::other_kind(&metadata) {
                 Some(kind) => format!("it is {kind}"),
+                None if is_something_else(path) => "it is no shared library".to_owned(),
                 None => return Ok(()),
             },
             Err(error) if error.kind() == ErrorKind::NotFound => "there is no such file".to_owned(),
@@ -160,6 +162,16 @@ impl Library {
     #[must_use]
     pub fn version(&self) -> &str {
         &self.version
+    }
+}
+
+/// Whether the file can be read and is no program of this kind of system.
+fn is_something_else(path: &Path) -> bool {
+    let mut start = [0; 4];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut start));
+    match read {
+        Ok(()) => start != *b"\x7fELF",
+        Err(error) => error.kind() == ErrorKind::UnexpectedEof,
     }
 }
 

@@ -56,6 +56,11 @@ fn explain_by(text: &str, facts: &Facts<'_>) -> String {
             "ONNX Runtime {library} cannot compute operator {operator} with the datatypes that this model gives it on this device; export the model with others, such as FP32"
         );
     }
+    if let Some(datatype) = between(&line, "MLDataType for: ", " is not currently registered") {
+        return format!(
+            "it uses the datatype {datatype}, which ONNX Runtime {library} does not have; export the model with others, such as FP32"
+        );
+    }
     if let Some((_, fault)) = line.split_once("Type Error: ") {
         return format!("datatypes in its graph do not fit each other ({fault}); {CHECK}");
     }
@@ -97,8 +102,13 @@ fn operator_set(line: &str, facts: &Facts<'_>) -> Option<String> {
     let (domain, rest) = rest.split_once(" is till opset ")?;
     let most = number(rest)?;
     let asked = (facts.opset)(domain)?;
+    let example = match domain {
+        "ai.onnx" => format!(" (torch.onnx.export(..., opset_version={most}))"),
+        "ai.onnx.ml" => format!(" (skl2onnx.to_onnx(..., target_opset={{'ai.onnx.ml': {most}}}))"),
+        _ => String::new(),
+    };
     Some(format!(
-        "it needs operator set {asked} of {domain}, and ONNX Runtime {} has {most} at most; export it for an older one (torch.onnx.export(..., opset_version={most})), or use a newer ONNX Runtime",
+        "it needs operator set {asked} of {domain}, and ONNX Runtime {} has {most} at most; export it for an older one{example}, or use a newer ONNX Runtime",
         facts.library
     ))
 }
@@ -161,7 +171,11 @@ mod tests {
     fn told(text: &str) -> String {
         let facts = Facts {
             ir_version: 99,
-            opset: &|domain| (domain == "ai.onnx").then_some(98),
+            opset: &|domain| match domain {
+                "ai.onnx" => Some(98),
+                "ai.onnx.ml" | "com.microsoft" => Some(99),
+                _ => None,
+            },
             has: &|domain, name| {
                 let known = [
                     ("ai.onnx", "Hologram"),
@@ -243,6 +257,18 @@ mod tests {
             (
                 "This is an invalid model. In Node, (\"\", Cast, \"\", -1) : () -> () , Error Required attribute 'to' is missing.",
                 &["not valid (Required attribute 'to' is missing)"],
+            ),
+            (
+                "Current official support for domain ai.onnx.ml is till opset 5.",
+                &["operator set 99 of ai.onnx.ml", "{'ai.onnx.ml': 5}"],
+            ),
+            (
+                "Current official support for domain com.microsoft is till opset 1.",
+                &["99 of com.microsoft", "export it for an older one, or"],
+            ),
+            (
+                "Exception during loading: MLDataType for: tensor(complex64) is not currently registered or supported",
+                &["the datatype tensor(complex64)", "such as FP32"],
             ),
             (
                 "Something else",

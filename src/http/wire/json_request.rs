@@ -126,11 +126,13 @@ fn read_columns(
         columns.mark(0);
     } else {
         if reader.peek() != Some(b'{') {
-            let hint = format!(
-                "; the model has {} inputs, each to be given by its name: {}",
-                metadata.inputs.len(),
-                listed(metadata.inputs.iter())
-            );
+            let hint = match metadata.inputs.len() {
+                0 => "; the model has no inputs, so that it is {}".to_owned(),
+                inputs => format!(
+                    "; the model has {inputs} inputs, each to be given by its name: {}",
+                    listed(metadata.inputs.iter())
+                ),
+            };
             return Err(reader.unexpected("'inputs' is to be an object", &hint));
         }
         reader.open(b'{')?;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::faults::Faults;
+use super::faults::{self, Faults};
 use super::is_name;
 use super::sidecar::{Sidecar, SidecarError};
 use super::stamp::Stamp;
@@ -170,10 +170,20 @@ impl Found {
     #[must_use]
     pub fn emptiness(&self, path: &Path) -> Option<RepositoryError> {
         let is_empty = self.sources.is_empty() && self.broken.is_empty();
-        is_empty.then(|| RepositoryError::Empty {
-            path: path.to_owned(),
-            fix: expected_in(path),
-            skipped: self.skipped.clone(),
+        is_empty.then(|| {
+            let other = other_than_a_repository(path);
+            RepositoryError::Empty {
+                path: path.to_owned(),
+                fix: other.unwrap_or(
+                    "expected <name>/<version>/model.onnx with a whole number as version",
+                ),
+                // Of another kind of folder, nothing lies in the wrong place.
+                skipped: if other.is_some() {
+                    SkippedList::default()
+                } else {
+                    self.skipped.clone()
+                },
+            }
         })
     }
 
@@ -182,15 +192,9 @@ impl Found {
     /// # Errors
     /// All that is wrong.
     fn whole(mut self) -> Result<Self, RepositoryError> {
-        let mut faults: Vec<_> = self.broken.drain(..).map(|broken| broken.fault).collect();
-        match (faults.len(), faults.pop()) {
-            (_, None) => Ok(self),
-            (1, Some(fault)) => Err(fault),
-            (_, Some(fault)) => {
-                faults.push(fault);
-                Err(RepositoryError::Several(faults))
-            }
-        }
+        let faults = self.broken.drain(..).map(|broken| broken.fault).collect();
+        faults::refuse(faults, RepositoryError::Several)?;
+        Ok(self)
     }
 }
 
@@ -283,7 +287,13 @@ fn refuse_twins(repository: &Path, found: &mut Found) {
 /// The model in the file at `path`.
 fn single(path: &Path, name: Option<&str>) -> Result<ModelSource, RepositoryError> {
     let stamp = stamp_of(path);
-    let sidecar = Sidecar::read(&path.with_extension("toml"))?;
+    let beside = path.with_extension("toml");
+    let sidecar = if beside == path {
+        // It is told when it is loaded that this is no model.
+        Sidecar::default()
+    } else {
+        Sidecar::read(&beside)?
+    };
     let stem = path.file_stem().map(skipped::shown).unwrap_or_default();
     let (name, from) = match name.or(sidecar.name.as_deref()) {
         Some(name) => (name.to_owned(), String::new()),
@@ -411,16 +421,19 @@ fn is_cached(path: &Path) -> bool {
     parts.any(|part| part.as_os_str().to_string_lossy().starts_with("models--"))
 }
 
-/// What a folder without a model should hold.
-fn expected_in(path: &Path) -> &'static str {
+/// What a folder without a model is instead of a repository, with what to do, if that is known.
+fn other_than_a_repository(path: &Path) -> Option<&'static str> {
+    if path.join("saved_model.pb").exists() {
+        return Some(
+            "it is a TensorFlow SavedModel; convert it (python -m tf2onnx.convert --saved-model DIR --output model.onnx), and set --model (MODEL_PATH) to the .onnx file",
+        );
+    }
     let is_cache = ["blobs", "refs", "snapshots"]
         .iter()
         .all(|name| path.join(name).is_dir());
-    if is_cache || is_cached(path) {
-        "it is a cache of Hugging Face's client; download the file as such (hf download REPOSITORY FILE --local-dir .), and set --model (MODEL_PATH) to it"
-    } else {
-        "expected <name>/<version>/model.onnx with a whole number as version"
-    }
+    (is_cache || is_cached(path)).then_some(
+        "it is a cache of Hugging Face's client; download the file as such (hf download REPOSITORY FILE --local-dir .), and set --model (MODEL_PATH) to it",
+    )
 }
 
 /// A version is a metric label, too.
@@ -619,6 +632,10 @@ mod tests {
         ] {
             assert!(error.contains(part), "{error}");
         }
+        let root = repository(&["saved_model.pb", "variables/variables.index"]);
+        let error = scan(root.path(), None).unwrap_err().to_string();
+        assert!(error.contains("tf2onnx"), "{error}");
+        assert!(!error.contains("rename it"), "{error}");
         let root = repository(&["blobs/1", "refs/main", "snapshots/5c/"]);
         let error = scan(root.path(), None).unwrap_err().to_string();
         assert!(error.contains("--local-dir"), "{error}");
