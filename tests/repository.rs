@@ -490,3 +490,42 @@ fn a_model_that_the_flag_names_is_not_followed_to_another_name() {
     });
     assert_eq!(answer_of(&server, "b"), Some(2.0));
 }
+
+#[test]
+fn a_model_that_is_removed_goes_although_another_one_is_broken() {
+    let repository = Repository::with(&[
+        ("addone", "a/1/model.onnx"),
+        ("addone", "b/1/model.onnx"),
+        ("addone", "c/1/model.onnx"),
+    ]);
+    let server = repository.serve(&["--watch-model", "20ms"]);
+    repository.put("truncated", "damaged/1/model.onnx");
+    repository.put("addone", "misspelt/1/model.onnx");
+    repository.write("misspelt/1/model.toml", "nmae = 1");
+    for name in ["damaged", "misspelt"] {
+        let told = |line: &Value| line["model"] == name && line["reason"].is_string();
+        server.log.wait_for(told).unwrap();
+    }
+    fs::remove_dir_all(repository.path("a")).unwrap();
+    support::until("it is gone", || answer_of(&server, "a").is_none());
+
+    // What comes damaged in the moment in which another one goes may be the same model under another name.
+    repository.write("b/1/model.toml", "nmae = 1");
+    fs::rename(repository.path("b"), repository.path("renamed")).unwrap();
+    let told = |line: &Value| {
+        let reason = line["reason"].as_str().unwrap_or_default();
+        line["model"] == "b" && reason.contains("it may be 'renamed' now")
+    };
+    server.log.wait_for(told).unwrap();
+    assert_eq!(answer_of(&server, "b"), Some(2.0));
+    assert!(
+        reason_for(&server, "b")
+            .unwrap()
+            .contains("its files are gone")
+    );
+    fs::remove_file(repository.path("renamed/1/model.toml")).unwrap();
+    support::until("the new name serves, and the old one is gone", || {
+        answer_of(&server, "b").is_none() && answer_of(&server, "renamed") == Some(2.0)
+    });
+    assert_eq!(answer_of(&server, "c"), Some(2.0));
+}

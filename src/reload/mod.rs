@@ -5,11 +5,12 @@
 //!
 //! Invariant: whatever lies on the disk, the model that serves goes on until another one can take its place.
 
+mod departures;
 mod files;
 mod notices;
 mod troubles;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
@@ -24,6 +25,7 @@ use crate::model::stamp::Stamp;
 use crate::registry::{Phase, Registry, ServedModel};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::supervision;
+use departures::Departures;
 pub use files::Files;
 pub use notices::Notices;
 use troubles::{Trouble, Troubles};
@@ -116,6 +118,7 @@ impl Reloader {
                 tried: loaded,
                 changing: BTreeMap::new(),
                 troubles: Troubles::default(),
+                departures: Departures::default(),
                 retired: Vec::new(),
                 refused: BTreeMap::new(),
                 notices,
@@ -166,6 +169,7 @@ struct Worker {
     changing: BTreeMap<String, Option<Stamp>>,
     /// Why the last look did not find all models.
     troubles: Troubles,
+    departures: Departures,
     retired: Vec<Retired>,
     /// Models whose files were refused when they were last tried, and why in words that anybody may read.
     refused: BTreeMap<String, &'static str>,
@@ -221,14 +225,16 @@ impl Worker {
         let troubles = broken.map(|broken| self.trouble_of(broken));
         let name = || self.config.loader.repository_name();
         let troubles = troubles.chain(fault.map(|fault| Trouble::of_all(name(), &fault)));
-        let troubles = troubles.collect();
+        let mut troubles: Vec<Trouble> = troubles.collect();
+        if let Some(found) = &found {
+            self.notices.see(&found.skipped, all);
+            self.load_changed(&found.sources, &troubles, all);
+        }
+        let waiting = self.departures.waiting();
+        troubles.extend(waiting.map(|(name, for_)| Trouble::of_departure(name, for_)));
         for trouble in self.troubles.see(troubles, all) {
             let model = trouble.model.as_deref();
             self.failed(model, model, &trouble.reason);
-        }
-        if let Some(found) = &found {
-            self.notices.see(&found.skipped, all);
-            self.load_changed(&found.sources, all);
         }
         let mut skipped = self.notices.skipped().clone();
         for trouble in self.troubles.current() {
@@ -251,12 +257,12 @@ impl Worker {
         Trouble::of_model(broken, served.map(|(name, _)| name.as_str()))
     }
 
-    /// Loads those of `sources` that have changed, or all of them, and lets go what is gone.
-    fn load_changed(&mut self, sources: &[ModelSource], all: bool) {
+    /// Loads those of `sources` that have changed, or all of them, and lets go what is gone; beside them there are
+    /// `troubles`.
+    fn load_changed(&mut self, sources: &[ModelSource], troubles: &[Trouble], all: bool) {
         self.refused
             .retain(|name, _| sources.iter().any(|source| source.name == *name));
-        let renamed = self.renamed(sources);
-        let mut refused = false;
+        let renamed = self.renamed(sources).filter(|_| troubles.is_empty());
         for source in sources {
             let tried = self.tried.get(&source.name);
             let stamp = match tried {
@@ -266,35 +272,38 @@ impl Worker {
             if all || self.has_settled(&source.name, Some(&stamp)) {
                 // Two of a model at a time are enough for the memory.
                 self.wait_for_retired();
-                refused |= !self.load(source, renamed.as_deref());
+                self.load(source, renamed.as_deref());
             }
         }
-        let registry = &self.config.registry;
-        // A name without its files may have been given up for one whose model cannot be loaded yet.
-        let all_served = sources
-            .iter()
-            .all(|source| registry.get(&source.name).is_some());
-        if refused || !all_served || self.is_troubled() {
-            return;
+        // A folder without any model is rather one that is not mounted.
+        if !sources.is_empty() {
+            self.let_depart(sources, troubles, all);
         }
-        for name in registry.models().keys() {
-            if self.is_gone(name, sources) && (all || self.has_settled(name, None)) {
-                self.remove(name);
+    }
+
+    /// Lets go the models whose files are gone.
+    fn let_depart(&mut self, sources: &[ModelSource], troubles: &[Trouble], all: bool) {
+        let served = self.config.registry.models();
+        let names = sources.iter().map(|source| &source.name);
+        let names = names.chain(troubles.iter().filter_map(|trouble| trouble.model.as_ref()));
+        let (there, unserved): (BTreeSet<String>, BTreeSet<String>) =
+            names.cloned().partition(|name| served.contains_key(name));
+        let gone = served
+            .keys()
+            .filter(|name| !there.contains(*name) && self.is_gone(name, sources));
+        let gone = gone.cloned().collect();
+        self.departures.look(&gone, unserved);
+        for name in gone {
+            let settled = all || self.has_settled(&name, None);
+            if settled && self.departures.may_go(&name) {
+                self.remove(&name);
             }
         }
     }
 
-    /// Whether models lie there that cannot be found.
-    fn is_troubled(&self) -> bool {
-        self.troubles.current().next().is_some()
-    }
-
-    /// Whether the model called `name` is none of `sources`, and nothing lies in its place that is to be mended, such as a
-    /// folder, or a file that must not be read.
+    /// Whether nothing lies in the place of the model called `name`, which is none of `sources`, that is to be mended, such
+    /// as a folder, or a file that must not be read.
     fn is_gone(&self, name: &str, sources: &[ModelSource]) -> bool {
-        if sources.iter().any(|source| source.name == name) {
-            return false;
-        }
         let files = self.tried.get(name).filter(|files| files.lie_there());
         // What lies in its folder may be called otherwise now.
         files.is_none_or(|files| sources.iter().any(|source| files.are_beside(&source.path)))
@@ -304,9 +313,7 @@ impl Worker {
     fn renamed(&self, sources: &[ModelSource]) -> Option<String> {
         let models = self.config.registry.models();
         match (sources, models.len(), models.keys().next()) {
-            ([source], 1, Some(name)) if source.name != *name && !self.is_troubled() => {
-                Some(name.clone())
-            }
+            ([source], 1, Some(name)) if source.name != *name => Some(name.clone()),
             _ => None,
         }
     }
@@ -332,8 +339,8 @@ impl Worker {
         last.is_some_and(|last| last.as_ref() == stamp)
     }
 
-    /// Loads the model at `source`, instead of the one called `renamed`, if any; says whether it serves now.
-    fn load(&mut self, source: &ModelSource, renamed: Option<&str>) -> bool {
+    /// Loads the model at `source`, instead of the one called `renamed`, if any.
+    fn load(&mut self, source: &ModelSource, renamed: Option<&str>) {
         self.changing.remove(&source.name);
         let started = Instant::now();
         let files = Files::of(source);
@@ -364,14 +371,12 @@ impl Worker {
                         "model reloaded"
                     );
                 }
-                true
             }
-            Err(ReloadError::Draining) => false,
+            Err(ReloadError::Draining) => {}
             Err(error) => {
                 self.refused.insert(source.name.clone(), error.public());
                 let serves = Some(renamed.unwrap_or(&source.name));
                 self.failed(Some(&source.name), serves, &error.to_string());
-                false
             }
         }
     }

@@ -3,6 +3,8 @@
 //! Invariant: what is wrong at two looks in turn is told once, since a file may be replaced just now. Whoever asks is told
 //! each time.
 
+use std::collections::BTreeSet;
+
 use crate::model::repository::{Broken, RepositoryError};
 
 /// Why a model, or any, cannot be found.
@@ -26,6 +28,20 @@ impl Trouble {
             place: broken.name.clone(),
             reason: broken.fault.to_string(),
             public: public(&broken.fault),
+        }
+    }
+
+    /// That the model called `name` goes on serving without its files, because of its possible `successors`.
+    pub(super) fn of_departure(name: &str, successors: &BTreeSet<String>) -> Self {
+        let successors: Vec<&str> = successors.iter().map(String::as_str).collect();
+        Self {
+            model: Some(name.to_owned()),
+            place: name.to_owned(),
+            reason: format!(
+                "its files are gone, and it may be '{}' now, which cannot be served; mend or remove that",
+                successors.join("' or '")
+            ),
+            public: "its files are gone; it goes on serving, because what came in the same moment cannot be served",
         }
     }
 
