@@ -337,6 +337,11 @@ fn a_sidecar_that_is_a_pipe_or_huge_is_refused_and_blocks_nothing() {
     let tuning = "[tuning]\nsha256 = \"a\"\ncpus = 1\nintra_op_threads = 1\ninstances = 1000000\n";
     repository.write("m/1/model.toml", tuning);
     refused("from 1 to 1024");
+    let tuning = tuning
+        .replace("1000000", "1000")
+        .replace("threads = 1\n", "threads = 2\n");
+    repository.write("m/1/model.toml", &tuning);
+    refused("1000 instances of 2 threads are 2000 threads");
     fs::remove_file(&sidecar).unwrap();
     reload(&server);
 }

@@ -271,6 +271,10 @@ const WRONG: &[Wrong] = &[
         "the flag --host (variable HOST): '224.0.0.1' is an address of many machines at once, which none can listen on alone; write one of this machine, or 0.0.0.0 for all of them",
     ),
     flags(
+        "--instances 8 --intra-op-threads 129",
+        "the flag --instances (variable INSTANCES): with --intra-op-threads (INTRA_OP_THREADS), 8 instances of 129 threads are 1032 threads, more than the 1024 that a model may have; lower one of both",
+    ),
+    flags(
         "--max-queue-delay 30s",
         "the flag --max-queue-delay (variable MAX_QUEUE_DELAY): '30s' is not below --request-timeout (variable REQUEST_TIMEOUT), which is 30s, so that a request could wait for company until nobody waits for it; write a shorter time, for example 5ms",
     ),

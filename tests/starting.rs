@@ -459,3 +459,31 @@ fn an_idle_server_sleeps() {
     assert!(cpu() - before < 0.1);
     assert!(server.status_figure("Threads") <= 16);
 }
+
+#[test]
+fn threads_that_the_system_does_not_give_fail_the_start_with_one_line() {
+    // Nine hundred stacks do not fit into this much address space, which stands for any limit of threads.
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -v 6000000 && exec \"$@\"", "sh"])
+        .arg(program().get_program())
+        .args(["--model", &fixture("addone"), "--intra-op-threads", "900"])
+        .env("HOST", "127.0.0.1")
+        .env("PORT", "0")
+        .envs(
+            support::program()
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        )
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    for part in [
+        "addone.onnx needs 899 more threads",
+        "lower --intra-op-threads",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+}

@@ -13,7 +13,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 use super::complaint::{CommandLineFacts, Setting, SettingError, UsageError, given_flags};
 use super::flags::{CommandLine, InspectFlags, ServeFlags, Subcommands, TuneFlags};
 use super::platform::Platform;
-use super::{Start, check_path, of_argument, otel};
+use super::{Start, check_path, check_threads, of_argument, otel};
 use crate::healthcheck::Target;
 
 /// What the process is to do.
@@ -98,10 +98,15 @@ impl Command {
             None => serve(line.serve),
             Some(Subcommands::Serve(flags)) => serve(*flags),
             Some(Subcommands::Inspect(flags)) => {
-                check_argument(&flags.model).map(|()| Self::Inspect(flags))
+                check_argument(&flags.model)?;
+                let execution = &flags.execution;
+                check_threads(execution.instances, execution.intra_op_threads)?;
+                Ok(Self::Inspect(flags))
             }
             Some(Subcommands::Tune(flags)) => {
-                check_argument(&flags.model).map(|()| Self::Tune(flags))
+                check_argument(&flags.model)?;
+                check_threads(flags.instances, flags.intra_op_threads)?;
+                Ok(Self::Tune(flags))
             }
             Some(Subcommands::Healthcheck(flags)) => flags.target(&platform).map(Self::Healthcheck),
         }

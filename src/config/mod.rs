@@ -30,6 +30,7 @@ use crate::http::accept::{ListenerConfig, Port};
 use crate::http::api_keys::ApiKeys;
 use crate::http::connection::ConnectionConfig;
 use crate::loading::ModelsConfig;
+use crate::model::limits;
 use crate::model::repository::{self, RepositoryError};
 use crate::server::Config;
 use crate::shutdown::DrainConfig;
@@ -134,6 +135,7 @@ impl ServeFlags {
             reason,
         })?;
         self.check_together()?;
+        check_threads(self.execution.instances, self.execution.intra_op_threads)?;
         let max_header_size = self.max_header_size.bytes();
         let max_uri_size = self.max_uri_size.bytes();
         let connection = ConnectionConfig {
@@ -265,6 +267,23 @@ fn check_path(model: &Path) -> Result<(), String> {
     match is_address.then(|| repository::find(model, None)) {
         Some(Err(error @ RepositoryError::Address { .. })) => Err(error.to_string()),
         _ => Ok(()),
+    }
+}
+
+/// Refuses more threads than a model may have.
+fn check_threads(
+    instances: Option<NonZeroUsize>,
+    threads: Option<NonZeroUsize>,
+) -> Result<(), SettingError> {
+    let reason = instances
+        .zip(threads)
+        .and_then(|(instances, threads)| limits::too_many_threads(instances, threads));
+    match reason {
+        None => Ok(()),
+        Some(reason) => Err(SettingError {
+            setting: Setting::Flag("instances"),
+            reason: format!("with --intra-op-threads (INTRA_OP_THREADS), {reason}"),
+        }),
     }
 }
 

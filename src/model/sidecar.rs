@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, Unexpected, Visitor};
 use thiserror::Error;
 
-use super::limits::{MAX_CPUS, MAX_INSTANCES, MAX_ROWS, MAX_THREADS};
+use super::limits::{MAX_CPUS, MAX_INSTANCES, MAX_ROWS, MAX_THREADS, too_many_threads};
 use super::repository::{NAME_RULE, check_version};
 use crate::text_file::{self, TextFileError};
 use crate::units::DurationText;
@@ -299,7 +299,7 @@ impl Sidecar {
             return Ok(Self::default());
         };
         let parsed: Result<Self, _> = toml::from_str(&text);
-        parsed.map_err(|error| {
+        let sidecar = parsed.map_err(|error| {
             // The parser's own display spans several lines; a failed start prints one.
             let (line, key) = place(&text, error.span().map_or(0, |span| span.start));
             let key = key.map(|key| format!(" ({key})")).unwrap_or_default();
@@ -308,7 +308,16 @@ impl Sidecar {
                 path: path.to_owned(),
                 reason,
             }
-        })
+        })?;
+        if let Some(tuning) = &sidecar.tuning
+            && let Some(reason) = too_many_threads(tuning.instances, tuning.intra_op_threads)
+        {
+            return Err(SidecarError::Invalid {
+                path: path.to_owned(),
+                reason: format!("[tuning]: {reason}"),
+            });
+        }
+        Ok(sidecar)
     }
 }
 

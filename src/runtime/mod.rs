@@ -146,6 +146,18 @@ pub enum LoadError {
         /// What is wrong with it, and what to do.
         reason: String,
     },
+    /// The operating system does not give its threads.
+    #[error(
+        "{path} needs {threads} more threads for a session, and the operating system refuses them: {source}; lower --intra-op-threads (INTRA_OP_THREADS) or --instances (INSTANCES), in its sidecar too, or raise the limit (ulimit -u, or the container's limit of processes)", path = .path.display()
+    )]
+    Threads {
+        /// The model's path.
+        path: std::path::PathBuf,
+        /// How many the session needs.
+        threads: usize,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
     /// The signature holds something that cannot be served.
     #[error("{path} cannot be served: {reason}", path = .path.display())]
     Signature {

@@ -5,6 +5,7 @@
 mod ort_model;
 mod run_memory;
 mod signature;
+mod threads;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -343,6 +344,13 @@ fn create_session(
     config: SessionConfig,
     threads: usize,
 ) -> Result<Session, LoadError> {
+    // The thread that asks for a run is one of them.
+    let more = threads.saturating_sub(1);
+    threads::check(more).map_err(|source| LoadError::Threads {
+        path: file.path.clone(),
+        threads: more,
+        source,
+    })?;
     let unavailable = |error: &ort::Error| {
         let complaint = one_line(&error.to_string());
         match provider {
