@@ -59,6 +59,8 @@ pub struct Config {
     pub max_inflight_bytes: usize,
     /// How often model files are looked at for changes; never if not given.
     pub watch_model: Option<Duration>,
+    /// The model that the hosting platform sends predictions to by its name, if it does.
+    pub expected_model: Option<String>,
     /// How the server stops.
     pub drain: DrainConfig,
     /// Where spans are sent; nowhere if not given.
@@ -361,6 +363,14 @@ fn publish(
     for model in loaded.models {
         metrics.set_model_info(Some(&model.info), None);
         registry.publish(&Arc::new(model));
+    }
+    if let Some(name) = &config.expected_model
+        && registry.get(name).is_none()
+    {
+        tracing::warn!(
+            model = name,
+            "AIP_PREDICT_ROUTE names a model that is not served, so that its predictions get 404; set it to the route of a model, or to another path"
+        );
     }
     let notices = Notices::at_start(registry, loaded.default, &loaded.found);
     registry.become_ready();

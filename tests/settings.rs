@@ -692,6 +692,25 @@ fn an_empty_argument_is_told_from_one_that_may_be_left_out() {
 }
 
 #[test]
+fn a_platforms_route_of_a_model_that_is_not_served_is_one_warning() {
+    for (route, warned) in [("addone", 0), ("other", 1)] {
+        let route = format!("/v1/models/{route}:predict");
+        let server = Server::start_with(
+            &["--model", &fixture("addone"), "--tuning-time", "off"],
+            &[("AIP_PREDICT_ROUTE", &route)],
+        );
+        let lines = server.log.lines();
+        let warnings: Vec<_> = lines.iter().filter(|it| it["level"] == "WARN").collect();
+        assert_eq!(warnings.len(), warned, "{route}: {warnings:?}");
+        let told = |line: &serde_json::Value| {
+            let message = line["message"].as_str().unwrap();
+            line["model"] == "other" && message.starts_with("AIP_PREDICT_ROUTE names a model")
+        };
+        assert!(warnings.into_iter().all(told), "{lines:?}");
+    }
+}
+
+#[test]
 fn a_platforms_port_that_is_wrong_is_one_warning_where_another_one_is_given() {
     let server = Server::start_with(
         &["--model", &fixture("addone"), "--tuning-time", "off"],

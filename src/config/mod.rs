@@ -121,7 +121,7 @@ impl ServeFlags {
         let log = self.log_config();
         let mut warnings = Vec::new();
         let port = self.main_port(platform, &mut warnings)?;
-        let routes = platform.routes()?;
+        let routes = platform.routes(self.max_uri_size.bytes())?;
         let (traces, trace_warnings) = otel::traces(platform, self.otlp_endpoint.clone());
         warnings.extend(routes.warnings);
         warnings.extend(trace_warnings);
@@ -189,6 +189,7 @@ impl ServeFlags {
             },
             max_inflight_bytes: execution.max_inflight_bytes.bytes(),
             watch_model: self.watch_model.0,
+            expected_model: routes.model,
             drain: DrainConfig {
                 delay: self.drain_delay.into(),
                 timeout: self.drain_timeout.into(),

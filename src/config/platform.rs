@@ -22,6 +22,8 @@ pub(super) struct Platform<'a>(pub(super) &'a dyn Fn(&str) -> Option<OsString>);
 pub(super) struct Routes {
     pub(super) health: Option<String>,
     pub(super) predict: Option<String>,
+    /// The model that the route of predictions names, if it is the route of one model.
+    pub(super) model: Option<String>,
     pub(super) warnings: Vec<String>,
 }
 
@@ -50,14 +52,21 @@ impl Platform<'_> {
 
     /// The routes that Vertex AI names, neither of which takes the place of a route that means something else. They may be
     /// one path, since one is read and the other posted to.
-    pub(super) fn routes(&self) -> Result<Routes, SettingError> {
+    ///
+    /// No URI is longer than `longest` bytes.
+    pub(super) fn routes(&self, longest: usize) -> Result<Routes, SettingError> {
         const HEALTH: &str = "AIP_HEALTH_ROUTE";
         const PREDICT: &str = "AIP_PREDICT_ROUTE";
         let mut routes = Routes {
-            health: self.route(HEALTH, Purpose::Ready, "/v1/ready")?,
-            predict: self.route(PREDICT, Purpose::Predict, "/v1/predict")?,
+            health: self.route(HEALTH, Purpose::Ready, "/v1/ready", longest)?,
+            predict: self.route(PREDICT, Purpose::Predict, "/v1/predict", longest)?,
+            model: None,
             warnings: Vec::new(),
         };
+        if routes.predict.is_none() {
+            let route = self.read(PREDICT)?;
+            routes.model = route.as_deref().and_then(http::model_of).map(str::to_owned);
+        }
         if let Some(route) = &routes.health
             && http::purpose(route).is_some_and(|(_, purpose)| purpose == Purpose::Live)
         {
@@ -73,6 +82,7 @@ impl Platform<'_> {
         name: &'static str,
         purpose: Purpose,
         example: &str,
+        longest: usize,
     ) -> Result<Option<String>, SettingError> {
         let wrong = |reason: String| SettingError {
             setting: Setting::Variable(name),
@@ -84,6 +94,12 @@ impl Platform<'_> {
         if !is_plain_route(&route) {
             return Err(wrong(format!(
                 "'{route}' is not a plain route; write a path, for example {example}"
+            )));
+        }
+        if route.len() > longest {
+            return Err(wrong(format!(
+                "it is {} bytes long, more than --max-uri-size (MAX_URI_SIZE), which is {longest}B, so that every request would be refused; shorten it, or raise the other one",
+                route.len()
             )));
         }
         match http::purpose(&route) {
@@ -164,6 +180,7 @@ mod tests {
             ),
             ("/", "", "not a plain route"),
             ("//", "", "not a plain route"),
+            ("", &"/long".repeat(21), "105 bytes long"),
             ("", "/a//b", "not a plain route"),
             ("", "/predict/../metrics", "not a plain route"),
             ("/./ready", "", "not a plain route"),
@@ -171,7 +188,7 @@ mod tests {
         ] {
             let routes = with(
                 &[("AIP_HEALTH_ROUTE", health), ("AIP_PREDICT_ROUTE", predict)],
-                |platform| platform.routes(),
+                |platform| platform.routes(100),
             );
             let error = routes.unwrap_err();
             assert!(error.reason.contains(part), "{health} {predict}: {error:?}");
@@ -192,12 +209,13 @@ mod tests {
         ] {
             let routes = with(
                 &[("AIP_HEALTH_ROUTE", health), ("AIP_PREDICT_ROUTE", predict)],
-                |platform| platform.routes(),
+                |platform| platform.routes(100),
             );
             let given = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
             let expected = Routes {
                 health: given(health),
                 predict: given(predict),
+                model: None,
                 warnings: Vec::new(),
             };
             assert_eq!(routes, Ok(expected));
@@ -207,11 +225,12 @@ mod tests {
             ("AIP_HEALTH_ROUTE", "/v1/models/m"),
             ("AIP_PREDICT_ROUTE", "/v1/models/m:predict"),
         ];
-        let routes = with(&named, |it| it.routes()).unwrap();
+        let routes = with(&named, |it| it.routes(100)).unwrap();
         assert_eq!(routes.health.as_deref(), Some("/v1/models/m"));
         assert_eq!(routes.predict, None);
+        assert_eq!(routes.model.as_deref(), Some("m"));
         // Many examples of Vertex AI ask for it, so it is taken, and what is wrong with it is told.
-        let routes = with(&[("AIP_HEALTH_ROUTE", "/health")], |it| it.routes()).unwrap();
+        let routes = with(&[("AIP_HEALTH_ROUTE", "/health")], |it| it.routes(100)).unwrap();
         assert_eq!(routes.health.as_deref(), Some("/health"));
         assert_eq!(routes.warnings.len(), 1);
     }

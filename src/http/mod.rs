@@ -193,6 +193,12 @@ pub fn purpose(path: &str) -> Option<(String, Purpose)> {
     Some((pattern.replace("{call}", "{model}:predict"), purpose))
 }
 
+/// The model that `path` names, if it is the route of one model's predictions.
+#[must_use]
+pub fn model_of(path: &str) -> Option<&str> {
+    path.strip_prefix("/v1/models/")?.strip_suffix(":predict")
+}
+
 /// What the main port serves: every route.
 #[must_use]
 pub fn site(app: Arc<App>) -> Site {
