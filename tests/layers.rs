@@ -169,7 +169,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("opentelemetry_otlp", &["telemetry"]),
     ("opentelemetry_sdk", &["telemetry"]),
     ("clap", &["config"]),
-    ("libc", &["listening.rs", "process.rs", "text_file.rs"]),
+    ("libc", &["listening.rs", "process", "text_file.rs"]),
 ];
 
 /// What is wrong with the file at `path` (relative to `src/`) that holds `text`.

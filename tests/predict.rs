@@ -415,3 +415,22 @@ fn requests_hold_no_more_memory_than_they_may_and_give_it_back() {
         );
     }
 }
+
+/// Of whole numbers, the smallest one divided by -1 has no quotient that fits, at which processors of x86-64 end a program.
+#[test]
+fn a_division_that_overflows_gives_the_smallest_number_and_ends_nothing() {
+    let server = Server::fixture("divide", &[]);
+    let divide = |a: i64, b: i64, c: i32, d: i32| {
+        let inputs = json!({"a": [7, a], "b": [2, b], "c": [7, c], "d": [2, d]});
+        server.predict(&json!({ "inputs": inputs }))
+    };
+    let answer = divide(i64::MIN, -1, i32::MIN, -1);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let outputs = &answer.json()["outputs"];
+    assert_eq!(outputs["q"], json!([3, i64::MIN]));
+    assert_eq!(outputs["m"], json!([1, 0]));
+    assert_eq!(outputs["r"], json!([3, i32::MIN]));
+    assert_eq!(outputs["n"], json!([1, 0]));
+    assert_eq!(divide(1, 0, 1, 1).status, 422);
+    assert_eq!(divide(8, -2, -9, 2).json()["outputs"]["q"], json!([3, -4]));
+}

@@ -1,11 +1,14 @@
 //! What holds for the whole process: that ONNX Runtime tells nobody, that memory which is freed goes back to the system,
-//! and how many files may be open.
+//! how many files may be open, and that no division ends it.
 //!
 //! Invariant: [`prepare`] is called before anything else, by every program that loads ONNX Runtime.
 #![allow(
     unsafe_code,
     reason = "the environment, the allocator and limits are the process's; see the safety comments"
 )]
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod division;
 
 use std::ffi::OsStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -88,6 +91,8 @@ pub unsafe fn prepare() {
             unsafe { std::env::remove_var(name) };
         }
     }
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    division::go_on_after_overflows();
     #[cfg(target_env = "gnu")]
     // SAFETY: `mallopt` takes numbers only; an unsuitable one is refused without effect.
     unsafe {
