@@ -23,6 +23,9 @@ import models
 
 ATTEMPTS = 3
 
+# Models for which no request is found, and `inspect` says why: this fixture answers NaN to all that is made up.
+WITHOUT_REQUEST = {"negative"}
+
 
 @dataclasses.dataclass
 class Verdict:
@@ -121,7 +124,7 @@ def main():
             faults.append(
                 f"{name}: inspect says '{described}' ({described.reason}), serve '{verdict}' ({verdict.reason})"
             )
-        if described.batching != "refused" and status != "200":
+        if described.batching != "refused" and status != "200" and name not in WITHOUT_REQUEST:
             faults.append(f"{name}: the request to try gets {status}: {curl}")
     print("\n".join(faults))
     print(f"{len(known)} models: {len(faults) or 'no'} faults")
