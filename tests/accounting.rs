@@ -93,7 +93,10 @@ fn a_request_that_the_drain_cuts_off_says_so() {
     server.signal(Signal::SIGTERM);
     let line = line_of(&server, "cut");
     assert_eq!(line["answered"], false, "{line}");
-    assert_eq!(line["reason"], "the drain timeout passed", "{line}");
+    assert_eq!(
+        line["reason"], "the server stopped before it was answered",
+        "{line}"
+    );
 }
 
 #[test]

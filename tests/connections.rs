@@ -526,3 +526,61 @@ fn a_chunk_that_declares_too_much_is_refused_when_its_size_is_known() {
         assert_eq!(framed(&server, chunked, &exact, together), 200);
     }
 }
+
+#[test]
+fn what_cannot_be_read_is_told_as_what_it_is_with_the_id_of_its_line() {
+    let server = Server::fixture("addone", &["--max-uri-size", "100B"]);
+    let chunked = "POST /predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let long = "a".repeat(70_000);
+    for (request, status, part) in [
+        (
+            format!("{chunked}g\r\n"),
+            400,
+            "not framed as RFC 9112 has it",
+        ),
+        (
+            format!("{chunked}0x16\r\n"),
+            400,
+            "not framed as RFC 9112 has it",
+        ),
+        (
+            format!("{chunked}1\r\n{{}}\r\n0\r\n\r\n"),
+            400,
+            "not framed as RFC 9112 has it",
+        ),
+        (
+            format!("GET /{long} HTTP/1.1\r\n\r\n"),
+            414,
+            "longer than 100 bytes",
+        ),
+        (
+            chunked.replace("chunked", "gzip"),
+            400,
+            "how its body is framed",
+        ),
+        (
+            chunked.replace("chunked", "identity"),
+            400,
+            "only chunked is taken",
+        ),
+        ("no HTTP at all\r\n\r\n".to_owned(), 400, "its first line"),
+        (
+            "POST /predict HTTP/1.1\r\nContent-Length: 18446744073709551615\r\n\r\n".to_owned(),
+            431,
+            "or a length that no body has",
+        ),
+    ] {
+        let start = &request[..request.len().min(80)];
+        let mut client = server.connect();
+        client.write(request.as_bytes()).unwrap();
+        let answer = client.read().unwrap();
+        assert_eq!(answer.status, status, "{start}: {}", answer.text());
+        let told = answer.json()["error"].as_str().unwrap().to_owned();
+        assert!(told.contains(part), "{start}: {told}");
+        let id = answer.header("x-request-id").unwrap().to_owned();
+        let line = server
+            .log
+            .wait_for(|line| line["request_id"] == id.as_str());
+        assert_eq!(line.unwrap()["status"], status, "{start}");
+    }
+}

@@ -144,10 +144,21 @@ fn a_reset_drops_the_request_also_behind_the_word_that_no_more_is_sent() {
         .unwrap();
     let in_flight = || server.metric("ml_requests_in_flight", &[("model_name", "loop")]);
     support::until("it runs", || in_flight() == Some(1.0));
-    for (cancelled, sends_no_more) in [(1.0, false), (2.0, true), (3.0, true)] {
+    // Bytes behind the request, which nobody reads before it is answered: a stray one, an empty line, another request.
+    let request = Request::json("/predict", SLOW).bytes();
+    let many = request.repeat(2000);
+    for (cancelled, sends_no_more, behind) in [
+        (1.0, false, &b""[..]),
+        (2.0, true, b""),
+        (3.0, true, b""),
+        (4.0, false, b"P"),
+        (5.0, false, b"\r\n"),
+        (6.0, false, &request),
+        (7.0, true, &request),
+        (8.0, false, &many),
+    ] {
         let mut client = server.connect();
-        let request = Request::json("/predict", SLOW).bytes();
-        client.write(&request).unwrap();
+        client.write(&[&request, behind].concat()).unwrap();
         support::until("it waits", || in_flight() == Some(2.0));
         if sends_no_more {
             client.stream.shutdown(Shutdown::Write).unwrap();
@@ -161,9 +172,41 @@ fn a_reset_drops_the_request_also_behind_the_word_that_no_more_is_sent() {
     running.stream.shutdown(Shutdown::Write).unwrap();
     running.reset();
     support::until("a reset is noticed", || {
-        predictions(&server, "cancelled") == Some(4.0)
+        predictions(&server, "cancelled") == Some(9.0)
     });
     assert_eq!(in_flight(), Some(0.0));
+}
+
+#[test]
+fn a_client_that_resets_during_its_body_has_left_and_sent_nothing_wrong() {
+    let server = slow_server();
+    let in_flight = || server.metric("ml_requests_in_flight", &[("model_name", "loop")]);
+    for (left, head) in [
+        (1.0, "Content-Length: 100\r\n\r\n{"),
+        (2.0, "Transfer-Encoding: chunked\r\n\r\n5\r\n{\"in"),
+        (
+            3.0,
+            "Content-Encoding: gzip\r\nContent-Length: 100\r\n\r\n{",
+        ),
+    ] {
+        let mut client = server.connect();
+        let head = format!("POST /predict HTTP/1.1\r\nHost: a\r\n{head}");
+        client.write(head.as_bytes()).unwrap();
+        support::until("its body is awaited", || in_flight() == Some(1.0));
+        client.reset();
+        support::until("it is known to have left", || {
+            predictions(&server, "cancelled") == Some(left)
+        });
+        assert_eq!(predictions(&server, "invalid"), Some(0.0));
+    }
+    let told = |left: bool| {
+        let lines = server.log.lines();
+        let told = lines.iter().filter(|line| line["route"] == "/predict");
+        told.filter(|line| (line["answered"] == false) == left)
+            .count()
+    };
+    support::until("each has its line", || told(true) == 3);
+    assert_eq!(told(false), 0);
 }
 
 #[test]

@@ -148,6 +148,7 @@ impl ServeFlags {
                 .saturating_add(max_uri_size)
                 .saturating_mul(2),
             max_headers: self.max_headers.get().saturating_mul(2),
+            max_uri_bytes: max_uri_size,
             max_body_bytes: self.max_body_size.bytes(),
         };
         let execution = self.execution;

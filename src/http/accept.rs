@@ -231,6 +231,7 @@ mod tests {
             keep_alive_timeout: Duration::ZERO,
             max_head_bytes: 0,
             max_headers: 0,
+            max_uri_bytes: 1000,
             max_body_bytes: 0,
         };
         let config = ListenerConfig {

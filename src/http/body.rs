@@ -105,12 +105,33 @@ pub(super) async fn receive(
     }
 }
 
-/// Why a body does not come to its end.
-fn broken(error: &axum::Error, max_bytes: usize) -> ApiError {
-    match error.source() {
-        Some(source) if source.is::<DeclaredTooLarge>() => ApiError::BodyTooLarge(max_bytes),
+/// Why a body does not come to its end. Of a client that has reset the connection nothing is said: it is gone, and the
+/// connection, which has seen it too, ends with all that it was about.
+async fn broken(error: axum::Error, max_bytes: usize) -> ApiError {
+    if let Some(source) = error.source()
+        && source.is::<DeclaredTooLarge>()
+    {
+        return ApiError::BodyTooLarge(max_bytes);
+    }
+    match io_kind(&error) {
+        Some(ErrorKind::ConnectionReset) => std::future::pending().await,
+        Some(ErrorKind::InvalidInput | ErrorKind::InvalidData) => ApiError::Invalid(
+            "the chunks of the request's body are not framed as RFC 9112 has it: expected a size in hexadecimal digits, as many bytes, and an end of line, again and again up to the size 0".to_owned(),
+        ),
         _ => ApiError::Invalid("the request's body broke off".to_owned()),
     }
+}
+
+/// What kind of failure of reading caused `error`, if one did.
+fn io_kind(error: &axum::Error) -> Option<ErrorKind> {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return Some(error.kind());
+        }
+        cause = error.source();
+    }
+    None
 }
 
 async fn collect(
@@ -121,7 +142,10 @@ async fn collect(
 ) -> Result<Bytes, ApiError> {
     let mut buffer = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| broken(&error, max_bytes))?;
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(error) => return Err(broken(error, max_bytes).await),
+        };
         let Ok(data) = frame.into_data() else {
             continue;
         };

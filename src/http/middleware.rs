@@ -209,7 +209,7 @@ impl Drop for Entry {
         let (route, ids) = (self.route.name(), &self.arrival.ids);
         self.app.metrics.count_response(route, NO_STATUS);
         let reason = if self.app.drain.is_aborting() {
-            "the drain timeout passed"
+            "the server stopped before it was answered"
         } else {
             "the connection ended"
         };
@@ -230,13 +230,15 @@ pub(super) struct RefusedHead {
     pub(super) status: Option<StatusCode>,
     /// What was wrong, in hyper's words.
     pub(super) reason: String,
+    /// The id that the answer has.
+    pub(super) id: Option<HeaderValue>,
 }
 
 impl RefusedHead {
     fn tell(&self, app: &App) {
         let status = self.status.as_ref().map_or(NO_STATUS, StatusCode::as_str);
         app.metrics.count_response(UNMATCHED, status);
-        let request_id = new_id();
+        let request_id = self.id.clone().unwrap_or_else(new_id);
         let (request_id, error) = (request_id.to_str().unwrap_or("-"), self.reason.as_str());
         let route = UNMATCHED;
         match self.status.map(|status| status.as_u16()) {
@@ -298,7 +300,7 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 }
 
 /// An id that no other process and no other request has: a random prefix and a count.
-fn new_id() -> HeaderValue {
+pub(super) fn new_id() -> HeaderValue {
     static PREFIX: LazyLock<u64> =
         LazyLock::new(|| RandomState::new().hash_one(std::process::id()));
     static COUNT: AtomicU64 = AtomicU64::new(0);

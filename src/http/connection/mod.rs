@@ -51,6 +51,8 @@ pub struct ConnectionConfig {
     pub max_head_bytes: usize,
     /// The most headers that are read at all.
     pub max_headers: usize,
+    /// The longest URI that is taken, in bytes.
+    pub max_uri_bytes: usize,
     /// The most bytes that a chunked body may declare.
     pub max_body_bytes: usize,
 }
@@ -107,7 +109,7 @@ async fn serve_stream<S: Transport>(
         router,
         quiet_routes,
     } = site;
-    let stream = WatchedStream::new(stream, Arc::clone(&shared), config.max_body_bytes);
+    let stream = WatchedStream::new(stream, Arc::clone(&shared), &config);
     let service = WatchedService {
         router: router.clone(),
         shared: Arc::clone(&shared),
@@ -140,7 +142,7 @@ async fn serve_stream<S: Transport>(
             biased;
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
-                    refusal::tell(router, &error).await;
+                    refusal::tell(router, &error, shared.refused()).await;
                 }
                 return;
             }
@@ -158,7 +160,7 @@ async fn serve_stream<S: Transport>(
                 let polled = poll_fn(|context| Poll::Ready(connection.as_mut().poll(context)));
                 if let Poll::Ready(ended) = polled.await {
                     if let Err(error) = ended {
-                        refusal::tell(router, &error).await;
+                        refusal::tell(router, &error, shared.refused()).await;
                     }
                     return;
                 }
@@ -211,6 +213,7 @@ mod tests {
         keep_alive_timeout: Duration::from_millis(500),
         max_head_bytes: 8192,
         max_headers: 100,
+        max_uri_bytes: 1000,
         max_body_bytes: 1 << 20,
     };
 

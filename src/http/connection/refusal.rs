@@ -5,18 +5,16 @@
 
 use axum::Router;
 use axum::body::Body;
-use http::{Request, StatusCode};
+use http::{HeaderValue, Request, StatusCode};
 use tower::Service as _;
 
 use crate::http::error::{self, ApiError};
-use crate::http::middleware::RefusedHead;
+use crate::http::middleware::{self, REQUEST_ID, RefusedHead};
 
-/// The longest URI that hyper takes, in bytes.
-const LONGEST_URI: usize = u16::MAX as usize - 1;
-
-/// Tells `router` of the request with which a connection ended, if `error` says that hyper refused one.
-pub(super) async fn tell(mut router: Router, error: &hyper::Error) {
-    let Some(refused) = refused(error) else {
+/// Tells `router` of the request with which a connection ended, if `error` says that hyper refused one. `id` is the one
+/// that the refusal was answered with, if it was.
+pub(super) async fn tell(mut router: Router, error: &hyper::Error, id: Option<HeaderValue>) {
+    let Some(refused) = refused(error, id) else {
         return;
     };
     let mut request = Request::new(Body::empty());
@@ -25,31 +23,34 @@ pub(super) async fn tell(mut router: Router, error: &hyper::Error) {
     let Ok(_) = router.call(request).await;
 }
 
-/// Our answer in the place of `answer`, if that is one of hyper's own: a status without a body.
-pub(super) fn in_words(answer: &[u8]) -> Option<Vec<u8>> {
+/// Our answer in the place of `answer`, with the id that it has, if that is one of hyper's own: a status without a body.
+pub(super) fn in_words(answer: &[u8], max_uri: usize) -> Option<(HeaderValue, Vec<u8>)> {
     let status = answer.strip_prefix(b"HTTP/1.1 ")?.get(..3)?;
     let error = match status {
         b"400" => ApiError::Invalid(
-            "the request is no HTTP/1.1: its first line or one of its headers cannot be read"
+            "the request cannot be read as HTTP/1.1: its first line, one of its headers, or how its body is framed is wrong (of transfer codings, only chunked is taken)"
                 .to_owned(),
         ),
-        b"414" => ApiError::UriTooLong(LONGEST_URI),
+        b"414" => ApiError::UriTooLong(max_uri),
         b"431" => ApiError::HeadersTooLarge(
-            "the request has more headers, or larger ones, than are read".to_owned(),
+            "the request has more or larger headers than are read, or a length that no body has"
+                .to_owned(),
         ),
         _ => return None,
     };
+    let id = middleware::new_id();
     let body = error::body(&error.message(), error.code());
     let head = format!(
-        "HTTP/1.1 {}\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        "HTTP/1.1 {}\r\ncontent-type: application/json\r\n{REQUEST_ID}: {}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
         error.status(),
+        id.to_str().ok()?,
         body.len()
     );
-    Some([head.as_bytes(), &body].concat())
+    Some((id, [head.as_bytes(), &body].concat()))
 }
 
 /// What hyper has answered, as its own table has it.
-fn refused(error: &hyper::Error) -> Option<RefusedHead> {
+fn refused(error: &hyper::Error, id: Option<HeaderValue>) -> Option<RefusedHead> {
     if !error.is_parse() {
         return None;
     }
@@ -64,5 +65,6 @@ fn refused(error: &hyper::Error) -> Option<RefusedHead> {
     } else {
         Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
     };
-    Some(RefusedHead { status, reason })
+    let id = id.filter(|_| status.is_some());
+    Some(RefusedHead { status, reason, id })
 }

@@ -39,6 +39,8 @@ pub(in crate::http) struct Shared {
     pub(in crate::http) departure: Departure,
     /// The id of the request whose answer was begun last.
     answering: Mutex<Option<HeaderValue>>,
+    /// The id with which a head was refused that no handler has seen.
+    refused: Mutex<Option<HeaderValue>>,
 }
 
 impl Shared {
@@ -57,6 +59,7 @@ impl Shared {
             unread_bytes: AtomicBool::new(false),
             departure: Departure::default(),
             answering: Mutex::new(None),
+            refused: Mutex::new(None),
         };
         shared.store(State::new());
         shared
@@ -98,6 +101,16 @@ impl Shared {
     /// Takes note of the request whose answer begins, by its id.
     pub(super) fn note_answer(&self, id: Option<&HeaderValue>) {
         *self.answering.lock() = id.cloned();
+    }
+
+    /// Takes note of the id with which a head was refused that no handler has seen.
+    pub(super) fn note_refusal(&self, id: HeaderValue) {
+        *self.refused.lock() = Some(id);
+    }
+
+    /// The id with which a head was refused, if one was.
+    pub(super) fn refused(&self) -> Option<HeaderValue> {
+        self.refused.lock().take()
     }
 
     pub(super) fn note_write(&self, result: &Poll<std::io::Result<usize>>) {

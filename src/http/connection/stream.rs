@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::ConnectionConfig;
 use super::chunks::ChunkWatch;
 use super::refusal;
 use super::shared::Shared;
@@ -23,30 +24,46 @@ const LINGERING_BYTES: usize = 4 << 20;
 /// The most bytes of an answer that are copied to be sent as one piece.
 const SENT_TOGETHER: usize = 1024;
 
+/// How reading ended when it was last tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LastRead {
+    /// Bytes came, or their end. Unless hyper reads again, it does not see that the peer is gone.
+    Done,
+    /// Nothing was there, and hyper will be woken.
+    Waits,
+    /// As it does when the peer has reset the connection.
+    Failed,
+}
+
 /// A stream that tells what comes and goes.
 pub(super) struct WatchedStream<S> {
     stream: S,
     shared: Arc<Shared>,
     /// Whether hyper was not told that the peer sends no more.
     end_withheld: bool,
-    /// Ends when the peer is gone for good, while the end of what it sends is withheld.
+    /// Ends when the peer is gone for good, while the end of what it sends is withheld, or it has sent what nobody reads yet.
     reset: Option<Reset>,
+    last_read: LastRead,
     /// What is still to be written in the place of an answer of hyper's own.
     refusal: Vec<u8>,
     chunks: ChunkWatch,
+    /// The longest URI that is taken, in bytes.
+    max_uri: usize,
     discarded: usize,
     write_closed: bool,
 }
 
 impl<S> WatchedStream<S> {
-    pub(super) fn new(stream: S, shared: Arc<Shared>, max_body: usize) -> Self {
+    pub(super) fn new(stream: S, shared: Arc<Shared>, config: &ConnectionConfig) -> Self {
         Self {
             stream,
             shared,
             end_withheld: false,
             reset: None,
+            last_read: LastRead::Done,
             refusal: Vec::new(),
-            chunks: ChunkWatch::new(max_body.try_into().unwrap_or(u64::MAX)),
+            chunks: ChunkWatch::new(config.max_body_bytes.try_into().unwrap_or(u64::MAX)),
+            max_uri: config.max_uri_bytes,
             discarded: 0,
             write_closed: false,
         }
@@ -104,7 +121,9 @@ impl<S: Transport> WatchedStream<S> {
             ) {
                 return None;
             }
-            self.refusal = refusal::in_words(answer)?;
+            let (id, refusal) = refusal::in_words(answer, self.max_uri)?;
+            self.shared.note_refusal(id);
+            self.refusal = refusal;
         }
         while !self.refusal.is_empty() {
             let written = Pin::new(&mut self.stream).poll_write(context, &self.refusal);
@@ -117,7 +136,24 @@ impl<S: Transport> WatchedStream<S> {
         Some(Poll::Ready(Ok(answer.len())))
     }
 
-    /// Whether the peer, of which no more comes, has reset the connection.
+    /// Whether the peer of the request in progress is gone, which hyper does not see: while it holds bytes behind the
+    /// request, it does not read. And when reading fails, it lets the handler answer.
+    fn is_gone_unseen(&mut self, context: &mut Context<'_>) -> bool {
+        if self.shared.state().phase != Phase::InRequest {
+            return false;
+        }
+        match self.last_read {
+            LastRead::Failed => return true,
+            LastRead::Waits => return false,
+            LastRead::Done => {}
+        }
+        if self.end_withheld || !self.shared.body_read.load(Ordering::Relaxed) {
+            return false;
+        }
+        self.stream.poll_readable(context).is_ready() && self.is_reset(context)
+    }
+
+    /// Whether the peer, of which no more comes or is read, has reset the connection.
     fn is_reset(&mut self, context: &mut Context<'_>) -> bool {
         if self.reset.is_none() && self.shared.state().phase == Phase::InRequest {
             self.reset = self.stream.reset();
@@ -145,6 +181,11 @@ impl<S: Transport> AsyncRead for WatchedStream<S> {
             let unread = result.is_pending() && self.stream.has_unread();
             self.shared.unread_bytes.store(unread, Ordering::Relaxed);
         }
+        self.last_read = match &result {
+            Poll::Pending => LastRead::Waits,
+            Poll::Ready(Ok(())) => LastRead::Done,
+            Poll::Ready(Err(_)) => LastRead::Failed,
+        };
         ready!(result)?;
         if buffer.filled().len() > before {
             self.watch_chunks(buffer.filled().get(before..).unwrap_or_default());
@@ -204,10 +245,17 @@ impl<S: Transport> AsyncWrite for WatchedStream<S> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<std::io::Result<()>> {
+        if self.is_gone_unseen(context) {
+            return Poll::Ready(Err(ErrorKind::ConnectionReset.into()));
+        }
         ready!(Pin::new(&mut self.stream).poll_flush(context))?;
         self.shared.note(Event::AllWritten);
         // hyper flushes also while a request is handled and nothing has been written yet.
-        if self.end_withheld && self.shared.state().phase != Phase::InRequest {
+        let phase = self.shared.state().phase;
+        if phase != Phase::InRequest && !self.end_withheld && self.reset.is_some() {
+            self.reset = None;
+        }
+        if self.end_withheld && phase != Phase::InRequest {
             self.end_withheld = false;
             self.reset = None;
             // hyper was told to wait for what will not come.

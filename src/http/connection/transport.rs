@@ -5,6 +5,7 @@
 use std::future::Future;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
@@ -25,6 +26,9 @@ pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin {
     /// Whether bytes have arrived that were not read yet. Asks the kernel, which knows before the runtime does.
     fn has_unread(&self) -> bool;
 
+    /// Waits until there is something to read: bytes, their end, or an error. Nobody else may wait for that meanwhile.
+    fn poll_readable(&self, context: &mut Context<'_>) -> Poll<()>;
+
     /// What ends when the peer resets the connection, also after it has said that it sends no more. None if that cannot
     /// be told.
     fn reset(&self) -> Option<Reset>;
@@ -38,9 +42,13 @@ impl Transport for TcpStream {
             .is_ok_and(|bytes| bytes > 0)
     }
 
+    fn poll_readable(&self, context: &mut Context<'_>) -> Poll<()> {
+        self.poll_read_ready(context).map(drop)
+    }
+
     fn reset(&self) -> Option<Reset> {
-        // After the end of what the peer sends, the socket counts as readable for good, and nothing wakes a reader any
-        // more. A second descriptor of the same socket can wait for its error alone.
+        // With bytes that nobody reads yet, or after the end of what the peer sends, the socket counts as readable for good,
+        // and nothing wakes a reader any more. A second descriptor of the same socket can wait for its error alone.
         let permit = WATCHED.try_acquire().ok()?;
         let second = SockRef::from(self).try_clone().ok()?;
         let second = TcpStream::from_std(second.into()).ok()?;
@@ -55,6 +63,10 @@ impl Transport for TcpStream {
 impl Transport for tokio::io::DuplexStream {
     fn has_unread(&self) -> bool {
         false
+    }
+
+    fn poll_readable(&self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
     }
 
     fn reset(&self) -> Option<Reset> {
