@@ -38,7 +38,7 @@ ALL_CHECKS := fmt-check unit black-box lint doc deny lint-files lint-workflows l
 
 .PHONY: help run check test fmt fmt-check unit black-box lint doc deny advisories lint-files lint-workflows lint-terraform \
 	lint-monitoring lint-k8s compose-config conformance-third docker-test conformance docker-test-gpu plant-faults trust bench \
-	bench-pieces instructions memcheck gpu-check onnxruntime monitoring-tools strace clean
+	bench-pieces instructions memcheck gpu-check onnxruntime monitoring-tools strace buckets clean
 
 help: ## Show this list
 	@awk '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -70,7 +70,7 @@ fmt-check: $(LINTERS)/ready ## Format of Rust and Python
 unit: onnxruntime ## Unit tests
 	$(CARGO) test --locked $(TESTED) --lib --bins
 
-black-box: onnxruntime monitoring-tools strace ## Tests of the running server
+black-box: onnxruntime monitoring-tools strace buckets ## Tests of the running server
 	$(CARGO) test --locked $(TESTED) --test '*'
 
 lint: ## Clippy, warnings denied
@@ -239,6 +239,11 @@ monitoring-tools: ## Fetch Prometheus and promtool, out of the distribution's pa
 
 strace: ## Fetch strace, unless it is installed, out of the distribution's package into .tools/
 	@scripts/fetch-strace.sh
+
+buckets: .tools/buckets/ready ## Fetch moto, which speaks S3 to the tests of `fetch`, into .tools/
+
+.tools/buckets/ready: tests/buckets/requirements.txt scripts/make-environment.sh
+	scripts/make-environment.sh $(@D) $<
 
 $(LINTERS)/ready: scripts/checks/linters.txt scripts/make-environment.sh
 	scripts/make-environment.sh $(LINTERS) $<

@@ -14,6 +14,7 @@ pub mod admin;
 pub mod config;
 pub mod container;
 pub mod curl;
+pub mod fetch;
 pub mod healthcheck;
 mod hints;
 pub mod inspect;

@@ -3,10 +3,13 @@
 use std::fmt::Display;
 use std::io::ErrorKind;
 use std::num::NonZeroUsize;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use model_serving::config::{Command, InspectFlags, Start, TuneFlags, UsageError, of_argument};
+use model_serving::config::{
+    Command, FetchStart, InspectFlags, Start, TuneFlags, UsageError, of_argument,
+};
 use model_serving::healthcheck::Target;
 use model_serving::inspect::InspectConfig;
 use model_serving::loading::Fixed;
@@ -15,7 +18,7 @@ use model_serving::server::{self, StartError};
 use model_serving::signals::Signals;
 use model_serving::telemetry::logging;
 use model_serving::telemetry::traces::{self, Tracer};
-use model_serving::{healthcheck, inspect, process, tune, version};
+use model_serving::{fetch, healthcheck, inspect, process, tune, version};
 
 /// The exit code of a command line or an environment that is not taken.
 const WRONG_USAGE: u8 = 2;
@@ -48,6 +51,7 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Serve(start) => serve(*start),
         Command::Inspect(flags) => print_model(*flags),
         Command::Tune(flags) => tune_model(&flags),
+        Command::Fetch(start) => fetch_model(*start),
         Command::Healthcheck(target) => Ok(check_health(&target)?),
         Command::Help(help) => match help.print() {
             // Whoever closes the pipe has read enough.
@@ -181,6 +185,39 @@ fn tune_model(flags: &TuneFlags) -> Result<(), Failure> {
         let message = of_argument(&error.to_string());
         Failure::new(&message, error.is_of_settings())
     })
+}
+
+fn fetch_model(start: FetchStart) -> Result<(), Failure> {
+    let FetchStart { config, log, then } = start;
+    let flushed_at_the_end = logging::start(log);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("the operating system refused an event loop: {error}"))?;
+    let result = runtime.block_on(async {
+        // The first process of a container is ended by no signal that it does not take.
+        let mut signals = Signals::install().map_err(|error| error.to_string())?;
+        tokio::select! {
+            result = fetch::fetch(&config) => result.map_err(|error| error.to_string()),
+            stop = signals.stop.next() => Err(format!(
+                "{} came before all had arrived; what has arrived is kept, and the next fetch goes on from there",
+                stop.name()
+            )),
+        }
+    });
+    // A look-up of a name may still be under way, for nobody.
+    runtime.shutdown_background();
+    drop(flushed_at_the_end);
+    result?;
+    match then {
+        None => Ok(()),
+        Some(arguments) => {
+            let program = std::env::current_exe().map_err(|error| error.to_string())?;
+            // The same process, so that whoever started and watches it notices nothing.
+            let error = std::process::Command::new(program).args(arguments).exec();
+            Err(format!("the server could not be started: {error}").into())
+        }
+    }
 }
 
 fn print(text: &str) -> std::io::Result<()> {

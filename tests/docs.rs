@@ -10,7 +10,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use clap::CommandFactory;
-use model_serving::config::ServeFlags;
+use model_serving::config::{FetchFlags, ServeFlags};
 use model_serving::telemetry::metrics::FAMILIES;
 
 fn root() -> PathBuf {
@@ -96,6 +96,19 @@ fn the_settings_table_is_what_help_says() {
 }
 
 #[test]
+fn the_page_about_fetch_has_its_flags_and_variables() {
+    let page = read("docs/fetch.md");
+    for argument in FetchFlags::command().get_arguments() {
+        let flag = argument.get_long().map(|flag| format!("`--{flag}`"));
+        let variable = argument.get_env();
+        let variable = variable.map(|name| format!("`{}`", name.to_str().unwrap()));
+        for name in flag.into_iter().chain(variable) {
+            assert!(page.contains(&name), "docs/fetch.md lacks {name}");
+        }
+    }
+}
+
+#[test]
 fn the_metrics_table_is_what_the_server_exposes() {
     check("metrics", &metrics());
 }
@@ -111,6 +124,18 @@ const DOCUMENTS: [&str; 9] = [
     "tests/conformance/README.md",
     "tests/fixtures/README.md",
 ];
+
+/// All of them, those in `docs/` as well.
+fn documents() -> Vec<String> {
+    let folder = std::fs::read_dir(root().join("docs")).unwrap();
+    let names = folder.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let pages = names.map(|name| format!("docs/{name}"));
+    DOCUMENTS
+        .map(str::to_owned)
+        .into_iter()
+        .chain(pages)
+        .collect()
+}
 
 fn read(document: &str) -> String {
     std::fs::read_to_string(root().join(document))
@@ -133,9 +158,9 @@ fn anchors(text: &str) -> Vec<String> {
 #[test]
 fn links_lead_somewhere() {
     let mut checked = 0;
-    for document in DOCUMENTS {
-        let path = root().join(document);
-        let text = read(document);
+    for document in documents() {
+        let path = root().join(&document);
+        let text = read(&document);
         for (position, _) in text.match_indices("](") {
             let target = text[position + 2..].split(')').next().unwrap();
             if target.contains("://") {
@@ -182,8 +207,8 @@ fn recipes_that_the_documents_name_exist() {
     let makefile = read("Makefile");
     let recipes = recipes(&makefile);
     let mut named = 0;
-    for document in DOCUMENTS {
-        let text = read(document);
+    for document in documents() {
+        let text = read(&document);
         // Behind every other backtick stands code, in blocks too, since these begin and end with three.
         for line in text.split('`').skip(1).step_by(2).flat_map(str::lines) {
             let mut words = line.split_whitespace().skip_while(|word| *word != "make");

@@ -15,6 +15,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "server",
             "shutdown",
+            "fetch",
             "healthcheck",
             "loading",
             "http",
@@ -25,6 +26,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "units",
         ],
     ),
+    ("fetch", &["version"]),
     ("healthcheck", &["address"]),
     ("listening", &["address"]),
     (
@@ -158,7 +160,15 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("ort", &["runtime"]),
     ("nvml_wrapper", &["gpu"]),
     ("prost", &["model/proto.rs"]),
-    ("sha2", &["model/onnx.rs", "http/api_keys.rs"]),
+    // Nothing else than the command `fetch` asks anybody for anything.
+    ("reqwest", &["fetch"]),
+    ("object_store", &["fetch"]),
+    ("rustls", &["fetch"]),
+    ("indicatif", &["fetch/progress.rs"]),
+    (
+        "sha2",
+        &["model/onnx.rs", "http/api_keys.rs", "fetch/digest.rs"],
+    ),
     ("toml", &["model/sidecar.rs"]),
     ("toml_edit", &["model/sidecar.rs"]),
     // The composition root passes on the error of a registration that went wrong.

@@ -11,10 +11,12 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory as _, FromArgMatches as _};
 
 use super::complaint::{CommandLineFacts, Setting, SettingError, UsageError, given_flags};
-use super::flags::{CommandLine, InspectFlags, ServeFlags, Subcommands, TuneFlags};
+use super::flags::{CommandLine, FetchFlags, InspectFlags, ServeFlags, Subcommands, TuneFlags};
 use super::platform::Platform;
 use super::{Start, check_path, check_threads, of_argument, otel};
+use crate::fetch::{FetchConfig, Source};
 use crate::healthcheck::Target;
+use crate::telemetry::logging::LogConfig;
 
 /// What the process is to do.
 #[derive(Debug)]
@@ -25,12 +27,25 @@ pub enum Command {
     Inspect(Box<InspectFlags>),
     /// Measure which settings suit a model, and write them down.
     Tune(Box<TuneFlags>),
+    /// Bring a model, and perhaps serve it then.
+    Fetch(Box<FetchStart>),
     /// Ask a server how it is.
     Healthcheck(Target),
     /// Print the help that was asked for.
     Help(Help),
     /// Print which version this is.
     Version,
+}
+
+/// What `fetch` is to do.
+#[derive(Debug)]
+pub struct FetchStart {
+    /// What to fetch, and where to.
+    pub config: FetchConfig,
+    /// What is logged, and how.
+    pub log: LogConfig,
+    /// The command line of the server that this process then becomes, without the program's name.
+    pub then: Option<Vec<OsString>>,
 }
 
 /// A page of help.
@@ -57,6 +72,13 @@ impl Command {
         environment: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Self, UsageError> {
         let arguments: Vec<OsString> = arguments.into_iter().collect();
+        Self::read_all(&arguments, &environment)
+    }
+
+    fn read_all(
+        arguments: &[OsString],
+        environment: &dyn Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, UsageError> {
         let mut root = CommandLine::command();
         root.build();
         let name = arguments.get(1).and_then(|argument| argument.to_str());
@@ -67,22 +89,33 @@ impl Command {
         };
         let from_variables = match named {
             Some(("help", _)) => Vec::new(),
-            _ => variables(command, &arguments, &environment),
+            _ => variables(command, arguments, environment),
         };
+        // What is wrong with the server's flags is told before anything is fetched.
+        if let (Some("fetch"), Some(end)) = (name, arguments.iter().position(|it| it == "--")) {
+            let program = arguments.first().cloned().unwrap_or_default();
+            let mut serve = vec![program, OsString::from("serve")];
+            serve.extend(arguments.iter().skip(end + 1).cloned());
+            match Self::read_all(&serve, environment)? {
+                Self::Serve(_) => {}
+                // Its help or its version was asked for.
+                other => return Ok(other),
+            }
+        }
         let facts = CommandLineFacts {
-            arguments: &arguments,
+            arguments,
             command,
             name,
             from_variables: &from_variables,
         };
-        let joined = with_negative_values(command, &arguments);
+        let joined = with_negative_values(command, arguments);
         match parse(&joined, &from_variables) {
             Ok(line) => {
-                Self::of(line, &environment).map_err(|error: SettingError| facts.refuse(&error))
+                Self::of(line, environment).map_err(|error: SettingError| facts.refuse(&error))
             }
             Err(error) => match error.kind() {
                 ErrorKind::DisplayVersion => Ok(Self::Version),
-                ErrorKind::DisplayHelp => Ok(Self::Help(Help(help(&arguments, error)))),
+                ErrorKind::DisplayHelp => Ok(Self::Help(Help(help(arguments, error)))),
                 _ => Err(facts.explain(&error)),
             },
         }
@@ -108,9 +141,67 @@ impl Command {
                 check_threads(flags.instances, flags.intra_op_threads)?;
                 Ok(Self::Tune(flags))
             }
+            Some(Subcommands::Fetch(flags)) => {
+                fetch(*flags, &platform).map(Box::new).map(Self::Fetch)
+            }
             Some(Subcommands::Healthcheck(flags)) => flags.target(&platform).map(Self::Healthcheck),
         }
     }
+}
+
+/// Where a model lies that is to be fetched.
+const MODEL_URI: &str = "MODEL_URI";
+
+/// Where Vertex AI has copied a model to.
+const STORAGE_URI: &str = "AIP_STORAGE_URI";
+
+fn fetch(flags: FetchFlags, platform: &Platform<'_>) -> Result<FetchStart, SettingError> {
+    let (uri, setting) = match flags.uri {
+        Some(uri) => (uri, Setting::Argument("URI")),
+        None => match platform.read(MODEL_URI)? {
+            Some(uri) => (uri, Setting::Variable(MODEL_URI)),
+            None => match platform.read(STORAGE_URI)? {
+                Some(uri) => (uri, Setting::Variable(STORAGE_URI)),
+                None => {
+                    return Err(SettingError {
+                        setting: Setting::Argument("URI"),
+                        reason: format!(
+                            "nothing says where the model lies; write it, for example gs://models/digits/best.onnx, or set {MODEL_URI}"
+                        ),
+                    });
+                }
+            },
+        },
+    };
+    let source: Source = uri
+        .parse()
+        .map_err(|reason| SettingError { setting, reason })?;
+    if source.is_without_tls() && flags.sha256.is_none() {
+        return Err(SettingError {
+            setting,
+            reason: format!(
+                "{source} is sent without TLS, so that anybody on the way could change it; use https, or say with --sha256 (MODEL_SHA256) what it must be"
+            ),
+        });
+    }
+    let then = (!flags.serve.is_empty()).then(|| {
+        let mut line = vec![OsString::from("serve")];
+        line.extend(flags.serve);
+        line
+    });
+    Ok(FetchStart {
+        config: FetchConfig {
+            source,
+            folder: flags.to,
+            digest: flags.sha256,
+            timeout: flags.timeout.into(),
+        },
+        log: LogConfig {
+            level: flags.log_level,
+            format: flags.log_format,
+        },
+        then,
+    })
 }
 
 /// Refuses a model's path that can be none.

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a value that does not parse never gets past this file.
 
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -9,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::values::{self, OptionalTime, Switch};
 use crate::address::Host;
+use crate::fetch::Digest;
 use crate::healthcheck::Target;
 use crate::loading::Fixed;
 use crate::runtime::provider::{CudaConfig, Device};
@@ -48,6 +50,7 @@ pub(super) enum Subcommands {
     Serve(Box<ServeFlags>),
     Inspect(Box<InspectFlags>),
     Tune(Box<TuneFlags>),
+    Fetch(Box<FetchFlags>),
     Healthcheck(Box<HealthcheckFlags>),
 }
 
@@ -414,6 +417,51 @@ pub struct TuneFlags {
     /// Print the table and the settings, and write nothing.
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// Brings a model from a bucket, a web server or a hub into a folder, and checks it.
+///
+/// The server itself fetches nothing: this runs before it, as an init container, or as the same process if the flags of
+/// serve follow behind --. What is there already, with the right digest, is not fetched again. Credentials come from the
+/// environment, as the platform gives them.
+#[derive(Debug, Clone, Parser)]
+#[command(override_usage = "model-serving fetch [OPTIONS] --to <DIR> [URI] [-- SERVE FLAGS]")]
+pub struct FetchFlags {
+    /// Where the model lies: `gs://BUCKET/PATH`, `s3://BUCKET/PATH`, `az://CONTAINER/PATH`, `https://HOST/PATH` or
+    /// `hf://OWNER/REPO[@REVISION]/PATH`. A path that ends in / is a folder with all that lies in it, but for hidden files.
+    /// If not given, the variable; if that is not set either, `AIP_STORAGE_URI`, as Vertex AI sets it.
+    #[arg(value_name = "URI", env = "MODEL_URI")]
+    pub uri: Option<String>,
+
+    /// The folder that it is brought into: a file under its own name, a folder's files under their paths in it.
+    #[arg(long, env = "MODEL_DIR", value_name = "DIR", value_parser = values::path())]
+    pub to: PathBuf,
+
+    /// The SHA-256 that the file must have; of a folder, the SHA-256 of what sha256sum prints for its files in the order of
+    /// their names. Set it, so that every replica serves the same model. Plain http is fetched from only with it.
+    #[arg(long, env = "MODEL_SHA256", value_name = "HEX")]
+    pub sha256: Option<Digest>,
+
+    /// How long nothing new may come before it is given up; until then it is tried again.
+    #[arg(long, env = "FETCH_TIMEOUT", value_name = "DURATION", default_value = "2m", value_parser = values::positive_time)]
+    pub timeout: DurationText,
+
+    /// off, error, warn, info, debug or trace.
+    #[arg(long, env = "LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    pub log_level: LogLevel,
+
+    /// json for log collectors, text for people; auto is text at a terminal, else json.
+    #[arg(
+        long,
+        env = "LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "auto"
+    )]
+    pub log_format: LogFormat,
+
+    /// Flags of serve: when the model is there, this process becomes the server.
+    #[arg(last = true, value_name = "SERVE FLAGS")]
+    pub serve: Vec<OsString>,
 }
 
 /// Asks a server how it is.

@@ -36,10 +36,12 @@ use crate::server::Config;
 use crate::shutdown::DrainConfig;
 use crate::telemetry::logging::LogConfig;
 
-pub use command::{Command, Help};
+pub use command::{Command, FetchStart, Help};
 pub use complaint::UsageError;
 use complaint::{CommandLineFacts, Setting, SettingError};
-pub use flags::{ExecutionFlags, HealthcheckFlags, InspectFlags, ServeFlags, TuneFlags};
+pub use flags::{
+    ExecutionFlags, FetchFlags, HealthcheckFlags, InspectFlags, ServeFlags, TuneFlags,
+};
 use platform::Platform;
 
 /// The port if neither a flag nor the environment names one.

@@ -1,0 +1,209 @@
+//! A file that has not all arrived yet, beside a note of which version of it this is the beginning of.
+//!
+//! Invariant: bytes of two versions are never put together. Where the note is missing or says something else, the file
+//! begins anew.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::digest::{self, Digest, Hasher};
+
+/// What has arrived of a file.
+pub(super) struct Part {
+    path: PathBuf,
+    file: File,
+    hasher: Hasher,
+    length: u64,
+    version: Version,
+}
+
+/// Which version of a file it is, and how long that is, as far as the server said.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Version {
+    /// What the server calls this version; without it, nothing can be put together.
+    pub(super) validator: Option<String>,
+    /// The length of the whole.
+    pub(super) total: Option<u64>,
+}
+
+/// Where to go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Resume {
+    /// The bytes that are there.
+    pub(super) from: u64,
+    /// The version that they are of.
+    pub(super) validator: String,
+}
+
+/// A file that has arrived, under a name of its own.
+pub(super) struct Arrived {
+    pub(super) path: PathBuf,
+    pub(super) digest: Digest,
+    pub(super) length: u64,
+}
+
+impl Part {
+    /// Opens what an earlier attempt left in `folder` under `key`, or begins anew.
+    pub(super) fn open(folder: &Path, key: &str) -> io::Result<Self> {
+        let path = folder.join(format!("{key}.part"));
+        let file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(&path)?;
+        let mut part = Self {
+            path,
+            file,
+            hasher: Hasher::default(),
+            length: 0,
+            version: Version::default(),
+        };
+        let note = std::fs::read(part.note()).ok();
+        let version = note.and_then(|note| serde_json::from_slice::<Version>(&note).ok());
+        match version {
+            Some(version) if version.validator.is_some() => {
+                part.version = version;
+                part.length = digest::read_into(&mut part.hasher, &mut part.file)?;
+                // What is complete was about to be put into its place; it may have been replaced since.
+                if part.version.total.is_some_and(|total| part.length >= total) {
+                    part.begin(Version::default())?;
+                }
+            }
+            _ => part.begin(Version::default())?,
+        }
+        Ok(part)
+    }
+
+    fn note(&self) -> PathBuf {
+        self.path.with_extension("json")
+    }
+
+    /// Where the next attempt can go on, if it can.
+    pub(super) fn resume(&self) -> Option<Resume> {
+        let validator = self.version.validator.clone();
+        let validator = validator.filter(|_| self.length > 0)?;
+        Some(Resume {
+            from: self.length,
+            validator,
+        })
+    }
+
+    /// The bytes that are there.
+    pub(super) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The length of the whole, if the server told.
+    pub(super) fn total(&self) -> Option<u64> {
+        self.version.total
+    }
+
+    /// Throws away what is there; what follows is of `version`.
+    pub(super) fn begin(&mut self, version: Version) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.hasher = Hasher::default();
+        self.length = 0;
+        match serde_json::to_vec(&version) {
+            Ok(note) if version.validator.is_some() => std::fs::write(self.note(), note)?,
+            _ => remove(&self.note())?,
+        }
+        self.version = version;
+        Ok(())
+    }
+
+    /// Adds what comes next.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.hasher.update(bytes);
+        self.length += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// All has arrived, and is on the disk.
+    pub(super) fn finish(self) -> io::Result<Arrived> {
+        self.file.sync_all()?;
+        remove(&self.note())?;
+        Ok(Arrived {
+            path: self.path,
+            digest: self.hasher.finish(),
+            length: self.length,
+        })
+    }
+}
+
+impl Arrived {
+    /// Moves it to `target`, in the place of what may be there.
+    pub(super) fn place(&self, target: &Path) -> io::Result<()> {
+        let folder = target.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(folder)?;
+        std::fs::rename(&self.path, target)?;
+        // The new name is on the disk only when its folder is.
+        File::open(folder)?.sync_all()
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(validator: Option<&str>, total: u64) -> Version {
+        Version {
+            validator: validator.map(str::to_owned),
+            total: Some(total),
+        }
+    }
+
+    #[test]
+    fn what_arrived_of_a_known_version_is_gone_on_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut part = Part::open(folder.path(), "k").unwrap();
+        assert_eq!(part.resume(), None);
+        part.begin(version(Some("\"v1\""), 6)).unwrap();
+        part.write(b"abc").unwrap();
+        drop(part);
+        let mut part = Part::open(folder.path(), "k").unwrap();
+        let resume = part.resume().unwrap();
+        assert_eq!((resume.from, resume.validator.as_str()), (3, "\"v1\""));
+        part.write(b"def").unwrap();
+        let arrived = part.finish().unwrap();
+        let target = folder.path().join("a/b.onnx");
+        arrived.place(&target).unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), b"abcdef");
+        assert_eq!(digest::of_file(&target).unwrap(), Some(arrived.digest));
+        assert_eq!(
+            std::fs::read_dir(folder.path()).unwrap().count(),
+            1,
+            "the note stays behind"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_gone_on_with_begins_anew() {
+        for (validator, total, note) in [
+            (None, 6, None),
+            (Some("\"v1\""), 3, None),
+            (Some("\"v1\""), 6, Some("{")),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut part = Part::open(folder.path(), "k").unwrap();
+            part.begin(version(validator, total)).unwrap();
+            part.write(b"abc").unwrap();
+            drop(part);
+            if let Some(note) = note {
+                std::fs::write(folder.path().join("k.json"), note).unwrap();
+            }
+            let part = Part::open(folder.path(), "k").unwrap();
+            assert_eq!((part.resume(), part.length()), (None, 0));
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Files of web servers, over HTTP: ranges, redirects, and what their answers mean.
+//!
+//! Invariant: what began encrypted stays so. A redirect from `https` to `http` is an error.
+
+use std::time::Duration;
+
+use futures_util::TryStreamExt as _;
+use reqwest::header::{
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, IF_RANGE,
+    LAST_MODIFIED, RANGE, RETRY_AFTER,
+};
+use reqwest::redirect::{Attempt, Policy};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
+
+use super::failure::Failure;
+use super::origin::Opened;
+use super::part::{Resume, Version};
+use crate::version::VERSION;
+
+/// How long a connection may take to come about.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A client of web servers.
+#[derive(Clone)]
+pub(super) struct Web {
+    client: Client,
+    /// Sent to the first server only, not to those that it redirects to.
+    token: Option<String>,
+}
+
+impl Web {
+    /// `idle` is how long nothing may come. `token` is sent as a bearer's.
+    pub(super) fn new(idle: Duration, token: Option<String>) -> Result<Self, Failure> {
+        let client = Client::builder()
+            .user_agent(format!("model-serving/{VERSION}"))
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(idle)
+            .redirect(Policy::custom(follow))
+            .build()
+            .map_err(Failure::of_client)?;
+        Ok(Self { client, token })
+    }
+
+    /// Sends a request, and takes only a successful answer for an answer.
+    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
+        let request = match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        };
+        let response = request.send().await.map_err(Failure::of_client)?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let pause = text(response.headers(), RETRY_AFTER);
+        let pause = pause.and_then(|it| it.trim().parse().ok());
+        Err(Failure::of_status(status, pause.map(Duration::from_secs)))
+    }
+
+    pub(super) fn get(&self, url: Url) -> RequestBuilder {
+        self.client.get(url)
+    }
+
+    pub(super) fn post(&self, url: Url) -> RequestBuilder {
+        self.client.post(url)
+    }
+
+    /// Opens the file at `url`, from where the last attempt ended if the server can and the file is the same.
+    pub(super) async fn open(&self, url: Url, resume: Option<&Resume>) -> Result<Opened, Failure> {
+        // Encoded, its length would be another one, and its digest too.
+        let mut request = self.get(url).header(ACCEPT_ENCODING, "identity");
+        if let Some(resume) = resume {
+            request = request
+                .header(RANGE, format!("bytes={}-", resume.from))
+                .header(IF_RANGE, &resume.validator);
+        }
+        let response = self.send(request).await?;
+        let headers = response.headers();
+        if let Some(coding) =
+            text(headers, CONTENT_ENCODING).filter(|it| !it.eq_ignore_ascii_case("identity"))
+        {
+            return Err(Failure::Permanent(format!(
+                "the server sends the file encoded with {coding}, without being asked to"
+            )));
+        }
+        let (from, total) = match response.status() {
+            StatusCode::PARTIAL_CONTENT => {
+                let range = text(headers, CONTENT_RANGE).and_then(content_range);
+                match (range, resume) {
+                    (Some((from, total)), Some(resume)) if from == resume.from => (from, total),
+                    _ => return Err(Failure::Changed),
+                }
+            }
+            StatusCode::OK => (0, response.content_length()),
+            status => {
+                return Err(Failure::Permanent(format!(
+                    "the server answered {status}, which is no file"
+                )));
+            }
+        };
+        let version = Version {
+            validator: validator(headers),
+            total,
+        };
+        let bytes = response.bytes_stream().map_err(Failure::of_client);
+        Ok(Opened {
+            from,
+            version,
+            bytes: Box::pin(bytes),
+        })
+    }
+}
+
+fn follow(attempt: Attempt) -> reqwest::redirect::Action {
+    let downgrades = attempt.previous().iter().any(|url| url.scheme() == "https")
+        && attempt.url().scheme() != "https";
+    if downgrades {
+        return attempt.error("it redirects from https to http");
+    }
+    if attempt.previous().len() > 10 {
+        return attempt.error("it redirects again and again");
+    }
+    attempt.follow()
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// What names this version of a file well enough to put parts of it together: a strong entity tag, else its date.
+fn validator(headers: &HeaderMap) -> Option<String> {
+    let tag = text(headers, ETAG).filter(|tag| !tag.starts_with("W/"));
+    tag.or_else(|| text(headers, LAST_MODIFIED))
+        .map(str::to_owned)
+}
+
+/// `bytes 3-5/6`: where it begins, and the length of the whole if that is known.
+fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
+    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let (from, _to) = range.split_once('-')?;
+    let total = match total {
+        "*" => None,
+        total => Some(total.parse().ok()?),
+    };
+    Some((from.parse().ok()?, total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_says_where_it_begins() {
+        assert_eq!(content_range("bytes 3-5/6"), Some((3, Some(6))));
+        assert_eq!(content_range("bytes 0-5/*"), Some((0, None)));
+        for text in [
+            "bytes */6",
+            "bytes 3/6",
+            "3-5/6",
+            "bytes 3-5",
+            "bytes 3-5/x",
+        ] {
+            assert_eq!(content_range(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn parts_are_put_together_by_a_strong_tag_or_a_date() {
+        let headers = |pairs: &[(HeaderName, &'static str)]| {
+            pairs
+                .iter()
+                .map(|(name, value)| (name.clone(), value.parse().unwrap()))
+                .collect()
+        };
+        let date = "Fri, 27 Nov 2026 22:00:00 GMT";
+        assert_eq!(
+            validator(&headers(&[(ETAG, "\"a\""), (LAST_MODIFIED, date)])).as_deref(),
+            Some("\"a\"")
+        );
+        assert_eq!(
+            validator(&headers(&[(ETAG, "W/\"a\""), (LAST_MODIFIED, date)])).as_deref(),
+            Some(date)
+        );
+        assert_eq!(validator(&headers(&[(ETAG, "W/\"a\"")])), None);
+    }
+}
