@@ -20,6 +20,14 @@ const SECONDS: &[f64] = &[
     5.0,
 ];
 
+/// Bucket edges of the duration of predictions, in seconds: those above, and between 0.1 and 0.3 so many that a quantile
+/// which is read out of them is at most a tenth wrong. The thresholds of autoscalers and alerts lie there (0.2 s), and
+/// between 0.1 and 0.25 a true 110 ms would be read as 248 ms.
+const PREDICTION_SECONDS: &[f64] = &[
+    0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.11, 0.12, 0.13, 0.14,
+    0.15, 0.165, 0.18, 0.19, 0.2, 0.22, 0.24, 0.25, 0.275, 0.3, 0.4, 0.5, 1.0, 2.5, 5.0,
+];
+
 /// Bucket edges of batch sizes, in rows.
 const ROWS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 
@@ -85,7 +93,7 @@ families! {
     #[doc = " Predictions answered or given up, by outcome: success, invalid, overloaded, timeout, cancelled, error."]
     predictions: IntCounterVec = "ml_predictions_total" ["model_name", "status"];
     #[doc = " Seconds from the request's head to its answer, for predictions that were admitted (success, timeout, error)."]
-    prediction_duration: HistogramVec(SECONDS) = "ml_prediction_duration_seconds" ["model_name"];
+    prediction_duration: HistogramVec(PREDICTION_SECONDS) = "ml_prediction_duration_seconds" ["model_name"];
     #[doc = " Rows of each well-formed request received; 1 where the model has no batch axis."]
     batch_size: HistogramVec(ROWS) = "ml_batch_size" ["model_name"];
     #[doc = " Rows of each execution, after requests were merged, or of each part of a large one."]
@@ -465,5 +473,32 @@ fn set<A: Atomic>(family: &GenericGaugeVec<A>, label: &str, value: Option<A::T>)
         Some(value) => family.with_label_values(&[label]).set(value),
         // An error says that it is not there, which is what was wanted.
         None => drop(family.remove_label_values(&[label])),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What Prometheus reads as the quantile `q` where every prediction took `seconds`: it takes them to be spread evenly
+    /// over their bucket.
+    fn quantile(q: f64, seconds: f64) -> f64 {
+        let edges = PREDICTION_SECONDS;
+        let above = edges.partition_point(|edge| *edge < seconds);
+        let (low, high) = (edges[above - 1], edges[above]);
+        low + (high - low) * q
+    }
+
+    #[test]
+    fn a_p99_around_the_autoscalers_threshold_is_read_with_an_error_of_a_tenth_at_most() {
+        for step in 0..2000 {
+            let seconds = 0.1 + 0.0001 * f64::from(step);
+            let error = (quantile(0.99, seconds) - seconds).abs() / seconds;
+            assert!(
+                error <= 0.1,
+                "{seconds} s is read as {} s",
+                quantile(0.99, seconds)
+            );
+        }
     }
 }
