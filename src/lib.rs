@@ -46,6 +46,7 @@ pub mod model;
 
 // Plain data, and leaves that everybody may use.
 pub mod address;
+pub mod chance;
 pub mod telemetry;
 pub mod tensor;
 #[cfg(feature = "testkit")]

@@ -67,6 +67,34 @@ fn closed_after(client: &mut Client, started: Instant) -> Duration {
 }
 
 #[test]
+fn an_old_connection_ends_with_a_whole_answer() {
+    let server = Server::fixture("addone", &["--max-connection-age", "500ms"]);
+    let mut busy = server.connect();
+    let mut idle = server.connect();
+    let started = Instant::now();
+    assert!(!idle.send(&valid()).unwrap().closes());
+    let mut answered = 0;
+    loop {
+        let answer = busy.send(&valid()).unwrap();
+        assert_eq!(answer.status, 200);
+        answered += 1;
+        if answer.closes() {
+            break;
+        }
+    }
+    assert!(started.elapsed() >= Duration::from_millis(450) && answered > 1);
+    assert_eq!(busy.read_to_end(), b"");
+    // One that waited meanwhile is not closed under its client's hands: its next answer says it.
+    support::until("the other one is old", || {
+        started.elapsed() > Duration::from_millis(550)
+    });
+    let last = idle.send(&valid()).unwrap();
+    assert!(last.status == 200 && last.closes());
+    let fresh = server.connect().send(&valid()).unwrap();
+    assert!(fresh.status == 200 && !fresh.closes());
+}
+
+#[test]
 fn peers_that_send_nothing_or_dribble_are_closed() {
     let server = Server::fixture("addone", &SHORT);
     beside_good_clients(&server, || {

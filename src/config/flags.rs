@@ -218,6 +218,17 @@ pub struct ServeFlags {
         default_value = "75s", value_parser = values::positive_time)]
     pub keep_alive_timeout: DurationText,
 
+    /// How long a connection is used, give or take a tenth; the next answer then has Connection: close. off if not given.
+    /// Set it where new replicas stand behind a balancer of connections, as a Service of Kubernetes is: clients that keep
+    /// their connections never reach them otherwise.
+    #[arg(
+        long,
+        env = "MAX_CONNECTION_AGE",
+        value_name = "DURATION|off",
+        default_value = "off"
+    )]
+    pub max_connection_age: OptionalTime,
+
     /// After SIGTERM, how long requests are still taken while /ready says 503. Kubernetes needs some 5s, unless a
     /// preStop hook waits; Cloud Run needs none.
     #[arg(

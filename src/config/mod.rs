@@ -145,6 +145,7 @@ impl ServeFlags {
             header_timeout: self.header_timeout.into(),
             write_timeout: self.write_timeout.into(),
             keep_alive_timeout: self.keep_alive_timeout.into(),
+            max_age: self.max_connection_age.0,
             // Twice the limits are read, so that what exceeds them is answered as an error that says so.
             max_head_bytes: max_header_size
                 .saturating_add(max_uri_size)

@@ -14,9 +14,7 @@ mod progress;
 mod uri;
 mod web;
 
-use std::collections::hash_map::RandomState;
 use std::fs::{File, TryLockError};
-use std::hash::{BuildHasher as _, Hasher as _};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -30,6 +28,7 @@ use self::part::{Arrived, Part};
 use self::patience::Patience;
 use self::progress::Progress;
 pub use self::uri::{HubSource, Provider, Source, StoreSource, WebSource};
+use crate::chance::chance;
 
 /// What has partly arrived lies here, below the folder.
 const STAGE: &str = ".fetch";
@@ -365,14 +364,6 @@ fn given_up(what: &str, failure: Failure, timeout: Duration) -> FetchError {
         Failure::NotFound(reason) => FetchError::NotFound { what, reason },
         Failure::Permanent(reason) => FetchError::Refused { what, reason },
     }
-}
-
-/// A number from 0 to 1 that differs from process to process.
-fn chance() -> f64 {
-    let random = RandomState::new().build_hasher().finish();
-    #[expect(clippy::cast_precision_loss, reason = "any number between will do")]
-    let chance = random as f64 / u64::MAX as f64;
-    chance
 }
 
 /// Under which name what has arrived of a file is kept.

@@ -229,6 +229,7 @@ mod tests {
             header_timeout: Duration::ZERO,
             write_timeout: Duration::ZERO,
             keep_alive_timeout: Duration::ZERO,
+            max_age: None,
             max_head_bytes: 0,
             max_headers: 0,
             max_uri_bytes: 1000,

@@ -30,6 +30,7 @@ use super::giving_way;
 use super::phase::{Limits, Micros, Phase, Verdict, micros};
 use super::places::Place;
 use super::quiet::QuietRoutes;
+use crate::chance::chance;
 pub(super) use body::DeclaredTooLarge;
 use service::WatchedService;
 pub(super) use shared::Shared;
@@ -47,6 +48,8 @@ pub struct ConnectionConfig {
     pub write_timeout: Duration,
     /// Between an answer and the next request.
     pub keep_alive_timeout: Duration,
+    /// After this time, give or take a tenth, the next answer ends the connection; never if not given.
+    pub max_age: Option<Duration>,
     /// The largest head of a request that is read at all, in bytes.
     pub max_head_bytes: usize,
     /// The most headers that are read at all.
@@ -98,7 +101,7 @@ async fn serve_stream<S: Transport>(
     place: Arc<Place>,
 ) {
     let limits = config.limits();
-    let shared = Arc::new(Shared::new());
+    let shared = Arc::new(Shared::new(config.max_age.map(aged)));
     poll_fn(|context| {
         shared.departure.of(context.waker());
         Poll::Ready(())
@@ -178,6 +181,11 @@ async fn serve_stream<S: Transport>(
     }
 }
 
+/// `age`, give or take a tenth: connections that came about together need not all be made again together.
+fn aged(age: Duration) -> Duration {
+    age.mul_f64(0.9 + 0.2 * chance())
+}
+
 /// Ends when somebody needs the place. Costs a look at a flag.
 async fn asked_to_give_way(shared: &Shared) {
     poll_fn(|_| {
@@ -211,11 +219,20 @@ mod tests {
         header_timeout: Duration::from_secs(10),
         write_timeout: Duration::from_secs(5),
         keep_alive_timeout: Duration::from_millis(500),
+        max_age: None,
         max_head_bytes: 8192,
         max_headers: 100,
         max_uri_bytes: 1000,
         max_body_bytes: 1 << 20,
     };
+
+    #[test]
+    fn connections_of_one_moment_grow_old_in_different_moments() {
+        let ages: Vec<Duration> = (0..100).map(|_| aged(Duration::from_secs(100))).collect();
+        let (least, most) = (ages.iter().min().unwrap(), ages.iter().max().unwrap());
+        assert!(least.as_secs() >= 90 && most.as_secs() <= 110, "{ages:?}");
+        assert!(most.abs_diff(*least).as_secs() >= 10, "{ages:?}");
+    }
 
     /// A peer of a connection, which holds a kilobyte on its way, in a time that passes only while everybody waits.
     struct Peer {

@@ -1,7 +1,8 @@
 //! The router, as one connection calls it.
 //!
 //! Invariant: each request is noted before its handler is called; on a reserve place none but those for probes and metrics
-//! reach a handler; and an answer whose head is made there, or while the server drains, says that the connection ends.
+//! reach a handler; and an answer whose head is made there, while the server drains, or on a connection that has become old,
+//! says that the connection ends.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -80,7 +81,7 @@ impl hyper::service::Service<Request<Incoming>> for WatchedService {
 }
 
 pin_project! {
-    /// The router's answer, told to close the connection when the server drains.
+    /// The router's answer, told to close the connection when the server drains or the connection is old.
     pub(super) struct AnswerFuture {
         #[pin]
         inner: Inner,
@@ -130,7 +131,7 @@ impl Future for AnswerFuture {
             InnerProjection::Waiting { .. } => return Poll::Pending,
         };
         this.shared.note_answer(response.headers().get(&REQUEST_ID));
-        if this.drain.is_closing() || this.place.is_on_reserve() {
+        if this.drain.is_closing() || this.place.is_on_reserve() || this.shared.is_old() {
             response
                 .headers_mut()
                 .insert(CONNECTION, HeaderValue::from_static("close"));

@@ -17,6 +17,8 @@ use crate::http::places::Departure;
 /// atomic loads and stores suffice. Others only look: whoever needs a place, for one that can give way.
 pub(in crate::http) struct Shared {
     pub(super) start: Instant,
+    /// When the connection is so old that the next answer is to be its last.
+    old_at: Option<Instant>,
     /// The fields of a [`State`].
     phase: AtomicU8,
     since: AtomicU64,
@@ -44,9 +46,12 @@ pub(in crate::http) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new() -> Self {
+    /// `max_age` is how long the connection may be used.
+    pub(super) fn new(max_age: Option<Duration>) -> Self {
+        let start = Instant::now();
         let shared = Self {
-            start: Instant::now(),
+            start,
+            old_at: max_age.map(|age| start + age),
             phase: AtomicU8::new(0),
             since: AtomicU64::new(0),
             blocked: AtomicU64::new(0),
@@ -67,6 +72,11 @@ impl Shared {
 
     pub(in crate::http) fn now(&self) -> Micros {
         micros(self.start.elapsed())
+    }
+
+    /// Whether the next answer is to be the last.
+    pub(super) fn is_old(&self) -> bool {
+        self.old_at.is_some_and(|at| Instant::now() >= at)
     }
 
     pub(super) fn instant(&self, at: Micros) -> Instant {
