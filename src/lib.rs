@@ -23,6 +23,7 @@ pub mod loading;
 pub mod process;
 pub mod reload;
 pub mod server;
+pub mod service_manager;
 pub mod shutdown;
 pub mod signals;
 pub mod tune;

@@ -58,6 +58,11 @@ fn execute(command: Command) -> Result<(), Failure> {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.to_string().into()),
             _ => Ok(()),
         },
+        Command::Print(text) => match std::io::Write::write_all(&mut std::io::stdout(), &text) {
+            // Whoever closes the pipe has read enough.
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.to_string().into()),
+            _ => Ok(()),
+        },
         Command::Version => Ok(print_version()?),
     }
 }

@@ -32,6 +32,7 @@ use crate::registry::{Registry, ServedModel};
 use crate::reload::{Files, Notices, ReloadConfig, Reloader};
 use crate::runtime::device_health::DeviceHealth;
 use crate::runtime::session::RunMemory;
+use crate::service_manager;
 use crate::shutdown::{self, DrainConfig};
 use crate::signals::{Signals, Stop};
 use crate::telemetry::metrics::Metrics;
@@ -215,6 +216,7 @@ pub async fn run(
         loaded = load_models(&config, run_memory, &metrics, &device) => {
             let reloader = publish(loaded?, &config, &registry, metrics)?;
             tracing::info!(seconds = started.elapsed().as_secs_f64(), "ready");
+            service_manager::ready();
             if let Some(address) = address.filter(|_| hints::are_shown()) {
                 let (path, registry) = (config.models.path.clone(), Arc::clone(&registry));
                 let needs_key = config.http.api_keys.is_some();
@@ -233,6 +235,7 @@ pub async fn run(
             (stop, Some(reloader))
         }
     };
+    service_manager::stopping();
     let end = Instant::now() + config.drain.delay + config.drain.timeout;
     // A second Ctrl-C is meant; a second SIGTERM is often just sent to a process group and to us as well.
     let hurry = async { while signals.stop.next().await != Stop::Interrupt {} };

@@ -58,6 +58,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "testkit",
             "container",
             "process",
+            "service_manager",
             "shutdown",
             "signals",
             "hints",
@@ -78,15 +79,30 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("admin", &["http", "telemetry"]),
     (
         "watchdog",
-        &["testkit", "process", "registry", "runtime", "telemetry"],
+        &[
+            "testkit",
+            "process",
+            "registry",
+            "runtime",
+            "service_manager",
+            "telemetry",
+        ],
     ),
     ("shutdown", &["signals", "http", "registry"]),
+    ("service_manager", &[]),
     ("signals", &[]),
     ("process", &["runtime"]),
     ("container", &[]),
     (
         "reload",
-        &["testkit", "loading", "registry", "model", "telemetry"],
+        &[
+            "testkit",
+            "loading",
+            "registry",
+            "model",
+            "service_manager",
+            "telemetry",
+        ],
     ),
     (
         "loading",
@@ -181,6 +197,9 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("opentelemetry_otlp", &["telemetry"]),
     ("opentelemetry_sdk", &["telemetry"]),
     ("clap", &["config"]),
+    ("clap_complete", &["config"]),
+    ("clap_mangen", &["config"]),
+    ("sd_notify", &["service_manager"]),
     ("libc", &["listening.rs", "process", "text_file.rs"]),
 ];
 

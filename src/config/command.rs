@@ -9,6 +9,7 @@ use std::path::Path;
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, FromArgMatches as _};
+use clap_complete::Shell;
 
 use super::complaint::{CommandLineFacts, Setting, SettingError, UsageError, given_flags};
 use super::flags::{CommandLine, FetchFlags, InspectFlags, ServeFlags, Subcommands, TuneFlags};
@@ -33,6 +34,8 @@ pub enum Command {
     Healthcheck(Target),
     /// Print the help that was asked for.
     Help(Help),
+    /// Print this text.
+    Print(Vec<u8>),
     /// Print which version this is.
     Version,
 }
@@ -144,10 +147,51 @@ impl Command {
             Some(Subcommands::Fetch(flags)) => {
                 fetch(*flags, &platform).map(Box::new).map(Self::Fetch)
             }
+            Some(Subcommands::Completions(flags)) => Ok(Self::Print(completions(flags.shell))),
+            Some(Subcommands::Man(flags)) => manual(flags.command.as_deref()).map(Self::Print),
             Some(Subcommands::Healthcheck(flags)) => flags.target(&platform).map(Self::Healthcheck),
         }
     }
 }
+
+fn completions(shell: Shell) -> Vec<u8> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut CommandLine::command(), NAME, &mut text);
+    text
+}
+
+/// The page of the manual about `name`, or about the program as a whole.
+fn manual(name: Option<&str>) -> Result<Vec<u8>, SettingError> {
+    let mut root = CommandLine::command();
+    root.build();
+    let page = match name {
+        None => root,
+        Some(name) => {
+            let names = root.get_subcommands().map(clap::Command::get_name);
+            let names: Vec<String> = names
+                .filter(|it| *it != "help")
+                .map(str::to_owned)
+                .collect();
+            let found = names.iter().any(|known| known == name);
+            let found = found.then(|| root.find_subcommand(name)).flatten();
+            let command = found.ok_or_else(|| SettingError {
+                setting: Setting::Argument("COMMAND"),
+                reason: format!(
+                    "there is no command '{name}'; write one of {}",
+                    names.join(", ")
+                ),
+            })?;
+            command.clone()
+        }
+    };
+    let mut text = Vec::new();
+    // Memory takes all that is written.
+    let _ = clap_mangen::Man::new(page).render(&mut text);
+    Ok(text)
+}
+
+/// The program's name.
+const NAME: &str = "model-serving";
 
 /// Where a model lies that is to be fetched.
 const MODEL_URI: &str = "MODEL_URI";

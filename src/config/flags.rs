@@ -7,6 +7,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 
 use super::values::{self, OptionalTime, Switch};
 use crate::address::Host;
@@ -52,6 +53,8 @@ pub(super) enum Subcommands {
     Tune(Box<TuneFlags>),
     Fetch(Box<FetchFlags>),
     Healthcheck(Box<HealthcheckFlags>),
+    Completions(CompletionsFlags),
+    Man(ManFlags),
 }
 
 /// Serves ONNX models over HTTP with dynamic batching.
@@ -473,6 +476,26 @@ pub struct FetchFlags {
     /// Flags of serve: when the model is there, this process becomes the server.
     #[arg(last = true, value_name = "SERVE FLAGS")]
     pub serve: Vec<OsString>,
+}
+
+/// Prints what makes a shell complete commands and flags.
+///
+/// For bash: model-serving completions bash > ~/.local/share/bash-completion/completions/model-serving
+#[derive(Debug, Clone, PartialEq, Eq, Parser)]
+#[command(override_usage = "model-serving completions <SHELL>")]
+pub(super) struct CompletionsFlags {
+    /// bash, elvish, fish, powershell or zsh.
+    #[arg(value_name = "SHELL", value_parser = values::shell)]
+    pub(super) shell: Shell,
+}
+
+/// Prints a page of the manual, for man: model-serving man > model-serving.1
+#[derive(Debug, Clone, PartialEq, Eq, Parser)]
+#[command(override_usage = "model-serving man [COMMAND]")]
+pub(super) struct ManFlags {
+    /// The command that the page is about; model-serving as a whole if not given.
+    #[arg(value_name = "COMMAND")]
+    pub(super) command: Option<String>,
 }
 
 /// Asks a server how it is.

@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::ValueEnum as _;
 use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap_complete::Shell;
 
 use crate::model::{self, limits};
 use crate::units::{ByteSize, DurationText, whole_number};
@@ -180,6 +182,23 @@ pub(super) fn path() -> impl TypedValueParser<Value = PathBuf> {
         }
         Ok(PathBuf::from(text))
     })
+}
+
+/// A shell that completions can be made for.
+pub(super) fn shell(text: &str) -> Result<Shell, String> {
+    let word = text.trim();
+    let known = Shell::value_variants();
+    known
+        .iter()
+        .copied()
+        .find(|shell| shell.to_string().eq_ignore_ascii_case(word))
+        .ok_or_else(|| {
+            let names: Vec<String> = known.iter().map(Shell::to_string).collect();
+            format!(
+                "'{text}' is no shell that is known; write one of {}",
+                names.join(", ")
+            )
+        })
 }
 
 /// The name of a model.

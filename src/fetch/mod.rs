@@ -141,10 +141,8 @@ pub async fn fetch(config: &FetchConfig) -> Result<(), FetchError> {
     )))?;
     let arrived = download(config, &origin, &files, &stage, &shown).await?;
     let digest = check(config, &files, &arrived, &shown).inspect_err(|_| {
-        for file in &arrived {
-            // What stays behind for another reason has no note, and is not gone on with.
-            let _ = std::fs::remove_file(&file.path);
-        }
+        // What stays behind for another reason has no note, and is not gone on with.
+        let _ = std::fs::remove_dir_all(&stage);
     })?;
     place(folder, &files, &arrived)?;
     // Also what is left of other sources.

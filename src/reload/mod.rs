@@ -23,6 +23,7 @@ use crate::model::ModelMetadata;
 use crate::model::repository::{Broken, ModelSource};
 use crate::model::stamp::Stamp;
 use crate::registry::{Phase, Registry, ServedModel};
+use crate::service_manager;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::supervision;
 use departures::Departures;
@@ -191,6 +192,7 @@ impl Worker {
                 Ok(()) => {
                     // Whoever asked meanwhile gets what is there now, too.
                     while requested.try_recv().is_ok() {}
+                    let _told = service_manager::Reloading::begin();
                     self.look(true);
                     self.tell_whether_blocked();
                 }

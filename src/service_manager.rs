@@ -1,0 +1,71 @@
+//! systemd, where it has started this process: it is told when the server is ready, loads its models again, stops, and
+//! that it still lives.
+//!
+//! Invariant: where `NOTIFY_SOCKET` is not set, nobody is told anything; whom one cannot reach costs a line of the log.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+
+/// Whether the log tells that it cannot be reached.
+static TOLD: AtomicBool = AtomicBool::new(false);
+
+/// The models are served.
+pub fn ready() {
+    tell(&[NotifyState::Ready]);
+}
+
+/// The server drains.
+pub fn stopping() {
+    tell(&[NotifyState::Stopping]);
+}
+
+/// The server lives: a restart is not the cure.
+pub fn alive() {
+    tell(&[NotifyState::Watchdog]);
+}
+
+/// How often [`alive`] must be said, if it must be: twice as often as it is looked for.
+#[must_use]
+pub fn alive_interval() -> Option<Duration> {
+    let within = sd_notify::watchdog_enabled().filter(|within| !within.is_zero());
+    within.map(|within| within / 2)
+}
+
+/// Models are being loaded again while this is there, however that ends.
+#[must_use = "it ends when this is dropped"]
+pub struct Reloading(());
+
+impl Reloading {
+    /// It begins.
+    pub fn begin() -> Self {
+        let now = NotifyState::monotonic_usec_now();
+        let states = std::iter::once(NotifyState::Reloading).chain(now);
+        tell(&states.collect::<Vec<_>>());
+        Self(())
+    }
+}
+
+impl Drop for Reloading {
+    fn drop(&mut self) {
+        ready();
+    }
+}
+
+fn tell(states: &[NotifyState<'_>]) {
+    let is_there = std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| !socket.is_empty());
+    if !is_there {
+        return;
+    }
+    if let Err(error) = sd_notify::notify(states) {
+        let error = error.to_string();
+        if TOLD.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        tracing::warn!(
+            error,
+            "the service manager at NOTIFY_SOCKET cannot be told how the server is"
+        );
+    }
+}
