@@ -3,7 +3,8 @@
 
 Each stage has a heading with its name and purpose before it, and its time after it. The first one that fails ends the
 run. At the end stands a table of all stages, also of those that did not run, and every line that a stage began with
-`SKIPPED:`, so that a check that could not be made is not lost in the log. The exit code is 1 if a stage failed.
+`SKIPPED:`, so that a check that could not be made is not lost in the log. The exit code is 1 if a stage failed, and
+with FAIL_ON_SKIPPED=1 also if a check was skipped: where everything is installed, a skipped check is a broken one.
 """
 
 import os
@@ -106,11 +107,15 @@ def main(stages):
         code = 130
     except SystemExit as stopped:
         code = stopped.code
+    intolerable = code == 0 and skipped and os.environ.get("FAIL_ON_SKIPPED") == "1"
     table(stages, results, began)
     for line in skipped:
         print(line)
     if code == 1:
         print(f"{verdict(stages, results)}; run it alone with: make {list(results)[-1]}")
+    if intolerable:
+        print("FAILED: FAIL_ON_SKIPPED is set, and the checks above were skipped")
+        code = 1
     sys.exit(code)
 
 
