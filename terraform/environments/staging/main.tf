@@ -4,9 +4,19 @@ terraform {
   required_version = ">= 1.9"
 }
 
+# Budgets, and whoever plans with credentials of their own, need to say which project pays for the calls.
 provider "google" {
-  project = var.project
-  region  = var.region
+  project               = var.project
+  region                = var.region
+  billing_project       = var.project
+  user_project_override = true
+}
+
+provider "google-beta" {
+  project               = var.project
+  region                = var.region
+  billing_project       = var.project
+  user_project_override = true
 }
 
 variable "project" {
@@ -20,13 +30,38 @@ variable "region" {
 }
 
 variable "github_repository" {
-  description = "OWNER/NAME of the repository whose workflows may deploy here."
+  description = "The repository whose workflows may deploy here: OWNER/NAME, or OWNER@NUMBER/NAME@NUMBER."
   type        = string
 }
 
-variable "image" {
-  description = "The first GPU image, by digest."
+variable "github_repository_id" {
+  description = "The number of that repository, unless github_repository has it."
   type        = string
+  default     = null
+}
+
+variable "gpu_image" {
+  description = "The first image of the service with an L4, by digest; no such service without it."
+  type        = string
+  default     = null
+}
+
+variable "cpu_image" {
+  description = "The first image of the service without a GPU, by digest; no such service without it."
+  type        = string
+  default     = null
+}
+
+variable "l4_quota" {
+  description = "The project's quota of L4s without zonal redundancy in the region."
+  type        = number
+  default     = 3
+}
+
+variable "args" {
+  description = "The arguments of the container, such as those that fetch the model at the start; none by default."
+  type        = list(string)
+  default     = []
 }
 
 variable "alert_emails" {
@@ -56,21 +91,24 @@ variable "budget" {
 module "model_serving" {
   source = "../../modules/model-serving"
 
-  environment       = "staging"
-  project           = var.project
-  region            = var.region
-  github_repository = var.github_repository
-  image             = var.image
-  instances         = { min = 1, max = 2 }
-  invokers          = var.invokers
-  api_key_version   = var.api_key_version
-  alert_emails      = var.alert_emails
-  budget            = var.budget
+  environment          = "staging"
+  project              = var.project
+  region               = var.region
+  github_repository    = var.github_repository
+  github_repository_id = var.github_repository_id
+  l4_quota             = var.l4_quota
+  gpu                  = var.gpu_image == null ? null : { image = var.gpu_image, instances = { min = 0, max = 1 } }
+  cpu                  = var.cpu_image == null ? null : { image = var.cpu_image }
+  args                 = var.args
+  invokers             = var.invokers
+  api_key_version      = var.api_key_version
+  alert_emails         = var.alert_emails
+  budget               = var.budget
 }
 
-output "url" {
-  description = "Where the service answers."
-  value       = module.model_serving.url
+output "urls" {
+  description = "Where each service answers, by variant."
+  value       = module.model_serving.urls
 }
 
 output "bucket" {
@@ -86,4 +124,9 @@ output "api_key_secret" {
 output "github_variables" {
   description = "The variables of the GitHub environment staging."
   value       = module.model_serving.github_variables
+}
+
+output "github_plan_variables" {
+  description = "The variables of the GitHub environment staging-plan."
+  value       = module.model_serving.github_plan_variables
 }

@@ -1,8 +1,18 @@
-# A Cloud Run service with one L4 per instance, and what it needs around it. Private unless invokers says otherwise.
+# Cloud Run services and what they need around them: one with an L4 per instance, one without a GPU, or both. They are
+# private unless invokers says otherwise.
 
 locals {
   name   = "model-serving-${var.environment}"
   labels = { app = "model-serving", environment = var.environment }
+
+  # By the variant of the image that a service runs.
+  services = merge(
+    var.gpu == null ? {} : { gpu = merge(var.gpu, { name = local.name, device = "cuda" }) },
+    var.cpu == null ? {} : { cpu = merge(var.cpu, { name = "${local.name}-cpu", device = "cpu" }) },
+  )
+
+  # Those that always have an instance. A check from outside would keep the others awake.
+  awake = { for variant, service in local.services : variant => service if service.instances.min > 0 }
 }
 
 data "google_project" "this" {
@@ -12,6 +22,7 @@ data "google_project" "this" {
 resource "google_project_service" "needed" {
   for_each = toset([
     "artifactregistry.googleapis.com",
+    "billingbudgets.googleapis.com",
     "cloudresourcemanager.googleapis.com",
     "iam.googleapis.com",
     "iamcredentials.googleapis.com",
@@ -27,7 +38,9 @@ resource "google_project_service" "needed" {
 }
 
 resource "google_cloud_run_v2_service" "this" {
-  name                = local.name
+  for_each = local.services
+
+  name                = each.value.name
   project             = var.project
   location            = var.region
   labels              = local.labels
@@ -37,21 +50,25 @@ resource "google_cloud_run_v2_service" "this" {
   template {
     service_account                  = google_service_account.runtime.email
     execution_environment            = "EXECUTION_ENVIRONMENT_GEN2"
-    gpu_zonal_redundancy_disabled    = true
-    max_instance_request_concurrency = var.concurrency
+    gpu_zonal_redundancy_disabled    = each.key == "gpu" ? true : null
+    max_instance_request_concurrency = each.value.concurrency
     timeout                          = "60s"
 
     scaling {
-      min_instance_count = var.instances.min
-      max_instance_count = var.instances.max
+      min_instance_count = each.value.instances.min
+      max_instance_count = each.value.instances.max
     }
 
-    node_selector {
-      accelerator = "nvidia-l4"
+    dynamic "node_selector" {
+      for_each = each.key == "gpu" ? ["nvidia-l4"] : []
+      content {
+        accelerator = node_selector.value
+      }
     }
 
     containers {
-      image = var.image
+      image = each.value.image
+      args  = var.args
 
       ports {
         container_port = 8000
@@ -59,7 +76,7 @@ resource "google_cloud_run_v2_service" "this" {
 
       env {
         name  = "DEVICE"
-        value = "cuda"
+        value = each.value.device
       }
 
       env {
@@ -82,13 +99,12 @@ resource "google_cloud_run_v2_service" "this" {
       }
 
       resources {
-        limits = {
-          cpu              = tostring(var.cpu)
-          memory           = "${var.memory_gib}Gi"
-          "nvidia.com/gpu" = "1"
-        }
-        # A GPU is billed by instance, so the CPU is too.
-        cpu_idle          = false
+        limits = merge(
+          { cpu = tostring(each.value.cpu), memory = "${each.value.memory_gib}Gi" },
+          each.key == "gpu" ? { "nvidia.com/gpu" = "1" } : {},
+        )
+        # A GPU is billed by instance, so the CPU is too. Without one, only requests are billed.
+        cpu_idle          = each.key == "cpu"
         startup_cpu_boost = true
       }
 
@@ -167,8 +183,17 @@ resource "google_cloud_run_v2_service" "this" {
   }
 
   lifecycle {
-    # The workflow deploys images and shifts traffic; Terraform owns the rest.
-    ignore_changes = [template[0].containers[0].image, template[0].revision, traffic, client, client_version]
+    # The workflow deploys images and shifts traffic; Terraform owns the rest. gcloud also writes down who it is, and
+    # marks the revision with a label and an annotation of its own.
+    ignore_changes = [
+      client,
+      client_version,
+      template[0].annotations,
+      template[0].containers[0].image,
+      template[0].labels,
+      template[0].revision,
+      traffic,
+    ]
   }
 
   depends_on = [
@@ -179,20 +204,36 @@ resource "google_cloud_run_v2_service" "this" {
 }
 
 resource "google_cloud_run_v2_service_iam_member" "invokers" {
-  for_each = var.invokers
+  for_each = {
+    for pair in setproduct(keys(local.services), var.invokers) : join(" ", pair) => { variant = pair[0], member = pair[1] }
+  }
 
   project  = var.project
   location = var.region
-  name     = google_cloud_run_v2_service.this.name
+  name     = google_cloud_run_v2_service.this[each.value.variant].name
   role     = "roles/run.invoker"
-  member   = each.key
+  member   = each.value.member
 }
 
-# The uptime check, which comes with Monitoring's own identity.
+# The uptime check calls as Monitoring's own identity. A project has none before somebody asks for it, and nobody can be
+# given a role before that.
+resource "google_project_service_identity" "monitoring" {
+  provider = google-beta
+
+  project = var.project
+  service = "monitoring.googleapis.com"
+
+  depends_on = [google_project_service.needed]
+}
+
 resource "google_cloud_run_v2_service_iam_member" "uptime_check" {
+  for_each = local.awake
+
   project  = var.project
   location = var.region
-  name     = google_cloud_run_v2_service.this.name
+  name     = google_cloud_run_v2_service.this[each.key].name
   role     = "roles/run.invoker"
   member   = "serviceAccount:service-${data.google_project.this.number}@gcp-sa-monitoring-notification.iam.gserviceaccount.com"
+
+  depends_on = [google_project_service_identity.monitoring]
 }

@@ -1,8 +1,11 @@
 # What wakes somebody: slow, failing, or not there.
 
 locals {
-  service_filter = "resource.type = \"cloud_run_revision\" AND resource.labels.service_name = \"${local.name}\""
-  channels       = [for channel in google_monitoring_notification_channel.email : channel.id]
+  service_filters = {
+    for variant, service in local.services :
+    variant => "resource.type = \"cloud_run_revision\" AND resource.labels.service_name = \"${service.name}\""
+  }
+  channels = [for channel in google_monitoring_notification_channel.email : channel.id]
 }
 
 resource "google_monitoring_notification_channel" "email" {
@@ -15,8 +18,10 @@ resource "google_monitoring_notification_channel" "email" {
 }
 
 resource "google_monitoring_alert_policy" "latency" {
+  for_each = local.services
+
   project               = var.project
-  display_name          = "${local.name}: p99 latency above ${var.latency_objective_ms} ms"
+  display_name          = "${each.value.name}: p99 latency above ${var.latency_objective_ms} ms"
   combiner              = "OR"
   notification_channels = local.channels
   user_labels           = local.labels
@@ -25,7 +30,7 @@ resource "google_monitoring_alert_policy" "latency" {
     display_name = "p99 latency"
 
     condition_threshold {
-      filter          = "${local.service_filter} AND metric.type = \"run.googleapis.com/request_latencies\""
+      filter          = "${local.service_filters[each.key]} AND metric.type = \"run.googleapis.com/request_latencies\""
       comparison      = "COMPARISON_GT"
       threshold_value = var.latency_objective_ms
       duration        = "600s"
@@ -40,8 +45,10 @@ resource "google_monitoring_alert_policy" "latency" {
 }
 
 resource "google_monitoring_alert_policy" "errors" {
+  for_each = local.services
+
   project               = var.project
-  display_name          = "${local.name}: more than 1 % of requests fail"
+  display_name          = "${each.value.name}: more than 1 % of requests fail"
   combiner              = "OR"
   notification_channels = local.channels
   user_labels           = local.labels
@@ -50,8 +57,8 @@ resource "google_monitoring_alert_policy" "errors" {
     display_name = "share of 5xx"
 
     condition_threshold {
-      filter             = "${local.service_filter} AND metric.type = \"run.googleapis.com/request_count\" AND metric.labels.response_code_class = \"5xx\""
-      denominator_filter = "${local.service_filter} AND metric.type = \"run.googleapis.com/request_count\""
+      filter             = "${local.service_filters[each.key]} AND metric.type = \"run.googleapis.com/request_count\" AND metric.labels.response_code_class = \"5xx\""
+      denominator_filter = "${local.service_filters[each.key]} AND metric.type = \"run.googleapis.com/request_count\""
       comparison         = "COMPARISON_GT"
       threshold_value    = 0.01
       duration           = "300s"
@@ -72,10 +79,10 @@ resource "google_monitoring_alert_policy" "errors" {
 }
 
 resource "google_monitoring_alert_policy" "no_instance" {
-  count = var.instances.min > 0 ? 1 : 0
+  for_each = local.awake
 
   project               = var.project
-  display_name          = "${local.name}: no instance runs"
+  display_name          = "${each.value.name}: no instance runs"
   combiner              = "OR"
   notification_channels = local.channels
   user_labels           = local.labels
@@ -84,7 +91,7 @@ resource "google_monitoring_alert_policy" "no_instance" {
     display_name = "instances are missing"
 
     condition_absent {
-      filter   = "${local.service_filter} AND metric.type = \"run.googleapis.com/container/instance_count\""
+      filter   = "${local.service_filters[each.key]} AND metric.type = \"run.googleapis.com/container/instance_count\""
       duration = "300s"
 
       aggregations {
@@ -99,10 +106,10 @@ resource "google_monitoring_alert_policy" "no_instance" {
 # From outside, as Monitoring's own identity, so that it works whether or not the service is public. A service that may
 # have no instance would be kept awake by it.
 resource "google_monitoring_uptime_check_config" "health" {
-  count = var.instances.min > 0 ? 1 : 0
+  for_each = local.awake
 
   project      = var.project
-  display_name = local.name
+  display_name = each.value.name
   timeout      = "10s"
   period       = "60s"
 
@@ -121,16 +128,16 @@ resource "google_monitoring_uptime_check_config" "health" {
     type = "uptime_url"
     labels = {
       project_id = var.project
-      host       = trimprefix(google_cloud_run_v2_service.this.uri, "https://")
+      host       = trimprefix(google_cloud_run_v2_service.this[each.key].uri, "https://")
     }
   }
 }
 
 resource "google_monitoring_alert_policy" "unreachable" {
-  count = var.instances.min > 0 ? 1 : 0
+  for_each = local.awake
 
   project               = var.project
-  display_name          = "${local.name}: cannot be reached from outside"
+  display_name          = "${each.value.name}: cannot be reached from outside"
   combiner              = "OR"
   notification_channels = local.channels
   user_labels           = local.labels
@@ -139,7 +146,7 @@ resource "google_monitoring_alert_policy" "unreachable" {
     display_name = "the uptime check fails from more than one place"
 
     condition_threshold {
-      filter          = "resource.type = \"uptime_url\" AND metric.type = \"monitoring.googleapis.com/uptime_check/check_passed\" AND metric.labels.check_id = \"${google_monitoring_uptime_check_config.health[0].uptime_check_id}\""
+      filter          = "resource.type = \"uptime_url\" AND metric.type = \"monitoring.googleapis.com/uptime_check/check_passed\" AND metric.labels.check_id = \"${google_monitoring_uptime_check_config.health[each.key].uptime_check_id}\""
       comparison      = "COMPARISON_GT"
       threshold_value = 1
       duration        = "120s"
@@ -175,4 +182,6 @@ resource "google_billing_budget" "this" {
       threshold_percent = threshold_rules.value
     }
   }
+  # Its interface asks which project pays for the call, which the provider says with user_project_override.
+  depends_on = [google_project_service.needed]
 }

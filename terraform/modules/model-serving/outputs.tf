@@ -1,6 +1,6 @@
-output "url" {
-  description = "Where the service answers."
-  value       = google_cloud_run_v2_service.this.uri
+output "urls" {
+  description = "Where each service answers, by variant."
+  value       = { for variant, service in google_cloud_run_v2_service.this : variant => service.uri }
 }
 
 output "bucket" {
@@ -20,13 +20,17 @@ output "github_variables" {
     ARTIFACT_REGISTRY              = "${var.region}-docker.pkg.dev/${var.project}/${google_artifact_registry_repository.images.repository_id}"
     GCP_PROJECT                    = var.project
     GCP_REGION                     = var.region
-    GCP_SERVICE                    = google_cloud_run_v2_service.this.name
     GCP_SERVICE_ACCOUNT            = google_service_account.deployer.email
+    GCP_SERVICE_CPU                = try(google_cloud_run_v2_service.this["cpu"].name, "")
+    GCP_SERVICE_GPU                = try(google_cloud_run_v2_service.this["gpu"].name, "")
     GCP_WORKLOAD_IDENTITY_PROVIDER = google_iam_workload_identity_pool_provider.github.name
-    MAX_INSTANCES                  = tostring(var.instances.max)
-    MIN_INSTANCES                  = tostring(var.instances.min)
-    MODEL_BUCKET                   = google_storage_bucket.models.name
-    MODEL_PATH                     = "/app/models/${var.model_path}"
-    RUNTIME_SERVICE_ACCOUNT        = google_service_account.runtime.email
+  }
+}
+
+output "github_plan_variables" {
+  description = "The variables of the GitHub environment for plans, as .github/workflows/terraform.yml reads them."
+  value = {
+    GCP_SERVICE_ACCOUNT            = google_service_account.planner.email
+    GCP_WORKLOAD_IDENTITY_PROVIDER = google_iam_workload_identity_pool_provider.github.name
   }
 }

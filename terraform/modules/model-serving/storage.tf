@@ -26,7 +26,8 @@ resource "google_storage_bucket" "models" {
   depends_on = [google_project_service.needed]
 }
 
-# Cloud Run pulls from here; the images themselves are GitHub's.
+# Cloud Run pulls from here; the images themselves are GitHub's. A package there is private until its owner makes it
+# public, and this mirror asks without a password.
 resource "google_artifact_registry_repository" "images" {
   # checkov:skip=CKV_GCP_84:Google's own keys encrypt public images well enough
   project       = var.project

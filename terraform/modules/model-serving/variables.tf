@@ -29,23 +29,121 @@ variable "environment" {
 }
 
 variable "github_repository" {
-  description = "OWNER/NAME of the repository whose workflows may deploy here."
+  description = "The repository whose workflows may deploy here: OWNER/NAME, or OWNER@NUMBER/NAME@NUMBER as in the subject of its tokens."
   type        = string
 
   validation {
-    condition     = can(regex("^[A-Za-z0-9-]+/[A-Za-z0-9._-]+$", var.github_repository))
-    error_message = "github_repository is not OWNER/NAME."
+    condition     = can(regex("^[A-Za-z0-9-]+(/[A-Za-z0-9._-]+|@[0-9]+/[A-Za-z0-9._-]+@[0-9]+)$", var.github_repository))
+    error_message = "github_repository is neither OWNER/NAME nor OWNER@NUMBER/NAME@NUMBER."
   }
 }
 
-variable "image" {
-  description = "The first GPU image, by digest. Later ones are deployed by the workflow, which then owns this."
+variable "github_repository_id" {
+  description = "The number of that repository, which `gh api repos/OWNER/NAME --jq .id` prints. Not needed if github_repository has it."
   type        = string
+  default     = null
 
   validation {
-    condition     = can(regex("@sha256:[0-9a-f]{64}$", var.image))
-    error_message = "image is not pinned by digest; write REGISTRY/NAME@sha256:... ."
+    condition     = var.github_repository_id == null ? can(regex("@[0-9]+$", var.github_repository)) : can(regex("^[0-9]+$", var.github_repository_id))
+    error_message = "github_repository_id is not a number, such as gh api repos/OWNER/NAME --jq .id prints."
   }
+}
+
+variable "gpu" {
+  description = "The service with one L4 per instance: its first image by digest (later ones are deployed by the workflow, which then owns this), CPUs and memory, the fewest and most instances, and requests that one instance works on at once. No such service by default."
+  type = object({
+    image       = string
+    cpu         = optional(number, 4)
+    memory_gib  = optional(number, 16)
+    instances   = optional(object({ min = number, max = number }), { min = 1, max = 2 })
+    concurrency = optional(number, 80)
+  })
+  default = null
+
+  validation {
+    condition     = var.gpu == null || can(regex("@sha256:[0-9a-f]{64}$", var.gpu.image))
+    error_message = "gpu.image is not pinned by digest; write REGISTRY/NAME@sha256:... ."
+  }
+
+  validation {
+    condition     = var.gpu == null || contains([4, 8], try(var.gpu.cpu, 4))
+    error_message = "gpu.cpu is neither 4 nor 8; Cloud Run refuses an L4 with fewer."
+  }
+
+  validation {
+    condition     = var.gpu == null || try(var.gpu.memory_gib >= 16 && var.gpu.memory_gib <= 4 * var.gpu.cpu, false)
+    error_message = "gpu.memory_gib is not what Cloud Run gives with an L4: 16 with 4 CPUs, 16 to 32 with 8."
+  }
+
+  validation {
+    condition     = var.gpu == null || try(var.gpu.instances.min >= 0 && var.gpu.instances.min <= var.gpu.instances.max && var.gpu.instances.max >= 1, false)
+    error_message = "gpu.instances must have 0 <= min <= max and max >= 1."
+  }
+
+  # A revision that is tried before it gets traffic needs a GPU beside those that serve.
+  validation {
+    condition     = var.gpu == null || try(var.gpu.instances.max < var.l4_quota, false)
+    error_message = "gpu.instances.max leaves no GPU of l4_quota to a new revision; have the quota raised, then set l4_quota."
+  }
+
+  validation {
+    condition     = var.gpu == null || try(var.gpu.concurrency >= 1 && var.gpu.concurrency <= 1000, false)
+    error_message = "gpu.concurrency is not between 1 and 1000."
+  }
+}
+
+variable "l4_quota" {
+  description = "The project's quota of L4s without zonal redundancy in the region. A new project gets 3."
+  type        = number
+  default     = 3
+}
+
+variable "cpu" {
+  description = "The service without a GPU, which scales to zero: as gpu, with the CPU image. No such service by default."
+  type = object({
+    image       = string
+    cpu         = optional(number, 2)
+    memory_gib  = optional(number, 4)
+    instances   = optional(object({ min = number, max = number }), { min = 0, max = 10 })
+    concurrency = optional(number, 40)
+  })
+  default = null
+
+  validation {
+    condition     = var.cpu == null || can(regex("@sha256:[0-9a-f]{64}$", var.cpu.image))
+    error_message = "cpu.image is not pinned by digest; write REGISTRY/NAME@sha256:... ."
+  }
+
+  validation {
+    condition     = var.cpu == null || contains([1, 2, 4, 8], try(var.cpu.cpu, 2))
+    error_message = "cpu.cpu is none of 1, 2, 4 and 8."
+  }
+
+  validation {
+    condition     = var.cpu == null || try(var.cpu.memory_gib >= (var.cpu.cpu >= 8 ? 4 : var.cpu.cpu >= 4 ? 2 : 1) && var.cpu.memory_gib <= 4 * var.cpu.cpu, false)
+    error_message = "cpu.memory_gib is not what Cloud Run gives with so many CPUs: at most 4 for each, and at least 1, or 2 with 4 CPUs, or 4 with 8."
+  }
+
+  validation {
+    condition     = var.cpu == null || try(var.cpu.instances.min >= 0 && var.cpu.instances.min <= var.cpu.instances.max && var.cpu.instances.max >= 1, false)
+    error_message = "cpu.instances must have 0 <= min <= max and max >= 1."
+  }
+
+  validation {
+    condition     = var.cpu == null || try(var.cpu.concurrency >= 1 && var.cpu.concurrency <= 1000, false)
+    error_message = "cpu.concurrency is not between 1 and 1000."
+  }
+
+  validation {
+    condition     = var.cpu != null || var.gpu != null
+    error_message = "neither cpu nor gpu is set, so there would be no service."
+  }
+}
+
+variable "args" {
+  description = "The arguments of the container; none by default, so that it serves model_path from the bucket. A start that brings the model itself: [\"fetch\", URI, \"--to\", \"/tmp/models\", \"--\", \"--model\", \"/tmp/models/best.onnx\"]."
+  type        = list(string)
+  default     = []
 }
 
 variable "model_path" {
@@ -73,50 +171,6 @@ variable "api_key_version" {
   validation {
     condition     = var.api_key_version == null || can(regex("^([1-9][0-9]*|latest)$", var.api_key_version))
     error_message = "api_key_version is not a version of a secret; write a number such as 1, or latest."
-  }
-}
-
-variable "cpu" {
-  description = "CPUs of an instance. Cloud Run gives no L4 to fewer than 4."
-  type        = number
-  default     = 4
-
-  validation {
-    condition     = contains([4, 8], var.cpu)
-    error_message = "cpu is neither 4 nor 8; Cloud Run refuses an L4 with fewer."
-  }
-}
-
-variable "memory_gib" {
-  description = "Memory of an instance in GiB. Cloud Run gives no L4 to less than 16."
-  type        = number
-  default     = 16
-
-  validation {
-    condition     = var.memory_gib >= 16 && var.memory_gib <= 32 && (var.cpu == 8 || var.memory_gib == 16)
-    error_message = "memory_gib is not what Cloud Run gives with an L4: 16 with 4 CPUs, 16 to 32 with 8."
-  }
-}
-
-variable "instances" {
-  description = "The fewest and the most instances. The most must not exceed the project's quota of L4s in the region."
-  type        = object({ min = number, max = number })
-  default     = { min = 1, max = 10 }
-
-  validation {
-    condition     = var.instances.min >= 0 && var.instances.max >= 1 && var.instances.min <= var.instances.max
-    error_message = "instances must have 0 <= min <= max and max >= 1."
-  }
-}
-
-variable "concurrency" {
-  description = "Requests that one instance works on at once; batches are made of them."
-  type        = number
-  default     = 80
-
-  validation {
-    condition     = var.concurrency >= 1 && var.concurrency <= 1000
-    error_message = "concurrency is not between 1 and 1000."
   }
 }
 

@@ -1,0 +1,1131 @@
+//! How the server reaches its users: what the workflows, Terraform and the server say of each other, and what the
+//! workflows' scripts do, with stand-ins for the tools that they call.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test stops at the first thing that is wrong"
+)]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::CommandFactory;
+use model_serving::config::{DEFAULT_PORT, ServeFlags};
+use serde_json::Value;
+use support::{Server, repository, skipped};
+
+const MODULE: &str = "terraform/modules/model-serving";
+const ENVIRONMENTS: [&str; 2] = ["staging", "production"];
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = repository(path.as_ref().to_str().unwrap());
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn yaml(path: impl AsRef<Path>) -> Value {
+    serde_yaml_ng::from_str(&read(path)).unwrap()
+}
+
+fn workflow(name: &str) -> Value {
+    yaml(format!(".github/workflows/{name}.yml"))
+}
+
+fn action(name: &str) -> Value {
+    yaml(format!(".github/actions/{name}/action.yml"))
+}
+
+/// The files of workflows, and of actions if so wished.
+fn github(actions: bool) -> Vec<PathBuf> {
+    let entries = |folder: &str| {
+        let mut paths: Vec<PathBuf> = fs::read_dir(repository(folder))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        paths.sort();
+        paths
+    };
+    let mut found = entries(".github/workflows");
+    assert!(found.len() >= 5);
+    if actions {
+        let folders = entries(".github/actions");
+        found.extend(folders.iter().map(|folder| folder.join("action.yml")));
+    }
+    found
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
+}
+
+/// The steps of a job of a workflow, or of an action.
+fn steps(value: &Value) -> Vec<&Value> {
+    let steps = value.get("steps").or_else(|| value["runs"].get("steps"));
+    steps
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+fn jobs(workflow: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    workflow["jobs"].as_object().unwrap().iter()
+}
+
+/// Where in `steps` the first one is whose action or script contains `what`.
+fn position(steps: &[&Value], what: &str) -> usize {
+    let found = steps.iter().position(|step| {
+        [&step["uses"], &step["run"]]
+            .iter()
+            .any(|part| part.as_str().is_some_and(|part| part.contains(what)))
+    });
+    found.unwrap_or_else(|| panic!("no step has {what}"))
+}
+
+/// The jobs that `job` waits for, and those that they wait for.
+fn waits_for(workflow: &Value, job: &str) -> BTreeSet<String> {
+    let needs = &workflow["jobs"][job]["needs"];
+    let direct: Vec<&str> = match needs {
+        Value::String(name) => vec![name.as_str()],
+        Value::Array(names) => names.iter().map(text).collect(),
+        _ => Vec::new(),
+    };
+    let further = direct.iter().flat_map(|name| waits_for(workflow, name));
+    let mut all: BTreeSet<String> = further.collect();
+    all.extend(direct.into_iter().map(str::to_owned));
+    all
+}
+
+#[test]
+fn actions_of_others_are_pinned_by_commit() {
+    let mut pinned = 0;
+    for path in github(true) {
+        let text = fs::read_to_string(&path).unwrap();
+        let uses = text
+            .lines()
+            .map(|line| line.trim_start_matches([' ', '-']))
+            .filter_map(|line| line.strip_prefix("uses: "));
+        for action in uses {
+            let (_, version) = action.split_once('@').unwrap_or_default();
+            let (commit, version) = version.split_once(" # v").unwrap_or_default();
+            let is_commit =
+                commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit());
+            assert!(
+                (is_commit && !version.is_empty()) || action.starts_with("./"),
+                "{}: {action}",
+                path.display()
+            );
+            pinned += usize::from(is_commit);
+        }
+    }
+    assert!(pinned > 40, "{pinned}");
+}
+
+#[test]
+fn an_action_is_pinned_to_the_same_commit_everywhere() {
+    let mut pins: BTreeMap<String, String> = BTreeMap::new();
+    for path in github(true) {
+        for line in fs::read_to_string(&path).unwrap().lines() {
+            let Some((name, commit)) = line
+                .split_once("uses: ")
+                .and_then(|(_, it)| it.split_once('@'))
+            else {
+                continue;
+            };
+            let known = pins.entry(name.to_owned()).or_insert(commit.to_owned());
+            assert_eq!(known, commit, "{}: {name}", path.display());
+        }
+    }
+}
+
+#[test]
+fn workflows_stop_at_a_failure_and_may_only_read_where_a_job_does_not_say_so() {
+    for path in github(false) {
+        let text = fs::read_to_string(&path).unwrap();
+        // Without it, a command that fails before a pipe is taken for one that worked.
+        assert_eq!(
+            yaml(&path)["defaults"]["run"]["shell"],
+            "bash",
+            "{}: no pipefail",
+            path.display()
+        );
+        let permissions = text.split("\npermissions:").nth(1).unwrap();
+        let least = [" {}\n\n", "\n  contents: read\n\n"];
+        let first = permissions.lines().next().unwrap();
+        assert!(
+            least.iter().any(|least| permissions.starts_with(least)),
+            "{}: permissions:{first}",
+            path.display()
+        );
+    }
+}
+
+/// GitHub refuses to start a workflow that calls another one whose jobs may do more than the call allows.
+#[test]
+fn a_call_allows_what_the_jobs_of_the_called_workflow_may_do() {
+    let mut calls = 0;
+    for path in github(false) {
+        let caller: Value = yaml(&path);
+        for (name, job) in jobs(&caller) {
+            let Some(target) = job["uses"].as_str() else {
+                continue;
+            };
+            let target = yaml(target.trim_start_matches("./"));
+            let asked = jobs(&target)
+                .map(|(_, job)| &job["permissions"])
+                .chain([&target["permissions"]]);
+            for (what, level) in asked.filter_map(Value::as_object).flatten() {
+                let given = job["permissions"][what].as_str();
+                assert!(
+                    given == level.as_str() || given == Some("write"),
+                    "{}: {name} calls a job that has {what}: {level}",
+                    path.display()
+                );
+            }
+            calls += 1;
+        }
+    }
+    assert_eq!(calls, 3);
+}
+
+/// `gh run download` needs `actions: read`, which a job that states its permissions has dropped.
+#[test]
+fn what_a_job_downloads_was_uploaded_by_one_that_it_waits_for() {
+    let mut downloads = 0;
+    for path in github(false) {
+        let all = fs::read_to_string(&path).unwrap();
+        assert!(!all.contains("gh run download"), "{}", path.display());
+        let workflow: Value = yaml(&path);
+        for (name, job) in jobs(&workflow) {
+            for step in steps(job) {
+                if !step["uses"]
+                    .as_str()
+                    .is_some_and(|it| it.contains("/download-artifact@"))
+                {
+                    continue;
+                }
+                let wanted = step["with"].get("name").or(step["with"].get("pattern"));
+                let wanted = text(wanted.unwrap()).trim_end_matches('*');
+                let before = waits_for(&workflow, name);
+                let uploaded = before
+                    .iter()
+                    .flat_map(|name| steps(&workflow["jobs"][name]));
+                let found = uploaded
+                    .filter(|step| {
+                        step["uses"]
+                            .as_str()
+                            .is_some_and(|it| it.contains("/upload-artifact@"))
+                    })
+                    .any(|step| text(&step["with"]["name"]).starts_with(wanted));
+                assert!(
+                    found,
+                    "{}: {name} downloads {wanted}, which nothing before it uploads",
+                    path.display()
+                );
+                downloads += 1;
+            }
+        }
+    }
+    assert_eq!(downloads, 4);
+}
+
+#[test]
+fn an_image_is_built_once_on_main_after_all_checks() {
+    let docker = workflow("docker");
+    assert_eq!(
+        docker["on"],
+        serde_json::json!({"push": {"branches": ["main"]}})
+    );
+    for path in github(true) {
+        let text = fs::read_to_string(&path).unwrap();
+        let builds = text.contains("build-push-action@") || text.contains("docker build ");
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        // What ci.yml builds of a pull request stays on its machine.
+        assert!(
+            !builds || ["docker", "ci"].contains(&name),
+            "{} builds an image",
+            path.display()
+        );
+        if name != "docker" {
+            assert!(
+                !text.contains("push=true") && !text.contains("push: true"),
+                "{} pushes what it builds",
+                path.display()
+            );
+        }
+        for compiles in ["cargo build", "cargo install", "make run"] {
+            assert!(!text.contains(compiles), "{}: {compiles}", path.display());
+        }
+    }
+    assert_eq!(docker["jobs"]["ci"]["uses"], "./.github/workflows/ci.yml");
+    for (job, before) in [
+        ("build", "ci"),
+        ("publish", "build"),
+        ("images", "publish"),
+        ("staging", "images"),
+    ] {
+        assert!(
+            waits_for(&docker, job).contains(before),
+            "{job} does not wait for {before}"
+        );
+    }
+    // One run for each commit: a group by branch would leave commits out.
+    assert_eq!(docker["concurrency"]["group"], "docker-${{ github.sha }}");
+}
+
+#[test]
+fn what_was_pushed_is_scanned_before_it_is_signed_on_both_variants_and_platforms() {
+    let docker = workflow("docker");
+    let publish = &docker["jobs"]["publish"];
+    assert_eq!(
+        publish["strategy"]["matrix"]["variant"],
+        serde_json::json!(["cpu", "gpu"])
+    );
+    let steps = steps(publish);
+    let signed = position(&steps, "cosign sign");
+    let scans: Vec<&&Value> = steps[..signed]
+        .iter()
+        .filter(|step| {
+            step["uses"]
+                .as_str()
+                .is_some_and(|it| it.contains("/trivy-action@"))
+        })
+        .collect();
+    let of = "${{ env.IMAGE }}@${{ steps.push.outputs.digest }}";
+    assert!(
+        scans
+            .iter()
+            .all(|step| step["with"]["image-ref"] == of && step["with"]["exit-code"] == "1")
+    );
+    assert!(
+        scans.iter().any(|step| step.get("if").is_none()),
+        "not every variant is scanned before it is signed"
+    );
+    assert!(
+        scans
+            .iter()
+            .any(|step| step["env"]["TRIVY_PLATFORM"] == "linux/arm64"),
+        "arm64 is not scanned before it is signed"
+    );
+    for attached in ["cosign attest", "/attest-build-provenance@"] {
+        assert!(position(&steps, attached) > signed);
+    }
+}
+
+#[test]
+fn a_tag_promotes_then_production_then_the_release() {
+    for path in github(false) {
+        let on = &yaml(&path)["on"];
+        assert!(on.get("release").is_none(), "{}", path.display());
+        let tags = on["push"].get("tags").is_some();
+        assert_eq!(tags, path.ends_with("deploy.yml"), "{}", path.display());
+        let creates = fs::read_to_string(&path)
+            .unwrap()
+            .matches("gh release create")
+            .count();
+        assert_eq!(creates, usize::from(tags), "{}", path.display());
+    }
+    let deploy = workflow("deploy");
+    let creates = |job: &Value| {
+        steps(job).iter().any(|step| {
+            step["run"]
+                .as_str()
+                .is_some_and(|it| it.contains("gh release create"))
+        })
+    };
+    assert!(creates(&deploy["jobs"]["release"]));
+    let before = waits_for(&deploy, "release");
+    for job in ["promote", "production", "programs", "try", "checksums"] {
+        assert!(before.contains(job), "the release does not wait for {job}");
+    }
+    assert!(waits_for(&deploy, "production").contains("promote"));
+    // Only the release may write to the repository, and a step or job that failed is no reason to go on.
+    for (name, job) in jobs(&deploy) {
+        assert!(job.get("if").is_none(), "{name} has a condition");
+        let writes = job["permissions"]["contents"] == "write";
+        assert_eq!(writes, name == "release", "{name}");
+    }
+    for (environment, caller) in [("staging", "docker"), ("production", "deploy")] {
+        let job = &workflow(caller)["jobs"][environment];
+        assert_eq!(job["uses"], "./.github/workflows/cloud-run.yml");
+        assert_eq!(job["with"]["environment"], environment);
+        for digest in ["cpu", "gpu"] {
+            let expected = format!(".outputs.{digest} }}}}");
+            assert!(text(&job["with"][digest]).ends_with(&expected));
+        }
+    }
+    let jobs = &workflow("cloud-run")["jobs"]["deploy"];
+    assert_eq!(jobs["environment"], "${{ inputs.environment }}");
+}
+
+#[test]
+fn signature_bill_of_materials_and_provenance_are_verified_before_anything_is_promoted_or_deployed()
+{
+    let verify = read(".github/actions/verify-image/action.yml");
+    for needed in [
+        "cosign verify \"${signer[@]}\" \"$IMAGE\"",
+        "cosign verify-attestation --type spdxjson \"${signer[@]}\" \"$IMAGE\"",
+        "gh attestation verify \"oci://$IMAGE\"",
+        "/.github/workflows/docker.yml",
+        "@refs/heads/main\"",
+        "--certificate-github-workflow-sha \"$COMMIT\"",
+        "--source-digest \"$COMMIT\"",
+    ] {
+        assert!(verify.contains(needed), "it does not verify {needed}");
+    }
+    let deploy = workflow("deploy");
+    let cloud_run = workflow("cloud-run");
+    for (job, then) in [
+        (&deploy["jobs"]["promote"], "imagetools create"),
+        (&cloud_run["jobs"]["deploy"], "google-github-actions/auth@"),
+    ] {
+        let steps = steps(job);
+        let verified: Vec<&str> = steps[..position(&steps, then)]
+            .iter()
+            .filter(|step| step["uses"] == "./.github/actions/verify-image")
+            .map(|step| text(&step["with"]["image"]))
+            .collect();
+        assert_eq!(
+            verified.len(),
+            2,
+            "not both images are verified before {then}"
+        );
+        assert!(verified[0].ends_with(".cpu }}") && verified[1].ends_with(".gpu }}"));
+    }
+}
+
+/// With the credentials of a workload identity, `gcloud auth print-identity-token` prints nothing.
+#[test]
+fn a_private_service_is_called_with_a_token_for_its_own_url() {
+    for path in github(true) {
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(!text.contains("print-identity-token"), "{}", path.display());
+    }
+    let deploy = action("deploy-cloud-run");
+    let steps = steps(&deploy);
+    let token = position(&steps, "google-github-actions/auth@");
+    let with = &steps[token]["with"];
+    assert_eq!(with["token_format"], "id_token");
+    assert_eq!(
+        with["id_token_audience"], "${{ steps.candidate.outputs.service }}",
+        "the audience is not the service's URL"
+    );
+    assert_eq!(with["id_token_include_email"], true);
+    // gcloud keeps the credentials of the first login.
+    assert_eq!(with["create_credentials_file"], false);
+    assert_eq!(with["export_environment_variables"], false);
+    // It lives ten minutes.
+    assert!(position(&steps, "gcloud run services update ") < token);
+    assert!(token < position(&steps, "check-deployment.sh"));
+    let check = &steps[position(&steps, "check-deployment.sh")];
+    assert_eq!(
+        check["env"]["IDENTITY_TOKEN"],
+        "${{ steps.identity.outputs.id_token }}"
+    );
+    // Its permission, getOpenIdToken, is one of this role's.
+    assert!(read(format!("{MODULE}/identities.tf")).contains("\"roles/iam.workloadIdentityUser\""));
+}
+
+#[test]
+fn google_trusts_a_repository_and_environments_by_claims_that_no_rename_changes() {
+    let identities = read(format!("{MODULE}/identities.tf"));
+    let start = identities.find("attribute_condition").unwrap();
+    let condition = &identities[start..start + identities[start..].find("])\n").unwrap()];
+    assert!(
+        condition.contains("assertion.repository_id == '${local.github_repository_id}'"),
+        "the condition does not name the repository by its number"
+    );
+    assert!(
+        condition.contains("assertion.environment in ["),
+        "the condition does not name the environments"
+    );
+    assert!(!condition.contains("assertion.sub") && !condition.contains("assertion.repository "));
+    for mapped in ["repository_id", "environment"] {
+        let line = format!("\"attribute.{mapped}\"");
+        let line = identities.lines().find(|it| it.contains(&line)).unwrap();
+        assert!(line.ends_with(&format!("\"assertion.{mapped}\"")), "{line}");
+    }
+    assert!(identities.contains("/attribute.environment/${each.value.environment}\""));
+    // The accounts that deploy and that plan are not the same, and only one may deploy.
+    assert!(identities.contains("environment = \"${var.environment}-plan\""));
+    let plan = workflow("terraform");
+    assert_eq!(
+        plan["jobs"]["plan"]["environment"],
+        "${{ matrix.environment }}-plan"
+    );
+}
+
+#[test]
+fn the_workflow_sets_image_tag_and_traffic_and_terraform_the_rest() {
+    let mut calls = 0;
+    for path in github(true) {
+        let text = fs::read_to_string(&path).unwrap();
+        // It labels each revision, which Terraform would take away again.
+        for other in ["deploy-cloudrun@", "gcloud run deploy", "services replace"] {
+            assert!(!text.contains(other), "{}: {other}", path.display());
+        }
+        for call in text.split("gcloud run services ").skip(1) {
+            let call = call.split(['\n', ';']).next().unwrap();
+            let (command, flags) = call.split_once(' ').unwrap();
+            let allowed: &[&str] = match command {
+                "describe" => &["--format"],
+                "update" => &["--image", "--tag", "--no-traffic", "--quiet"],
+                "update-traffic" => &["--to-revisions", "--quiet"],
+                other => panic!("{}: gcloud run services {other}", path.display()),
+            };
+            for flag in flags.split_whitespace().filter(|it| it.starts_with("--")) {
+                let name = flag.split('=').next().unwrap();
+                assert!(allowed.contains(&name), "{name} is Terraform's: {call}");
+            }
+            calls += 1;
+        }
+    }
+    assert_eq!(calls, 5);
+    let main = read(format!("{MODULE}/main.tf"));
+    let (_, ignored) = main.split_once("ignore_changes = [").unwrap();
+    let ignored: Vec<&str> = ignored
+        .split(']')
+        .next()
+        .map(|_| ignored.lines().skip(1))
+        .unwrap()
+        .map(|line| line.trim().trim_end_matches(','))
+        .take_while(|line| *line != "]")
+        .collect();
+    assert_eq!(
+        ignored,
+        [
+            "client",
+            "client_version",
+            "template[0].annotations",
+            "template[0].containers[0].image",
+            "template[0].labels",
+            "template[0].revision",
+            "traffic"
+        ]
+    );
+}
+
+/// The names behind `${{ vars.` in a text.
+fn variables_read(text: &str) -> BTreeSet<String> {
+    text.split("vars.")
+        .skip(1)
+        .map(|rest| {
+            let end = rest.find(|it: char| !it.is_ascii_uppercase() && it != '_');
+            rest[..end.unwrap_or(rest.len())].to_owned()
+        })
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+#[test]
+fn the_workflows_read_the_variables_that_terraform_prints() {
+    let outputs = read(format!("{MODULE}/outputs.tf"));
+    for (output, workflow, own) in [
+        (
+            "github_variables",
+            "cloud-run",
+            ["PREDICT_CHECK", "PREDICT_REQUEST"],
+        ),
+        (
+            "github_plan_variables",
+            "terraform",
+            ["TERRAFORM_STATE_BUCKET", "TERRAFORM_VARIABLES"],
+        ),
+    ] {
+        let (_, printed) = outputs
+            .split_once(&format!("output \"{output}\" {{"))
+            .unwrap();
+        let (_, printed) = printed.split_once("value = {\n").unwrap();
+        let mut printed: BTreeSet<String> = printed
+            .lines()
+            .map_while(|line| Some(line.split_once('=')?.0.trim().to_owned()))
+            .collect();
+        printed.extend(own.map(str::to_owned));
+        let read = variables_read(&read(format!(".github/workflows/{workflow}.yml")));
+        assert_eq!(read, printed, "{workflow}.yml");
+    }
+}
+
+/// The names that begin a line as `name  = "` in capitals, which only names of variables do.
+fn environment_of(terraform: &str) -> Vec<&str> {
+    terraform
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("name  = \"")?.strip_suffix('"'))
+        .filter(|name| name.starts_with(|first: char| first.is_ascii_uppercase()))
+        .collect()
+}
+
+#[test]
+fn terraform_gives_an_l4_what_it_needs_and_the_server_what_it_knows() {
+    let main = read(format!("{MODULE}/main.tf"));
+    for needed in [
+        "each.key == \"gpu\" ? [\"nvidia-l4\"] : []",
+        "gpu_zonal_redundancy_disabled    = each.key == \"gpu\" ? true : null",
+        "cpu_idle          = each.key == \"cpu\"",
+        "each.key == \"gpu\" ? { \"nvidia.com/gpu\" = \"1\" } : {}",
+        "path = \"/ready\"",
+        "path = \"/health\"",
+    ] {
+        assert!(main.contains(needed), "{needed}");
+    }
+    let port = format!("container_port = {DEFAULT_PORT}\n");
+    assert!(main.contains(&port), "no {port}");
+    // Where there is one port, probes ask at it and no other is opened.
+    assert!(!main.contains("ADMIN_PORT"));
+    for probe in main.split("http_get {").skip(1) {
+        let probe = probe.split('}').next().unwrap();
+        assert!(
+            probe.contains(&format!("port = {DEFAULT_PORT}\n")),
+            "{probe}"
+        );
+    }
+    let command = ServeFlags::command();
+    let names = environment_of(&main);
+    assert!(names.len() >= 4, "{names:?}");
+    for name in names {
+        let known = command
+            .get_arguments()
+            .any(|argument| argument.get_env().is_some_and(|known| known == name));
+        assert!(known, "{name}");
+    }
+}
+
+/// The number behind the first `name = ` after `start`.
+fn number_after(text: &str, start: &str, name: &str) -> u32 {
+    let (_, text) = text
+        .split_once(start)
+        .unwrap_or_else(|| panic!("no {start}"));
+    let (_, text) = text
+        .split_once(&format!("{name} = "))
+        .unwrap_or_else(|| panic!("no {name}"));
+    let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().unwrap()
+}
+
+#[test]
+fn terraform_fits_a_new_project() {
+    let variables = read(format!("{MODULE}/variables.tf"));
+    // What Google gives to a new project.
+    let quota = number_after(&variables, "variable \"l4_quota\" {", "default    ");
+    assert_eq!(quota, 3, "a new project's quota of L4s");
+    let main = read(format!("{MODULE}/main.tf"));
+    let (_, services) = main
+        .split_once("\"google_project_service\" \"needed\"")
+        .unwrap();
+    let services = services.split("])").next().unwrap();
+    for api in [
+        "billingbudgets",
+        "monitoring",
+        "run",
+        "iamcredentials",
+        "sts",
+    ] {
+        let api = format!("\"{api}.googleapis.com\"");
+        assert!(services.contains(&api), "{api} is not enabled");
+    }
+    // Monitoring's account can be given a role only after it was made.
+    let (_, identity) = main
+        .split_once("\"google_project_service_identity\" \"monitoring\"")
+        .expect("nothing makes the account of Monitoring");
+    assert!(identity.contains("service = \"monitoring.googleapis.com\""));
+    let (_, role) = main.split_once("\"uptime_check\" {").unwrap();
+    assert!(
+        role.contains("depends_on = [google_project_service_identity.monitoring]"),
+        "Monitoring's account gets a role before it exists"
+    );
+    let monitoring = read(format!("{MODULE}/monitoring.tf"));
+    let (_, budget) = monitoring
+        .split_once("\"google_billing_budget\" \"this\"")
+        .unwrap();
+    assert!(budget.contains("depends_on = [google_project_service.needed]"));
+    for environment in ENVIRONMENTS {
+        let main = read(format!("terraform/environments/{environment}/main.tf"));
+        let most = number_after(&main, "gpu_image == null ?", "max");
+        assert!(
+            most < quota,
+            "{environment}: {most} instances leave no L4 to a new revision"
+        );
+        let default = number_after(&main, "variable \"l4_quota\" {", "default    ");
+        assert_eq!(default, quota, "{environment}");
+        for provider in ["google", "google-beta"] {
+            let (_, provider) = main
+                .split_once(&format!("provider \"{provider}\" {{\n"))
+                .unwrap();
+            let provider = provider.split("\n}").next().unwrap();
+            assert!(
+                provider.contains("user_project_override = true")
+                    && provider.contains("billing_project       = var.project"),
+                "{environment}: budgets need to know who pays for the call"
+            );
+        }
+        // The service without a GPU keeps the module's default, which scales to zero.
+        assert!(main.contains("null : { image = var.cpu_image }"));
+    }
+    let (_, cpu) = variables.split_once("variable \"cpu\" {").unwrap();
+    assert!(cpu.contains("{ min = 0, max = 10 }"));
+}
+
+#[test]
+fn ci_runs_every_part_of_make_test_and_lets_none_be_skipped() {
+    let ci = workflow("ci");
+    assert_eq!(ci["env"]["FAIL_ON_SKIPPED"], "1");
+    let makefile = read("Makefile");
+    let (_, rest) = makefile.split_once("\nALL_CHECKS := ").unwrap();
+    let parts: BTreeSet<&str> = rest
+        .split("\n\n")
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .filter(|word| *word != "\\")
+        .collect();
+    let mut run = BTreeSet::new();
+    for (name, job) in jobs(&ci) {
+        let steps = steps(job);
+        for (at, step) in steps.iter().enumerate() {
+            let Some(script) = step["run"].as_str() else {
+                continue;
+            };
+            // Only this fails on a skipped check.
+            let Some((_, stages)) = script.split_once("run-stages.py ") else {
+                assert_eq!(script, "make validate-terraform", "{name}");
+                continue;
+            };
+            run.extend(stages.split_whitespace());
+            if stages.contains("lint-terraform") {
+                assert!(
+                    position(&steps, "hashicorp/setup-terraform@") < at,
+                    "{name} checks Terraform without Terraform"
+                );
+            }
+        }
+    }
+    assert!(run.remove("advisories"));
+    assert_eq!(run, parts);
+    let (terraform, lint) = (
+        "terraform_version: \"",
+        "terraform -chdir=$$environment validate",
+    );
+    assert!(read(".github/workflows/ci.yml").contains(terraform));
+    assert!(makefile.contains(lint), "nothing validates terraform/");
+    assert!(makefile.contains("terraform fmt -check"));
+    assert!(read(".github/workflows/terraform.yml").contains("terraform plan "));
+}
+
+#[test]
+fn every_commit_is_checked_by_what_is_quick_and_pull_requests_and_main_by_everything() {
+    let ci = workflow("ci");
+    let quick = ["files", "rust", "unit", "dependencies"];
+    for (name, job) in jobs(&ci) {
+        let condition = job.get("if").and_then(Value::as_str);
+        if quick.contains(&name.as_str()) {
+            assert_eq!(condition, None, "{name}");
+        } else {
+            assert!(
+                condition.unwrap().contains("github.event_name"),
+                "{name}: every commit waits for it"
+            );
+        }
+        assert!(job["timeout-minutes"].as_u64().unwrap() <= 40, "{name}");
+    }
+    for trigger in ["push", "pull_request", "workflow_call", "schedule"] {
+        assert!(ci["on"].get(trigger).is_some(), "{trigger}");
+    }
+}
+
+/// A folder with stand-ins for programs, each a script, that are found before the real ones.
+struct Tools {
+    folder: tempfile::TempDir,
+}
+
+impl Tools {
+    /// None, with a word, where the scripts' own tools are missing.
+    fn new(stand_ins: &[(&str, &str)]) -> Option<Self> {
+        for needed in ["bash", "jq", "curl"] {
+            let there = Command::new(needed).arg("--version").output().is_ok();
+            if !there {
+                skipped(format_args!(
+                    "there is no {needed}, so the workflows' scripts were not run"
+                ));
+                return None;
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        for (name, script) in stand_ins {
+            let path = folder.path().join(name);
+            fs::write(
+                &path,
+                format!("#!/usr/bin/env bash\nset -euo pipefail\n{script}"),
+            )
+            .unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Some(Self { folder })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap_or_default()
+    }
+
+    /// Runs a step as GitHub does, in the folder of the repository; returns whether it succeeded, what it printed, and
+    /// its outputs.
+    fn run(
+        &self,
+        script: &str,
+        environment: &[(&str, &str)],
+    ) -> (bool, String, BTreeMap<String, String>) {
+        let outputs = self.path("outputs");
+        fs::write(&outputs, "").unwrap();
+        let path = format!(
+            "{}:{}",
+            self.folder.path().display(),
+            std::env::var("PATH").unwrap()
+        );
+        // What the steps write beside the checkout's files, they write here.
+        let script = script
+            .replace("before.json", self.path("before.json").to_str().unwrap())
+            .replace("after.json", self.path("after.json").to_str().unwrap());
+        let done = Command::new("bash")
+            .args(["--noprofile", "--norc", "-eo", "pipefail", "-c", &script])
+            .current_dir(repository(""))
+            .env("PATH", path)
+            .env("GITHUB_OUTPUT", &outputs)
+            .env("STAND_INS", self.folder.path())
+            .env("RETRIES", "0")
+            .envs(environment.iter().copied())
+            .output()
+            .unwrap();
+        let printed = format!(
+            "{}{}",
+            String::from_utf8_lossy(&done.stdout),
+            String::from_utf8_lossy(&done.stderr)
+        );
+        let outputs = self
+            .text("outputs")
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        (done.status.success(), printed, outputs)
+    }
+}
+
+/// A Cloud Run service that answers at $URL, and a note of what is asked of it.
+const GCLOUD: &str = r#"
+echo "$*" >> "$STAND_INS/calls"
+case "$*" in
+"run services describe "*)
+    cat <<EOF
+{"status": {"url": "$URL", "traffic": [
+  {"revisionName": "served-1", "percent": 100},
+  {"revisionName": "tried-2", "tag": "candidate", "url": "${CANDIDATE:-$URL}"}]}}
+EOF
+    ;;
+"run services update"*) ;;
+"secrets versions access "*) printf '# a comment\n\nkey-of-a-client\n' ;;
+*) exit 9 ;;
+esac
+"#;
+
+/// The scripts of the deployment: the one that makes a revision, and the one that tries it.
+fn deployment() -> (String, String) {
+    let action = action("deploy-cloud-run");
+    let steps = steps(&action);
+    let script = |what: &str| text(&steps[position(&steps, what)]["run"]).to_owned();
+    (
+        script("gcloud run services update "),
+        script("check-deployment.sh"),
+    )
+}
+
+#[test]
+fn a_revision_gets_traffic_after_it_has_predicted_and_not_otherwise() {
+    let Some(tools) = Tools::new(&[("gcloud", GCLOUD)]) else {
+        return;
+    };
+    let keys = tools.path("keys");
+    fs::write(&keys, "key-of-a-client\n").unwrap();
+    let model = repository("models/best.onnx");
+    let model = model.to_str().unwrap();
+    let server = Server::start(&["--model", model, "--api-key-file", keys.to_str().unwrap()]);
+    let url = format!("http://{}", server.address);
+    let (make, attempt) = deployment();
+    let image = format!("registry/model-serving@sha256:{}", "0".repeat(64));
+    let environment = [("SERVICE", "serving"), ("IMAGE", &image), ("URL", &url)];
+    let (worked, printed, outputs) = tools.run(&make, &environment);
+    assert!(worked, "{printed}");
+    let expected = [
+        ("candidate", url.as_str()),
+        ("previous", "served-1=100"),
+        ("revision", "tried-2"),
+        ("service", url.as_str()),
+    ];
+    let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!(outputs, BTreeMap::from(expected));
+    let calls = tools.text("calls");
+    let update =
+        format!("run services update serving --image={image} --tag=candidate --no-traffic --quiet");
+    assert!(calls.lines().any(|call| call == update), "{calls}");
+    let environment = [("SERVICE", "serving"), ("IMAGE", "model-serving:1.0")];
+    let (worked, printed, _) = tools.run(&make, &environment);
+    assert!(
+        !worked && printed.contains("is not an image by digest"),
+        "{printed}"
+    );
+
+    let nowhere = "http://127.0.0.1:9";
+    let try_with = |changed: Option<(&str, &str)>| {
+        let _ = fs::remove_file(tools.path("calls"));
+        let mut environment = vec![
+            ("SERVICE", "serving"),
+            ("REVISION", "tried-2"),
+            ("PREVIOUS", "served-1=100"),
+            ("CANDIDATE_URL", url.as_str()),
+            ("SERVICE_URL", url.as_str()),
+            ("DEVICE", "cpu"),
+            ("IDENTITY_TOKEN", "token"),
+            ("API_KEY_SECRET", "projects/p/secrets/keys/versions/1"),
+        ];
+        environment.extend(changed);
+        let (worked, printed, _) = tools.run(&attempt, &environment);
+        let traffic: Vec<String> = tools
+            .text("calls")
+            .lines()
+            .filter_map(|call| call.split_once("--to-revisions="))
+            .map(|(_, to)| to.split(' ').next().unwrap().to_owned())
+            .collect();
+        (worked, printed, traffic)
+    };
+    let (worked, printed, traffic) = try_with(None);
+    assert!(worked, "{printed}");
+    assert_eq!(traffic, ["tried-2=100"]);
+    assert!(printed.contains("::add-mask::key-of-a-client"), "{printed}");
+    for (why, changed) in [
+        ("it does not answer", ("CANDIDATE_URL", nowhere)),
+        ("it is on another device", ("DEVICE", "cuda")),
+        (
+            "it predicts something else",
+            ("PREDICT_CHECK", ".outputs.label == [8]"),
+        ),
+        ("it asks for a key", ("API_KEY_SECRET", "")),
+    ] {
+        let (worked, printed, traffic) = try_with(Some(changed));
+        assert!(!worked && traffic.is_empty(), "{why}: {printed}");
+    }
+    let (worked, printed, traffic) = try_with(Some(("SERVICE_URL", nowhere)));
+    assert!(!worked, "{printed}");
+    assert_eq!(
+        traffic,
+        ["tried-2=100", "served-1=100"],
+        "the traffic is not given back"
+    );
+}
+
+/// A registry: each tag is a file with the digest that it stands for, made from what it is created of.
+const DOCKER: &str = r#"
+tags=$STAND_INS/tags
+[ "$1 $2" = "buildx imagetools" ] || exit 9
+case $3 in
+inspect)
+    file=$tags/${4##*:}
+    [ -e "$file" ] || { echo "ERROR: $4: not found" >&2; exit 1; }
+    printf '{"digest": "%s"}\n' "$(cat "$file")"
+    ;;
+create)
+    source=${*: -1}
+    printf '%s' "${source#*@}" > "$tags/${5##*:}"
+    ;;
+esac
+"#;
+
+#[test]
+fn names_of_images_are_never_moved() {
+    let Some(tools) = Tools::new(&[("docker", DOCKER)]) else {
+        return;
+    };
+    fs::create_dir(tools.path("tags")).unwrap();
+    let digest = |digit: &str| format!("sha256:{}", digit.repeat(64));
+    let script = |file: &str, job: &str, name: &str| {
+        let workflow = workflow(file);
+        let steps = steps(&workflow["jobs"][job]);
+        let step = steps
+            .iter()
+            .find(|step| step["id"] == name || step["name"] == name);
+        text(&step.unwrap()["run"]).to_owned()
+    };
+    let image = ("IMAGE", "ghcr.io/o/model-serving");
+    let (one, two, three) = (digest("1"), digest("2"), digest("3"));
+
+    // A version: new, then the same again, as when a job runs a second time, then another image.
+    let name = script("deploy", "promote", "Name them after the version");
+    let named = |cpu: &str| {
+        tools.run(
+            &name,
+            &[image, ("VERSION", "1.2.3"), ("CPU", cpu), ("GPU", &two)],
+        )
+    };
+    for _ in 0..2 {
+        let (worked, printed, _) = named(&one);
+        assert!(worked, "{printed}");
+        assert_eq!(tools.text("tags/1.2.3"), one);
+        assert_eq!(tools.text("tags/1.2.3-gpu"), two);
+    }
+    let (worked, printed, _) = named(&two);
+    assert!(!worked && printed.contains("is not moved"), "{printed}");
+    assert_eq!(tools.text("tags/1.2.3"), one, "the version was moved");
+
+    // What main pushes: whoever comes second takes what is there, or stops.
+    fs::create_dir(tools.path("digests")).unwrap();
+    fs::write(tools.path("digests").join("3".repeat(64)), "").unwrap();
+    let push = script("docker", "publish", "push").replace("digests/*", "\"$STAND_INS\"/digests/*");
+    let pushed = |before: &str| tools.run(&push, &[image, ("TAG", "sha-abc"), ("BEFORE", before)]);
+    let (worked, printed, outputs) = pushed("");
+    assert!(worked, "{printed}");
+    assert_eq!(outputs["digest"], three);
+    let (worked, printed, _) = pushed("");
+    assert!(!worked && printed.contains("is not moved"), "{printed}");
+    let (worked, printed, outputs) = pushed(&three);
+    assert!(worked && outputs["digest"] == three, "{printed}");
+
+    // What a job that runs again finds, by the name without capitals.
+    let look = script("docker", "once", "find").replace("error.txt", "/dev/null");
+    let environment = [
+        ("GITHUB_SHA", "abc"),
+        ("GITHUB_REPOSITORY", "O/Model-Serving"),
+    ];
+    fs::write(tools.path("tags/sha-abc-gpu"), &two).unwrap();
+    let (worked, printed, outputs) = tools.run(&look, &environment);
+    assert!(worked, "{printed}");
+    assert_eq!(outputs["image"], "ghcr.io/o/model-serving");
+    assert_eq!((&outputs["cpu"], &outputs["gpu"]), (&three, &two));
+
+    // What a version is made of, and what to do where main has built nothing.
+    let find = script("deploy", "promote", "find");
+    let environment = [image, ("COMMIT", "abc")];
+    let (worked, printed, outputs) = tools.run(&find, &environment);
+    assert!(worked, "{printed}");
+    assert_eq!((&outputs["cpu"], &outputs["gpu"]), (&three, &two));
+    fs::remove_file(tools.path("tags/sha-abc-gpu")).unwrap();
+    let (worked, printed, _) = tools.run(&find, &environment);
+    assert!(
+        !worked && printed.contains("let docker.yml build this commit"),
+        "{printed}"
+    );
+}
+
+#[test]
+fn a_skipped_check_fails_where_that_is_asked_for() {
+    let make = [("fake-make", "echo 'SKIPPED: there is no such tool'\n")];
+    let Some(tools) = Tools::new(&make) else {
+        return;
+    };
+    let make = tools.path("fake-make");
+    let run = |fail: &str| {
+        let script = "python3 -B scripts/run-stages.py unit doc";
+        tools.run(
+            script,
+            &[("MAKE", make.to_str().unwrap()), ("FAIL_ON_SKIPPED", fail)],
+        )
+    };
+    let (worked, printed, _) = run("");
+    assert!(worked && printed.contains("all checks passed"), "{printed}");
+    let (worked, printed, _) = run("1");
+    assert!(
+        !worked && printed.contains("the checks above were skipped"),
+        "{printed}"
+    );
+}
+
+/// The archive that people download, made of this build instead of an image's.
+#[test]
+fn the_program_of_a_release_serves_from_wherever_it_was_unpacked() {
+    let Some(tools) = Tools::new(&[]) else {
+        return;
+    };
+    let (tree, root) = (tools.path("tree"), tools.path("root"));
+    for folder in [
+        "tree/scripts",
+        "tree/packaging/systemd",
+        "root/completions",
+        "root/man",
+        "root/lib",
+        "root/doc/onnxruntime",
+    ] {
+        fs::create_dir_all(tools.path(folder)).unwrap();
+    }
+    for file in ["scripts/pack-release.sh", "LICENSE-APACHE", "LICENSE-MIT"] {
+        fs::copy(repository(file), tree.join(file)).unwrap();
+    }
+    let unit = tree.join("packaging/systemd/model-serving.service");
+    fs::write(unit, "[Service]\n").unwrap();
+    let program = env!("CARGO_BIN_EXE_model-serving");
+    fs::copy(program, root.join("model-serving")).unwrap();
+    let library = fs::canonicalize(repository(".onnxruntime/libonnxruntime.so")).unwrap();
+    fs::copy(library, root.join("lib/libonnxruntime.so.1")).unwrap();
+    std::os::unix::fs::symlink("libonnxruntime.so.1", root.join("lib/libonnxruntime.so")).unwrap();
+    for file in [
+        "completions/model-serving.bash",
+        "man/model-serving.1",
+        "doc/onnxruntime/LICENSE",
+    ] {
+        fs::write(root.join(file), "text\n").unwrap();
+    }
+    let name = "model-serving-1.2.3-linux-amd64";
+    let pack = |folder: &Path| {
+        let script = format!(
+            "{}/scripts/pack-release.sh tarball 1.2.3 amd64 {} {}",
+            tree.display(),
+            root.display(),
+            folder.display()
+        );
+        let (worked, printed, _) = tools.run(&script, &[("SOURCE_DATE_EPOCH", "1700000000")]);
+        assert!(worked, "{printed}");
+        folder.join(format!("{name}.tar.gz"))
+    };
+    let archive = pack(&tools.path("first"));
+    let again = pack(&tools.path("second"));
+    assert!(
+        fs::read(&archive).unwrap() == fs::read(again).unwrap(),
+        "the same files gave another archive"
+    );
+    let unpacked = Command::new("tar")
+        .arg("-xzf")
+        .arg(&archive)
+        .arg("-C")
+        .arg(tools.folder.path())
+        .status();
+    assert!(unpacked.unwrap().success());
+    let unpacked = tools.path(name);
+    for file in [
+        "doc/LICENSE-MIT",
+        "doc/onnxruntime/LICENSE",
+        "man/model-serving.1",
+        "systemd/model-serving.service",
+    ] {
+        assert!(unpacked.join(file).is_file(), "{file} is missing");
+    }
+    // In a folder where no other library could be found.
+    let mut command = Command::new(unpacked.join("model-serving"));
+    command
+        .args(["--port", "0", "--host", "127.0.0.1", "--model"])
+        .arg(repository("models/best.onnx"))
+        .current_dir(tools.path("second"))
+        .env_clear();
+    let server = Server::spawn_command(command);
+    let ready = server.log.wait_for(|line| line["message"] == "ready");
+    assert!(ready.is_some(), "{:?}", server.log.lines());
+    let check = format!("scripts/check-deployment.sh http://{} cpu", server.address);
+    let (worked, printed, _) = tools.run(&check, &[]);
+    assert!(worked, "{printed}");
+}
