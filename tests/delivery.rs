@@ -598,6 +598,52 @@ fn terraform_gives_an_l4_what_it_needs_and_the_server_what_it_knows() {
     }
 }
 
+/// Google refuses a longer name only when it is applied.
+#[test]
+fn names_in_google_cloud_are_not_too_long() {
+    let longest_of = |most: usize, argument: &str, file: &str| {
+        let text = read(format!("{MODULE}/{file}.tf"));
+        let names = text.lines().filter_map(|line| {
+            let (name, value) = line.trim().split_once('=')?;
+            let own = name.trim() == argument && !value.contains("google_");
+            own.then(|| value.trim().trim_matches('"').to_owned())
+        });
+        let mut seen = 0;
+        for name in names {
+            let name = name
+                .replace("${local.name}", "model-serving-production")
+                .replace("local.name", "model-serving-production")
+                .replace("${var.environment}", "production")
+                .replace("${var.project}", &"p".repeat(30));
+            assert!(!name.contains("${"), "{name}");
+            assert!(
+                name.len() <= most,
+                "{argument} {name} has {} letters, of {most}",
+                name.len()
+            );
+            seen += 1;
+        }
+        seen
+    };
+    assert_eq!(longest_of(30, "account_id", "identities"), 3);
+    assert_eq!(longest_of(32, "workload_identity_pool_id", "identities"), 1);
+    assert_eq!(longest_of(63, "name", "storage"), 1);
+    // A service and its tag share a label of the name service.
+    assert!("model-serving-production-cpu".len() + "candidate".len() <= 46);
+}
+
+#[test]
+fn dependabot_looks_at_actions_and_providers() {
+    let text = read(".github/dependabot.yml");
+    for folder in [
+        "/.github/actions/*",
+        "/terraform/environments/*",
+        "/terraform/modules/*",
+    ] {
+        assert!(text.contains(folder), "nobody looks at {folder}");
+    }
+}
+
 /// The number behind the first `name = ` after `start`.
 fn number_after(text: &str, start: &str, name: &str) -> u32 {
     let (_, text) = text

@@ -26,9 +26,10 @@ resource "google_secret_manager_secret_iam_member" "readers" {
   member    = each.value
 }
 
+# Names of accounts have at most 30 letters.
 resource "google_service_account" "deployer" {
   project      = var.project
-  account_id   = "${local.name}-deploy"
+  account_id   = "${local.name}-cd"
   display_name = "model-serving (${var.environment}), the workflow that deploys it"
 }
 
