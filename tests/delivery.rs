@@ -1102,6 +1102,7 @@ fn the_program_of_a_release_serves_from_wherever_it_was_unpacked() {
     let (tree, root) = (tools.path("tree"), tools.path("root"));
     for folder in [
         "tree/scripts",
+        "tree/packaging/debian",
         "tree/packaging/systemd",
         "root/completions",
         "root/man",
@@ -1110,11 +1111,15 @@ fn the_program_of_a_release_serves_from_wherever_it_was_unpacked() {
     ] {
         fs::create_dir_all(tools.path(folder)).unwrap();
     }
-    for file in ["scripts/pack-release.sh", "LICENSE-APACHE", "LICENSE-MIT"] {
+    for file in [
+        "scripts/pack-release.sh",
+        "LICENSE-APACHE",
+        "LICENSE-MIT",
+        "packaging/debian/default",
+        "packaging/systemd/model-serving.service",
+    ] {
         fs::copy(repository(file), tree.join(file)).unwrap();
     }
-    let unit = tree.join("packaging/systemd/model-serving.service");
-    fs::write(unit, "[Service]\n").unwrap();
     let program = env!("CARGO_BIN_EXE_model-serving");
     fs::copy(program, root.join("model-serving")).unwrap();
     let library = fs::canonicalize(repository(".onnxruntime/libonnxruntime.so")).unwrap();
@@ -1157,6 +1162,7 @@ fn the_program_of_a_release_serves_from_wherever_it_was_unpacked() {
         "doc/LICENSE-MIT",
         "doc/onnxruntime/LICENSE",
         "man/model-serving.1",
+        "systemd/default",
         "systemd/model-serving.service",
     ] {
         assert!(unpacked.join(file).is_file(), "{file} is missing");

@@ -227,12 +227,12 @@ fn every_command_has_a_page_of_the_manual_and_every_shell_its_completions() {
         commands.contains(&"serve") && commands.contains(&"fetch"),
         "{help}"
     );
-    let script = std::fs::read_to_string(repository("scripts/stage-package.sh")).unwrap();
+    let script = std::fs::read_to_string(repository("scripts/pack-release.sh")).unwrap();
     let (_, packed) = script.split_once("for command in ").unwrap();
     let packed: Vec<&str> = packed.split(';').next().unwrap().split(' ').collect();
     assert_eq!(
         packed, commands,
-        "what scripts/stage-package.sh packs, and the commands"
+        "what scripts/pack-release.sh packs, and the commands"
     );
     for command in &commands {
         let page = program().args(["man", command]).output().unwrap();
