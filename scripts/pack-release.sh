@@ -7,7 +7,8 @@
 #   pack-release.sh deb VERSION ARCHITECTURE ROOT FOLDER      the same as a Debian package, by cargo-deb
 #
 # ARCHITECTURE is amd64 or arm64. Nothing is compiled, and of another architecture nothing is run: completions and the
-# manual are the same for both, and are made by the image of this machine. SOURCE_DATE_EPOCH dates what is packed, so
+# manual are the same for both, and are made by the image of this machine, which is pulled anew: after the image of
+# another architecture an engine may have that one under the name. SOURCE_DATE_EPOCH dates what is packed, so
 # that the same image gives the same bytes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -38,7 +39,7 @@ image)
     docker cp "$container:/usr/local/lib/." "$root/lib/"
     docker cp "$container:/usr/share/doc/onnxruntime" "$root/doc/onnxruntime"
     here="linux/$(dpkg --print-architecture)"
-    describe "$root" docker run --rm --quiet --pull missing --platform "$here" "$image"
+    describe "$root" docker run --rm --quiet --pull always --platform "$here" "$image"
     ;;
 program)
     program=$2 root=$3
