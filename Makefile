@@ -131,7 +131,8 @@ lint-monitoring: monitoring-tools ## Rules and alerts, and their unit tests
 	@if [ -x .tools/prometheus/promtool ]; then set -x; \
 	.tools/prometheus/promtool check config --syntax-only monitoring/prometheus.yml; \
 	.tools/prometheus/promtool check rules monitoring/rules/*.yml; \
-	.tools/prometheus/promtool test rules monitoring/tests/*.yml; fi
+	.tools/prometheus/promtool test rules monitoring/tests/*.yml; \
+	.tools/prometheus/amtool check-config monitoring/alertmanager.yml; fi
 
 # Kubernetes' own kinds against its schemas; the operators' kinds, of which it would warn, against the operators'.
 lint-k8s: $(LINTERS)/ready $(CHECKOV)/ready ## Kubernetes manifests: every rendered overlay against the schemas, and checkov

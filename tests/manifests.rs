@@ -274,3 +274,39 @@ fn a_pod_has_the_time_to_drain_before_it_is_killed() {
         "{grace:?} is not more than {pre_stop:?} and {drain:?}"
     );
 }
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+#[test]
+fn every_alert_has_its_place_in_the_runbooks_and_every_place_its_alert() {
+    let rules = read("monitoring/rules/model-serving.yml");
+    let rules: Value = serde_yaml_ng::from_str(&rules).unwrap();
+    let mut alerts = Vec::new();
+    for rules in all(&rules, "rules") {
+        for rule in rules.as_array().unwrap() {
+            let Some(name) = rule["alert"].as_str() else {
+                continue;
+            };
+            let url = rule["annotations"]["runbook_url"].as_str();
+            let url = url.unwrap_or_else(|| panic!("{name} has no runbook_url"));
+            let place = format!("/docs/runbooks.md#{}", name.to_lowercase());
+            assert!(url.ends_with(&place), "{name}: {url}");
+            alerts.push(name.to_owned());
+        }
+    }
+    assert!(alerts.len() > 10);
+    let runbooks = read("docs/runbooks.md");
+    let headings = runbooks.lines().filter_map(|line| line.strip_prefix("## "));
+    let headings: Vec<&str> = headings.collect();
+    alerts.sort();
+    let mut sorted = headings.clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, alerts, "the headings of docs/runbooks.md");
+    // Each says what it means and what to do.
+    let sections = runbooks.split("\n## ").skip(1);
+    for section in sections {
+        assert!(section.len() > 200, "too little is said of {section}");
+    }
+}
