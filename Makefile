@@ -26,9 +26,9 @@ GOOGLE_SCHEMA := .tools/google-schema
 CHECK_OPERATORS_CARGO := CARGO_TARGET_DIR=target/operators $(CARGO)
 CHECK_OPERATORS := --quiet --locked --manifest-path scripts/checks/operators/Cargo.toml
 # The kinds that check-operators knows.
-OPERATORS := PodMonitor|PrometheusRule|ScaledObject
-# The oldest Kubernetes that the manifests are for.
-KUBERNETES := 1.33
+OPERATORS := Gateway|HTTPRoute|PodMonitor|PrometheusRule|ScaledObject|Service with api version serving.knative.dev/v1
+# The oldest Kubernetes that the manifests are for: the first whose preStop hook sleeps without a feature gate.
+KUBERNETES := 1.30
 COMPOSE_FILES := -f docker-compose.yml -f docker-compose.gpu.yml
 
 # What is quick or fails often comes first. CONTRIBUTING.md has the times.
@@ -135,21 +135,18 @@ lint-monitoring: monitoring-tools ## Rules and alerts, and their unit tests
 	.tools/prometheus/amtool check-config monitoring/alertmanager.yml; fi
 
 # Kubernetes' own kinds against its schemas; the operators' kinds, of which it would warn, against the operators'.
-lint-k8s: $(LINTERS)/ready $(CHECKOV)/ready ## Kubernetes manifests: every rendered overlay against the schemas, and checkov
-	@rm -rf target/k8s && mkdir -p target/k8s/with-api-keys
-	@printf '%s\n' 'resources: [../../../k8s/overlays/cpu]' 'components: [../../../k8s/components/api-keys]' > target/k8s/with-api-keys/kustomization.yaml
+lint-k8s: $(LINTERS)/ready $(CHECKOV)/ready ## Kubernetes manifests: every overlay and component, rendered, against the schemas and each other, and checkov
+	@rm -rf target/k8s && mkdir -p target/k8s
 	@if ! command -v kubectl >/dev/null; then echo "SKIPPED: kubectl is not installed, so the overlays were not rendered"; exit 0; fi; \
-	for folder in k8s/overlays/cpu k8s/overlays/gpu k8s/overlays/monitoring target/k8s/with-api-keys; do \
-		overlay=$$(basename $$folder); \
-		set -x; kubectl kustomize $$folder > target/k8s/$$overlay.yaml; \
-		$(LINTERS)/bin/kubernetes-validate --quiet --strict --kubernetes-version $(KUBERNETES) target/k8s/$$overlay.yaml \
-			2>&1 | { grep -vE "^WARN .* schema for kind ($(OPERATORS)) " || true; }; { set +x; } 2>/dev/null; \
+	set -x; $(LINTERS)/bin/python scripts/check-kubernetes.py target/k8s; { set +x; } 2>/dev/null; \
+	cp k8s/components/model-volume/load-model.yaml k8s/components/gpu-time-slicing/device-plugin.yaml target/k8s/; \
+	for rendered in target/k8s/*.yaml; do \
+		$(LINTERS)/bin/kubernetes-validate --quiet --strict --kubernetes-version $(KUBERNETES) $$rendered \
+			2>&1 | { grep -vE "^WARN .* schema for kind ($(OPERATORS)) " || true; }; \
 	done; \
-	cp k8s/load-model.yaml target/k8s/; \
-	$(CHECKOV)/bin/checkov --directory target/k8s --framework kubernetes --skip-download --compact --quiet
-	$(LINTERS)/bin/kubernetes-validate --quiet --strict --kubernetes-version $(KUBERNETES) k8s/load-model.yaml
+	set -x; $(CHECKOV)/bin/checkov --directory target/k8s --skip-path target/k8s/overlays --framework kubernetes --skip-download --compact --quiet
 	$(CHECK_OPERATORS_CARGO) test $(CHECK_OPERATORS)
-	$(CHECK_OPERATORS_CARGO) run $(CHECK_OPERATORS) -- k8s/overlays/monitoring/*.yaml
+	$(CHECK_OPERATORS_CARGO) run $(CHECK_OPERATORS) -- k8s/overlays/*/*.yaml k8s/components/*/*.yaml $$(find target/k8s -maxdepth 1 -name '*.yaml')
 
 # The program that the black-box tests run: `cargo build` would compile it again, with other features of its dependencies.
 conformance-third: onnxruntime $(CONFORMANCE)/ready ## A fixed third of the ONNX backend suite through the server

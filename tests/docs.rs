@@ -113,13 +113,14 @@ fn the_metrics_table_is_what_the_server_exposes() {
     check("metrics", &metrics());
 }
 
-const DOCUMENTS: [&str; 10] = [
+const DOCUMENTS: [&str; 11] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "SECURITY.md",
     "benches/README.md",
+    "docs/kubernetes.md",
     "docs/runbooks.md",
     "models/README.md",
     "tests/conformance/README.md",

@@ -1,5 +1,8 @@
 //! What the Kubernetes objects say of each other and of the server: names that lead somewhere, ports that are open,
 //! times that fit together. Schemas know none of this.
+//!
+//! These tests read the files as they are. `scripts/check-kubernetes.py`, a part of `make lint-k8s`, asks the same and more of
+//! what kustomize makes of each overlay and component.
 
 #![allow(
     clippy::unwrap_used,
@@ -67,6 +70,36 @@ fn container(base: &[Value]) -> &Value {
     &find(base, "Deployment")["spec"]["template"]["spec"]["containers"][0]
 }
 
+/// The components that let somebody in: at which port, and whom.
+const ALLOWED: [(&str, &str, Option<&str>); 3] = [
+    ("components/allow-namespace", "http", None),
+    (
+        "components/allow-ingress-controller",
+        "http",
+        Some("envoy-gateway-system"),
+    ),
+    ("components/allow-prometheus", "admin", Some("monitoring")),
+];
+
+/// Every folder of `k8s/` that has manifests of the server.
+fn folders() -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("k8s");
+    let mut found = vec!["base".to_owned()];
+    for kind in ["components", "overlays"] {
+        for entry in fs::read_dir(root.join(kind)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            found.push(format!("{kind}/{name}"));
+        }
+    }
+    assert!(found.len() > 15);
+    found
+}
+
+/// The lists of containers in a manifest, without those that run first.
+fn servers(object: &Value) -> Vec<&Value> {
+    all(object, "containers")
+}
+
 #[test]
 fn ports_are_asked_for_by_a_name_that_the_container_has() {
     let base = folder("base");
@@ -80,11 +113,13 @@ fn ports_are_asked_for_by_a_name_that_the_container_has() {
         asked.push(&container[probe]["httpGet"]["port"]);
     }
     asked.extend(all(find(&base, "Service"), "targetPort"));
-    let ingress = base.iter().flat_map(|object| all(object, "ingress"));
+    let policies = ALLOWED.iter().flat_map(|(name, _, _)| folder(name));
+    let policies: Vec<Value> = policies.collect();
+    let ingress = policies.iter().flat_map(|object| all(object, "ingress"));
     asked.extend(ingress.flat_map(|rule| all(rule, "port")));
     let monitoring = folder("overlays/monitoring");
     asked.extend(all(find(&monitoring, "PodMonitor"), "port"));
-    assert_eq!(asked.len(), 7);
+    assert_eq!(asked.len(), 8);
     for port in asked {
         assert!(named.contains(&text(port)), "no port is called {port}");
     }
@@ -102,13 +137,8 @@ fn probes_and_scrapes_go_to_the_admin_port_which_is_on() {
     let base = folder("base");
     let deployment = container(&base);
     let mut probes = 0;
-    // Whatever is patched or added must not probe another one.
-    for name in [
-        "base",
-        "overlays/gpu",
-        "components/api-keys",
-        "overlays/cpu",
-    ] {
+    // Whatever is patched or added must not probe another one. Knative has a single port.
+    for name in folders().iter().filter(|name| *name != "overlays/knative") {
         for object in folder(name) {
             for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
                 for probe in all(&object, probe) {
@@ -116,12 +146,15 @@ fn probes_and_scrapes_go_to_the_admin_port_which_is_on() {
                     probes += 1;
                 }
             }
-            for list in all(&object, "env") {
+            for list in servers(&object)
+                .into_iter()
+                .flat_map(|server| all(server, "env"))
+            {
                 let variables = list.as_array().unwrap().iter();
                 let mut admin = variables.filter(|variable| variable["name"] == "ADMIN_PORT");
                 let value = admin.next().map(|variable| text(&variable["value"]));
                 let expected = port(deployment, "admin").to_string();
-                match name {
+                match &**name {
                     "base" => assert_eq!(value, Some(&*expected), "the admin port is off"),
                     _ => assert_eq!(value, None, "{name} changes the admin port"),
                 }
@@ -143,18 +176,35 @@ fn probes_and_scrapes_go_to_the_admin_port_which_is_on() {
 }
 
 #[test]
-fn predictions_come_from_anywhere_and_scrapes_from_where_prometheus_is() {
-    let base = folder("base");
-    let rules = base.iter().flat_map(|object| all(object, "ingress"));
-    let mut ports = Vec::new();
-    for rule in rules.flat_map(|rules| rules.as_array().unwrap()) {
-        for port in all(&rule["ports"], "port") {
-            let from = rule["from"][0]["namespaceSelector"]["matchLabels"].as_object();
-            let from = from.and_then(|labels| labels.get("kubernetes.io/metadata.name"));
-            ports.push((text(port), from.map(text)));
+fn nobody_is_let_in_but_by_a_component_that_says_whom() {
+    let ingress = |name: &str| -> Vec<Value> {
+        let objects = folder(name);
+        let rules = objects.iter().flat_map(|object| all(object, "ingress"));
+        rules
+            .flat_map(|rules| rules.as_array().unwrap().clone())
+            .collect()
+    };
+    for (name, port, namespace) in ALLOWED {
+        let [rule] = &ingress(name)[..] else {
+            panic!("{name} has not one rule");
+        };
+        let from = &rule["from"][0];
+        let labels = &from["namespaceSelector"]["matchLabels"];
+        assert_eq!(labels["kubernetes.io/metadata.name"].as_str(), namespace);
+        // Without a namespace, the policy's own.
+        assert!(
+            namespace.is_some() || from["podSelector"].is_object(),
+            "{name}"
+        );
+        let ports: Vec<&str> = all(&rule["ports"], "port").into_iter().map(text).collect();
+        assert_eq!(ports, [port], "{name}");
+    }
+    for name in folders() {
+        let allowed = ALLOWED.iter().any(|(allowed, _, _)| *allowed == name);
+        if !allowed && name != "overlays/knative" {
+            assert_eq!(ingress(&name), Vec::<Value>::new(), "{name}");
         }
     }
-    assert_eq!(ports, [("http", None), ("admin", Some("monitoring"))]);
 }
 
 #[test]
@@ -163,20 +213,28 @@ fn selectors_find_the_pods_and_names_lead_to_objects() {
     let deployment = find(&base, "Deployment");
     let template = &deployment["spec"]["template"];
     let labels = template["metadata"]["labels"].as_object().unwrap();
-    let monitoring = folder("overlays/monitoring");
-    let selecting = base
+    let others: Vec<Value> = folders()
         .iter()
-        .chain(&monitoring)
-        .filter(|object| object["kind"] != "NetworkPolicy");
+        .filter(|name| *name != "base")
+        .flat_map(|name| folder(name))
+        .collect();
+    let objects = || base.iter().chain(&others);
+    let is_policy = |object: &&Value| object["kind"] == "NetworkPolicy";
+    let selecting = objects().filter(|object| !is_policy(object));
     let mut selectors: Vec<&Value> = selecting
         .flat_map(|object| all(object, "matchLabels"))
         .collect();
     selectors.push(&find(&base, "Service")["spec"]["selector"]);
-    let policy = base.iter().find(|object| {
-        object["metadata"]["name"] == "model-serving" && object["kind"] == "NetworkPolicy"
-    });
-    selectors.push(&policy.unwrap()["spec"]["podSelector"]["matchLabels"]);
-    assert!(selectors.len() >= 6);
+    let policies = objects().filter(is_policy);
+    let policies = policies.filter_map(|policy| policy.get("spec"));
+    selectors.extend(policies.filter_map(|spec| spec["podSelector"].get("matchLabels")));
+    let monitoring = folder("overlays/monitoring");
+    let job = &find(&monitoring, "PodMonitor")["spec"]["jobLabel"];
+    assert!(
+        labels.contains_key(text(job)),
+        "no pod has the label {job}, so that the operator would make up a job"
+    );
+    assert!(selectors.len() >= 10);
     for selector in selectors {
         for (label, value) in selector.as_object().unwrap() {
             assert_eq!(labels.get(label), Some(value), "{label} selects nothing");
@@ -190,61 +248,77 @@ fn selectors_find_the_pods_and_names_lead_to_objects() {
         assert!(there, "there is no {kind} called {name}");
     };
     is_there("ServiceAccount", &template["spec"]["serviceAccountName"]);
-    for claim in all(template, "claimName") {
-        is_there("PersistentVolumeClaim", claim);
-    }
-    let keda =
-        objects(&Path::new(env!("CARGO_MANIFEST_DIR")).join("k8s/overlays/monitoring/keda.yaml"));
-    for target in base
-        .iter()
-        .chain(&keda)
-        .flat_map(|object| all(object, "scaleTargetRef"))
-    {
+    for target in objects().flat_map(|object| all(object, "scaleTargetRef")) {
         is_there("Deployment", &target["name"]);
     }
     let references = all(template, "configMapKeyRef");
-    assert!(references.len() >= 2);
+    assert!(references.len() >= 5);
     for reference in references {
-        is_there("ConfigMap", &reference["name"]);
-        let key = text(&reference["key"]);
-        let data = &find(&base, "ConfigMap")["data"];
-        assert!(data.get(key).is_some(), "the ConfigMap has no {key}");
+        configured(&base, reference);
     }
+}
+
+/// What a ConfigMap has that a variable refers to: one that is a manifest, or one that kustomize makes.
+fn configured(base: &[Value], reference: &Value) -> String {
+    let (name, key) = (text(&reference["name"]), text(&reference["key"]));
+    let config = find(base, "ConfigMap");
+    if config["metadata"]["name"] == name {
+        let value = config["data"].get(key);
+        let value = value.unwrap_or_else(|| panic!("the ConfigMap has no {key}"));
+        return text(value).to_owned();
+    }
+    let generators = base.iter().flat_map(|it| all(it, "configMapGenerator"));
+    let mut generators = generators.flat_map(|list| list.as_array().unwrap());
+    let generator = generators.find(|generator| generator["name"] == name);
+    let generator = generator.unwrap_or_else(|| panic!("there is no ConfigMap called {name}"));
+    let mut literals = generator["literals"].as_array().unwrap().iter().map(text);
+    let value = literals.find_map(|literal| literal.strip_prefix(&format!("{key}=")));
+    value
+        .unwrap_or_else(|| panic!("{name} has no {key}"))
+        .to_owned()
 }
 
 #[test]
 fn each_variable_is_a_setting_that_the_server_takes_with_that_value() {
     let base = folder("base");
-    let config = find(&base, "ConfigMap");
-    let patches = ["overlays/gpu", "components/api-keys"].map(|name| {
-        let patch = folder(name);
-        find(&patch, "Deployment").clone()
-    });
+    let mounted = all(&find(&base, "Deployment")["spec"]["template"], "mountPath");
+    let manifests: Vec<Value> = folders().iter().flat_map(|name| folder(name)).collect();
     let mut set = 0;
-    for deployment in [find(&base, "Deployment")].into_iter().chain(&patches) {
-        let pod = &deployment["spec"]["template"]["spec"];
+    for object in manifests.iter().filter(|object| {
+        ["Deployment", "Service"]
+            .iter()
+            .any(|kind| object["kind"] == *kind)
+    }) {
+        let pod = &object["spec"]["template"]["spec"];
         for variable in all(&pod["containers"], "env")
             .into_iter()
             .flat_map(|list| list.as_array().unwrap())
         {
-            let value = match variable["valueFrom"]["configMapKeyRef"]["key"].as_str() {
-                Some(key) => text(&config["data"][key]),
-                None => text(&variable["value"]),
+            let name = text(&variable["name"]);
+            // Knative's container fetches the model before it serves.
+            if ["MODEL_URI", "MODEL_SHA256"].contains(&name) {
+                continue;
+            }
+            let reference = &variable["valueFrom"]["configMapKeyRef"];
+            let value = if reference.is_object() {
+                configured(&base, reference)
+            } else {
+                text(&variable["value"]).to_owned()
             };
-            let flag = flag_of(text(&variable["name"]));
+            let flag = flag_of(name);
             if !value.is_empty() {
-                ServeFlags::try_parse_from(["model-serving", &flag, value]).unwrap();
+                ServeFlags::try_parse_from(["model-serving", &flag, &value]).unwrap();
             }
             // A file is one that a volume brings, unless the image has it.
             if value.starts_with('/') {
-                let mounts = all(pod, "mountPath");
-                let mounted = mounts.iter().any(|mount| value.starts_with(text(mount)));
+                let mut mounts = all(pod, "mountPath").into_iter().chain(mounted.clone());
+                let mounted = mounts.any(|mount| value.starts_with(&format!("{}/", text(mount))));
                 assert!(mounted, "{value} is not in any volume");
             }
             set += 1;
         }
     }
-    assert!(set >= 5);
+    assert!(set >= 10);
 }
 
 /// The flag that the environment variable `name` stands for.
@@ -277,6 +351,56 @@ fn a_pod_has_the_time_to_drain_before_it_is_killed() {
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// The base names the bundled model as an example, so its digest can be held against the file.
+#[test]
+fn the_model_of_the_base_is_pinned_by_the_digest_of_the_bundled_one() {
+    use sha2::{Digest, Sha256};
+    let reference = |key| serde_json::json!({"name": "model-source", "key": key});
+    let base = folder("base");
+    let stated = configured(&base, &reference("sha256"));
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/best.onnx");
+    let digest = Sha256::digest(fs::read(model).unwrap());
+    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(stated, digest);
+    assert!(configured(&base, &reference("uri")).ends_with("/best.onnx"));
+}
+
+/// From this one on the preStop hook sleeps without a feature gate.
+#[test]
+fn the_oldest_kubernetes_is_one_number_that_has_what_the_manifests_use() {
+    let makefile = read("Makefile");
+    let oldest = makefile.split_once("\nKUBERNETES := ").unwrap().1;
+    let oldest = oldest.lines().next().unwrap();
+    let minor: u32 = oldest.strip_prefix("1.").unwrap().parse().unwrap();
+    assert!(minor >= 30, "{oldest} ignores the preStop hook");
+    let mut named = 0;
+    for document in [
+        "README.md",
+        "docs/kubernetes.md",
+        "k8s/base/deployment.yaml",
+    ] {
+        let text = read(document);
+        for (position, _) in text.match_indices("1.") {
+            // A version of Kubernetes, and not of something else that is named in the same line.
+            let before = &text[..position];
+            let rest = &text[position..];
+            let version: String = rest
+                .chars()
+                .take_while(|it| it.is_ascii_digit() || *it == '.')
+                .collect();
+            let version = version.trim_end_matches('.');
+            let is_oldest = rest[version.len()..].starts_with(" or newer")
+                || rest[version.len()..].starts_with(" on");
+            let line = before.rsplit('\n').next().unwrap();
+            if is_oldest && (line.contains("Kubernetes") || document.ends_with(".yaml")) {
+                assert_eq!(version, oldest, "{document}");
+                named += 1;
+            }
+        }
+    }
+    assert!(named >= 3, "{named} places name the oldest Kubernetes");
 }
 
 #[test]

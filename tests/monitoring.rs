@@ -16,6 +16,7 @@
 
 mod support;
 
+use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -28,6 +29,82 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use support::nvml::FakeNvml;
 use support::{Request, fixture, repository, skipped};
+
+/// What the targets of one deployment are called.
+struct Deployment {
+    job: &'static str,
+    /// Those that the Prometheus operator adds.
+    pod: Option<[&'static str; 2]>,
+}
+
+/// By Compose; by the operator, whose PodMonitor names the label of the job; and by one that does not name it, with a pod
+/// whose name means something else in a regular expression.
+const DEPLOYMENTS: [Deployment; 3] = [
+    Deployment {
+        job: "model-serving",
+        pod: None,
+    },
+    Deployment {
+        job: "model-serving",
+        pod: Some(["default", "server"]),
+    },
+    Deployment {
+        job: "models/model-serving",
+        pod: Some(["models", "server-1.a"]),
+    },
+];
+
+impl Deployment {
+    fn labels(&self) -> String {
+        let job = format!("job: {}", self.job);
+        match self.pod {
+            None => job,
+            Some([namespace, pod]) => {
+                format!(
+                    "{job}, namespace: {namespace}, pod: {pod}, container: api, endpoint: admin"
+                )
+            }
+        }
+    }
+
+    /// What Grafana puts in the place of the variables when this deployment is chosen, or all of what is not its own.
+    fn chosen(&self) -> [(&'static str, String); 3] {
+        let [namespace, pod] = match self.pod {
+            None => [".*".to_owned(), ".*".to_owned()],
+            Some(names) => names.map(escaped),
+        };
+        [
+            ("namespace", namespace),
+            ("job", escaped(self.job)),
+            ("pod", pod),
+        ]
+    }
+}
+
+/// A value of a variable as Grafana writes it into a regular expression, inside of a string of PromQL.
+fn escaped(value: &str) -> String {
+    let mut text = String::new();
+    for character in value.chars() {
+        if r"\^$*+?.()|[]{}".contains(character) {
+            text.push_str(r"\\");
+        }
+        text.push(character);
+    }
+    text
+}
+
+/// A query with the dashboards' variables filled in; of models and GPUs, all.
+fn filled(query: &str, chosen: &[(&str, String)]) -> String {
+    let mut query = query
+        .replace("$__rate_interval", "20s")
+        .replace("$model", ".*")
+        .replace("$gpu", ".*");
+    for (variable, value) in chosen {
+        query = query.replace(&format!("${variable}"), value);
+    }
+    assert!(!query.contains('$'), "{query} has another variable");
+    query
+}
 
 /// A running Prometheus. Dropping it ends it.
 struct Prometheus {
@@ -42,19 +119,24 @@ impl Prometheus {
         program.exists().then_some(program)
     }
 
-    /// Starts it with our rules, and with `target` as a pod of Kubernetes would be.
+    /// Starts it with our rules, and with `target` as each of `DEPLOYMENTS`.
     fn start(program: &PathBuf, target: SocketAddr) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let config = format!(
+        let mut config = format!(
             "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n\
              rule_files: ['{rules}']\n\
-             scrape_configs:\n\
-             - job_name: model-serving\n\
-             \x20 static_configs:\n\
-             \x20 - targets: ['{target}']\n\
-             \x20   labels: {{namespace: default, pod: server}}\n",
+             scrape_configs:\n",
             rules = repository("monitoring/rules/*.yml").display(),
         );
+        for (number, deployment) in DEPLOYMENTS.iter().enumerate() {
+            let labels = deployment.labels();
+            writeln!(
+                config,
+                "- job_name: 'scrapes/{number}'\n\
+                 \x20 static_configs: [{{targets: ['{target}'], labels: {{{labels}}}}}]",
+            )
+            .unwrap();
+        }
         let path = folder.path().join("prometheus.yml");
         std::fs::write(&path, config).unwrap();
         // It does not tell which port it was given, so it gets one that was free a moment ago.
@@ -105,6 +187,17 @@ impl Prometheus {
         Ok((status.unwrap_or_default(), body.to_owned()))
     }
 
+    /// The values of `label` that `expression` has now.
+    fn labels(&self, expression: &str, label: &str) -> Vec<String> {
+        let query = utf8_percent_encode(expression, NON_ALPHANUMERIC);
+        let data = self.get(&format!("/api/v1/query?query={query}"));
+        let samples = data["result"].as_array().unwrap();
+        samples
+            .iter()
+            .map(|sample| sample["metric"][label].as_str().unwrap_or("").to_owned())
+            .collect()
+    }
+
     /// The values of `expression` now.
     fn query(&self, expression: &str) -> Vec<f64> {
         let query = utf8_percent_encode(expression, NON_ALPHANUMERIC);
@@ -124,31 +217,81 @@ impl Drop for Prometheus {
     }
 }
 
-/// The queries of every panel, with the dashboard's variables filled in.
+/// The dashboards.
+fn dashboards() -> Vec<Value> {
+    let entries = std::fs::read_dir(repository("monitoring/dashboards")).unwrap();
+    let texts = entries.map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap());
+    texts
+        .map(|text| serde_json::from_str(&text).unwrap())
+        .collect()
+}
+
+/// The queries of every panel, for each choice of deployment, and for all of them at once.
 fn panel_queries() -> Vec<String> {
+    let mut jobs: Vec<String> = DEPLOYMENTS.iter().map(|it| escaped(it.job)).collect();
+    jobs.dedup();
+    // Not everything that has the metric `up` is a server, so that "All" lists the jobs.
+    let all = [
+        ("namespace", ".*".to_owned()),
+        ("job", format!("({})", jobs.join("|"))),
+        ("pod", ".*".to_owned()),
+    ];
+    let choices: Vec<_> = DEPLOYMENTS
+        .iter()
+        .map(Deployment::chosen)
+        .chain([all])
+        .collect();
     let mut queries = Vec::new();
-    for entry in std::fs::read_dir(repository("monitoring/dashboards")).unwrap() {
-        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
-        let dashboard: Value = serde_json::from_str(&text).unwrap();
+    for dashboard in dashboards() {
         for panel in dashboard["panels"].as_array().unwrap() {
             for target in panel["targets"].as_array().into_iter().flatten() {
                 let query = target["expr"].as_str().unwrap();
-                queries.push(
-                    query
-                        .replace("$__rate_interval", "20s")
-                        .replace("$model", ".*")
-                        .replace("$gpu", ".*"),
-                );
+                queries.extend(choices.iter().map(|chosen| filled(query, chosen)));
             }
         }
     }
-    assert!(queries.len() > 10);
+    assert!(queries.len() > 100);
     queries
+}
+
+/// Each variable offers what each deployment is called.
+fn check_variables(prometheus: &Prometheus) {
+    let mut checked = 0;
+    for dashboard in dashboards() {
+        let variables = dashboard["templating"]["list"].as_array().unwrap();
+        for variable in variables.iter().filter(|it| it["type"] == "query") {
+            let name = variable["name"].as_str().unwrap();
+            let query = variable["definition"].as_str().unwrap();
+            assert_eq!(query, variable["query"]["query"], "{name}");
+            let (series, label) = query
+                .strip_prefix("label_values(")
+                .and_then(|rest| rest.strip_suffix(')')?.rsplit_once(", "))
+                .unwrap();
+            // With ".*" for all, series without the label are chosen too; but all jobs would be those of other servers too.
+            assert_eq!(variable["allValue"] == ".*", name != "job", "{name}");
+            for deployment in &DEPLOYMENTS {
+                let series = filled(series, &deployment.chosen());
+                let offered = prometheus.labels(&format!("group by ({label}) ({series})"), label);
+                let own = match (name, deployment.pod) {
+                    ("job", _) => deployment.job,
+                    ("namespace", Some([namespace, _])) => namespace,
+                    ("pod", Some([_, pod])) => pod,
+                    ("namespace" | "pod", None) => "",
+                    ("gpu", _) => "0",
+                    ("model", _) => "loop",
+                    _ => panic!("{name} is another variable"),
+                };
+                assert!(offered.iter().any(|it| it == own), "{series}: {offered:?}");
+                checked += 1;
+            }
+        }
+    }
+    assert_eq!(checked, 2 * 4 * DEPLOYMENTS.len());
 }
 
 /// What prometheus-adapter asks for the two metrics of the autoscaler, with its templates filled in for our pod.
 fn adapter_queries() -> [String; 2] {
-    let path = repository("k8s/overlays/monitoring/adapter-values.yaml");
+    let path = repository("k8s/components/scale-by-latency/adapter-values.yaml");
     let text = std::fs::read_to_string(path).unwrap();
     ["inference_latency_p99", "ml_saturation"].map(|series| {
         let rule = text
@@ -171,7 +314,7 @@ fn adapter_queries() -> [String; 2] {
 
 /// What KEDA asks for instead, with our pod's namespace.
 fn keda_queries() -> [String; 2] {
-    let path = repository("k8s/overlays/monitoring/keda.yaml");
+    let path = repository("k8s/components/keda/scaled-object.yaml");
     let text = std::fs::read_to_string(path).unwrap();
     let mut queries = text.split("query: ").skip(1).map(|rest| {
         let query = rest.split("threshold:").next().unwrap();
@@ -222,6 +365,7 @@ fn rules_and_panels_have_data_and_autoscalers_see_the_clients_latency() {
         // A panic in here must end the load too, or the scope would wait for ever.
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             check_rules(&prometheus);
+            check_variables(&prometheus);
             for query in panel_queries() {
                 support::until(&query, || !prometheus.query(&query).is_empty());
             }
@@ -281,6 +425,6 @@ fn check_rules(prometheus: &Prometheus) {
             !values.is_empty() && values.iter().all(|value| value.is_finite())
         });
     }
-    let down = prometheus.query(r#"ALERTS{alertname="ModelServingDown"}"#);
+    let down = prometheus.query(r#"ALERTS{alertname=~"ModelServing(Down|Absent)"}"#);
     assert!(down.is_empty());
 }

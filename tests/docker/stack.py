@@ -104,7 +104,10 @@ def prove_dashboards(port):
         dashboard = json.loads(path.read_text())
         expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
         for expression in expressions:
-            filled = expression.replace("$__rate_interval", "20s").replace("$model", ".*")
+            filled = expression.replace("$__rate_interval", "20s").replace("$job", "model-serving")
+            # As Grafana does for "All"; there is no namespace and no pod here.
+            for variable in ("$namespace", "$pod", "$model"):
+                filled = filled.replace(variable, ".*")
             until(f"data for the panel's '{filled}'", 60, functools.partial(ask, port, filled))
         prove(f"every one of the {len(expressions)} queries of {path.name} has data", expressions)
 

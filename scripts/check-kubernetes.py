@@ -1,0 +1,526 @@
+#!/usr/bin/env python3
+"""Renders the Kubernetes overlays with every component, and checks what the objects of each rendering say of each other.
+
+Schemas know nothing of this: names that lead somewhere (with the hashes that kustomize adds), quotas that hold all pods
+of a rollout, times that fit together, ports that a policy opens and a container has, one autoscaler for one Deployment.
+
+    check-kubernetes.py FOLDER             renders into FOLDER, a file for each combination, and checks them
+    check-kubernetes.py --rendered FILE…   checks files that something else has rendered
+
+It prints each problem in a line, and exits with 1 if there is any.
+"""
+
+import pathlib
+import re
+import subprocess
+import sys
+import typing
+
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# What is rendered, by name: an overlay, and the components that are added to it.
+COMBINATIONS: dict[str, tuple[str, list[str]]] = {
+    "cpu": ("cpu", []),
+    "cpu-api-keys": ("cpu", ["api-keys"]),
+    "cpu-bundled-model": ("cpu", ["bundled-model"]),
+    "cpu-model-volume": ("cpu", ["model-volume"]),
+    "cpu-latency": ("cpu", ["scale-by-latency"]),
+    "cpu-keda": ("cpu", ["keda"]),
+    "cpu-gateway": ("cpu", ["gateway", "allow-ingress-controller"]),
+    "cpu-gateway-canary": ("cpu", ["gateway", "allow-ingress-controller", "canary", "api-keys", "scale-by-latency"]),
+    "canary": ("canary", []),
+    "gpu": ("gpu", []),
+    "gpu-keda": ("gpu", ["keda", "gateway", "allow-ingress-controller"]),
+    "gpu-model-volume": ("gpu", ["model-volume", "scale-by-latency"]),
+    "gpu-gke-l4": ("gpu", ["gpu-gke-l4"]),
+    "gpu-gke-l4-spot": ("gpu", ["gpu-gke-l4", "gpu-spot"]),
+    "gpu-mig": ("gpu", ["gpu-mig"]),
+    "gpu-time-slicing": ("gpu", ["gpu-time-slicing"]),
+    "local": ("local", []),
+    "knative": ("knative", []),
+    "monitoring": ("monitoring", []),
+    "monitoring-stack": ("monitoring", ["kube-prometheus-stack"]),
+}
+
+# How long the server drains unless DRAIN_TIMEOUT says otherwise, and how long the last spans may take.
+DRAIN_TIMEOUT = 8
+SPANS = 1
+# The server's own deadline of a request; whoever waits for its answer must wait longer.
+REQUEST_TIMEOUT = 30
+# Pods that are ending count in a quota until they are gone.
+TERMINATING = 3
+# What Knative puts beside the server, by its own defaults: requests and limits.
+KNATIVE_PROXY = {"requests.cpu": 0.025, "requests.memory": 400 << 20, "limits.cpu": 1, "limits.memory": 800 << 20}
+
+SUFFIXES = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
+
+Object = dict[str, typing.Any]
+
+
+def quantity(text: str | float) -> float:
+    """A quantity of Kubernetes as a number."""
+    number, suffix = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(text)).groups()
+    return float(number) * SUFFIXES[suffix]
+
+
+def seconds(text: str) -> float:
+    """A duration of the server's settings, of HTTPRoute or of Prometheus as seconds."""
+    number, unit = re.fullmatch(r"([0-9.]+)(ms|s|m|h)", text).groups()
+    return float(number) * {"ms": 1e-3, "s": 1, "m": 60, "h": 3600}[unit]
+
+
+def all_of(value: typing.Any, key: str) -> typing.Iterator[typing.Any]:
+    """Everything in `value` that stands under a key called `key`."""
+    if isinstance(value, dict):
+        if key in value:
+            yield value[key]
+        for inner in value.values():
+            yield from all_of(inner, key)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from all_of(inner, key)
+
+
+def of_kind(objects: list[Object], kind: str) -> list[Object]:
+    return [item for item in objects if item["kind"] == kind]
+
+
+def is_knative(item: Object) -> bool:
+    return item["apiVersion"].startswith("serving.knative.dev/")
+
+
+def selects(selector: Object, labels: dict[str, str]) -> bool:
+    wanted = selector.get("matchLabels", {})
+    return all(labels.get(label) == value for label, value in wanted.items())
+
+
+class Rendering:
+    """The objects of one rendering, the pods that they make, and what is wrong with them."""
+
+    def __init__(self, name: str, objects: list[Object]) -> None:
+        self.name = name
+        self.objects = objects
+        self.problems: list[str] = []
+        workloads = [item for item in objects if item["kind"] == "Deployment" or is_knative(item)]
+        self.workload = workloads[0] if workloads else None
+        self.expect(len(workloads) <= 1, f"{len(workloads)} objects run the server")
+        template = self.workload["spec"]["template"] if self.workload else {}
+        self.labels = template.get("metadata", {}).get("labels", {})
+        self.pod = template.get("spec", {})
+        self.server = self.pod.get("containers", [{}])[0]
+        self.fetch = next((it for it in self.pod.get("initContainers") or [] if it["name"] == "fetch"), None)
+
+    def expect(self, true: object, problem: str) -> None:
+        if not true:
+            self.problems.append(problem)
+
+    def named(self, kind: str, name: str) -> Object | None:
+        return next((item for item in of_kind(self.objects, kind) if item["metadata"]["name"] == name), None)
+
+    def variables(self, container: Object) -> dict[str, str]:
+        """What the variables of a container are, with those that a ConfigMap has."""
+        values = {}
+        for variable in container.get("env", []):
+            reference = variable.get("valueFrom", {}).get("configMapKeyRef")
+            if reference is None:
+                values[variable["name"]] = variable.get("value", "")
+                continue
+            config = self.named("ConfigMap", reference["name"])
+            self.expect(config, f"{variable['name']}: there is no ConfigMap {reference['name']}")
+            if config:
+                known = reference["key"] in config.get("data", {})
+                self.expect(known, f"{variable['name']}: {reference['name']} has no {reference['key']}")
+                values[variable["name"]] = config.get("data", {}).get(reference["key"], "")
+        return values
+
+    def check(self) -> list[str]:
+        self.names()
+        self.policies()
+        self.monitors()
+        self.routes()
+        if self.workload:
+            self.model()
+            self.security()
+            self.ending()
+            self.quota()
+            self.devices()
+            if not is_knative(self.workload):
+                self.scaling()
+        return self.problems
+
+    def names(self) -> None:
+        """Names that a pod or a Service needs lead to objects and labels of this rendering."""
+        for volume in self.pod.get("volumes", []):
+            config = volume.get("configMap", {}).get("name")
+            self.expect(config is None or self.named("ConfigMap", config), f"there is no ConfigMap {config}")
+            claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+            self.expect(claim is None or self.named("PersistentVolumeClaim", claim), f"there is no claim {claim}")
+        for service in of_kind(self.objects, "Service"):
+            if not is_knative(service):
+                selector = {"matchLabels": service["spec"]["selector"]}
+                self.expect(selects(selector, self.labels), f"Service {service['metadata']['name']} selects nothing")
+        for budget in of_kind(self.objects, "PodDisruptionBudget"):
+            self.expect(selects(budget["spec"]["selector"], self.labels), "the disruption budget selects nothing")
+        for item in self.objects:
+            namespaced = item["kind"] == "Namespace" or item["metadata"].get("namespace") == "model-serving"
+            self.expect(namespaced, f"{item['kind']} {item['metadata']['name']} is in another namespace")
+
+    def model(self) -> None:
+        """The model is there before the server starts, the server cannot change it, and a digest pins it."""
+        mount = next((it for it in self.server["volumeMounts"] if it["name"] == "models"), None)
+        self.expect(mount, "the server has no volume of models")
+        volume = next((it for it in self.pod["volumes"] if it["name"] == "models"), {})
+        if not mount:
+            return
+        where = mount["mountPath"]
+        settings = self.variables(self.server)
+        path = settings.get("MODEL_PATH", "")
+        self.expect(path.startswith(f"{where}/"), f"MODEL_PATH {path} is not in {where}")
+        if is_knative(self.workload):
+            # One container fetches and then serves.
+            self.expect(self.server["args"] == ["fetch", "--to", where, "--"], f"{self.server['args']} does not fetch")
+            brings = settings
+        elif self.fetch:
+            self.expect(self.fetch["args"] == ["fetch"], f"{self.fetch['args']} does not fetch")
+            self.expect(mount.get("readOnly"), "the server may write where the models are")
+            own = next((it for it in self.fetch["volumeMounts"] if it["name"] == "models"), {})
+            self.expect(own.get("mountPath") and not own.get("readOnly"), "fetch cannot write the model")
+            brings = self.variables(self.fetch)
+            self.expect(brings.get("MODEL_DIR") == own.get("mountPath"), "fetch writes to where no volume is")
+            self.expect(self.fetch["image"] == self.server["image"], "fetch is another image than the server")
+        else:
+            self.expect("emptyDir" not in volume, "nothing brings a model into the empty volume")
+            self.expect(mount.get("readOnly"), "the server may write where the models are")
+            return
+        self.expect(volume.get("emptyDir", {}).get("sizeLimit"), "the volume of the model has no limit")
+        self.expect(re.fullmatch(r"[0-9a-f]{64}", brings.get("MODEL_SHA256", "")), "no digest pins the model")
+        uri = brings.get("MODEL_URI", "")
+        self.expect(re.match(r"(https|gs|s3|az|hf)://.", uri), f"MODEL_URI {uri} is none")
+        brought = uri.endswith("/") or path == f"{where}/{uri.rsplit('/', 1)[-1]}"
+        self.expect(brought, f"{uri} does not become {path}")
+        self.expect("WATCH_MODEL" not in settings, "files that nobody replaces are watched")
+
+    def security(self) -> None:
+        """Every container, those that run first too, is what Pod Security calls restricted."""
+        pod = self.pod.get("securityContext", {})
+        for container in [*(self.pod.get("initContainers") or []), *self.pod["containers"]]:
+            name, own = container["name"], container.get("securityContext", {})
+            inherited = {**pod, **own}
+            self.expect(inherited.get("runAsNonRoot") is True, f"{name} may run as root")
+            self.expect(inherited.get("seccompProfile", {}).get("type") == "RuntimeDefault", f"{name}: no seccomp")
+            self.expect(own.get("allowPrivilegeEscalation") is False, f"{name} may gain privileges")
+            self.expect(own.get("readOnlyRootFilesystem") is True, f"{name} may write its root filesystem")
+            self.expect(own.get("capabilities", {}).get("drop") == ["ALL"], f"{name} keeps capabilities")
+            for figure in ("requests", "limits"):
+                stated = container.get("resources", {}).get(figure, {})
+                self.expect({"cpu", "memory"} <= set(stated), f"{name} states no {figure}")
+        self.expect(self.pod.get("automountServiceAccountToken") is False, "the pod gets a token of the API server")
+
+    def ending(self) -> None:
+        """A pod that ends has the time to answer what it accepted, and its connections do not live for ever."""
+        if is_knative(self.workload):
+            waits = self.pod["timeoutSeconds"]
+            self.expect(
+                waits > REQUEST_TIMEOUT, f"Knative waits {waits} s, the server's deadline is {REQUEST_TIMEOUT} s"
+            )
+            return
+        settings = self.variables(self.server)
+        hook = self.server["lifecycle"]["preStop"]["sleep"]["seconds"]
+        drain = seconds(settings["DRAIN_TIMEOUT"]) if "DRAIN_TIMEOUT" in settings else DRAIN_TIMEOUT
+        grace = self.pod["terminationGracePeriodSeconds"]
+        needed = hook + drain + SPANS
+        self.expect(grace > needed, f"a pod is killed after {grace} s, and needs {needed:g} s to end")
+        if "cloud.google.com/gke-spot" in self.pod.get("nodeSelector", {}):
+            self.expect(grace <= 15, f"a spot node leaves 15 s and not {grace} s")
+        self.expect("MAX_CONNECTION_AGE" in settings, "connections end never, so that new pods get none of them")
+
+    def takes(self) -> dict[str, float]:
+        """What one pod counts in a quota: the larger of what its containers need at once, and each first one alone."""
+        total: dict[str, float] = {}
+        for figure in ("requests", "limits"):
+            for container in self.pod["containers"]:
+                for name, value in container["resources"].get(figure, {}).items():
+                    key = f"{figure}.{name}"
+                    total[key] = total.get(key, 0) + quantity(value)
+            for container in self.pod.get("initContainers") or []:
+                for name, value in container["resources"].get(figure, {}).items():
+                    key = f"{figure}.{name}"
+                    total[key] = max(total.get(key, 0), quantity(value))
+        if is_knative(self.workload):
+            for key, value in KNATIVE_PROXY.items():
+                total[key] += value
+        # Of extended resources, requests are what limits are, and a quota counts them by requests alone.
+        for key in [key for key in total if key.startswith("limits.") and "/" in key]:
+            total[f"requests.{key.removeprefix('limits.')}"] = total.pop(key)
+        return total
+
+    def most(self) -> int:
+        """How many pods the autoscaler may want."""
+        if is_knative(self.workload):
+            annotations = self.workload["spec"]["template"]["metadata"]["annotations"]
+            return int(annotations["autoscaling.knative.dev/max-scale"])
+        counts = [item["spec"]["maxReplicas"] for item in of_kind(self.objects, "HorizontalPodAutoscaler")]
+        counts += [item["spec"]["maxReplicaCount"] for item in of_kind(self.objects, "ScaledObject")]
+        return max(counts, default=1)
+
+    def quota(self) -> None:
+        """All pods of the autoscaler, those of a rollout and those that are ending have room in the quota."""
+        surge = self.workload["spec"].get("strategy", {}).get("rollingUpdate", {}).get("maxSurge", 1)
+        pods = self.most() + surge + TERMINATING
+        for quota in of_kind(self.objects, "ResourceQuota"):
+            hard = quota["spec"]["hard"]
+            self.expect(int(hard["pods"]) >= pods, f"the quota is for {hard['pods']} pods, a rollout needs {pods}")
+            for name, value in self.takes().items():
+                needs = value * pods
+                has = quantity(hard.get(name, 0))
+                self.expect(has >= needs, f"the quota has {has:g} of {name}, {pods} pods need {needs:g}")
+            for name in hard:
+                if "/" in name:
+                    self.expect(name in self.takes(), f"the quota counts {name}, which no pod asks for")
+
+    def devices(self) -> None:
+        """A pod with a GPU is scheduled to one, is on CUDA, and its rollout needs no GPU more than there are."""
+        limits = self.server["resources"]["limits"]
+        devices = [name for name in limits if name.startswith("nvidia.com/")]
+        settings = self.variables(self.server)
+        self.expect((settings.get("DEVICE") == "cuda") == bool(devices), "DEVICE and the pod's resources differ")
+        if not devices:
+            return
+        self.expect(len(devices) == 1, f"a pod asks for {devices}")
+        tolerated = [item["key"] for item in self.pod.get("tolerations", [])]
+        self.expect("nvidia.com/gpu" in tolerated, "the taint of GPU nodes keeps the pod off")
+        nodes = set(self.pod.get("nodeSelector", {}))
+        known = nodes & {"nvidia.com/gpu.present", "cloud.google.com/gke-accelerator"}
+        self.expect(len(known) == 1, f"GPU nodes are chosen by {sorted(nodes)}")
+        if "cloud.google.com/gke-spot" in nodes:
+            self.expect("cloud.google.com/gke-spot" in tolerated, "the taint of spot nodes keeps the pod off")
+        update = self.workload["spec"]["strategy"]["rollingUpdate"]
+        self.expect(update["maxSurge"] == 0, "a rollout waits for a GPU that the old pods hold")
+        self.expect(update["maxUnavailable"] == 1, "a rollout takes several GPUs at once, or none")
+
+    def scaling(self) -> None:
+        """One autoscaler, of the Deployment that is there; what it asks for is what its component brings a source of."""
+        scalers = [item for item in self.objects if item["kind"] in ("HorizontalPodAutoscaler", "ScaledObject")]
+        kinds = [item["kind"] for item in scalers]
+        self.expect(len(scalers) == 1, f"the Deployment has the autoscalers {kinds}")
+        self.expect("replicas" not in self.workload["spec"], "each 'apply' takes back what the autoscaler did")
+        for scaler in scalers:
+            target = scaler["spec"]["scaleTargetRef"]["name"]
+            self.expect(target == self.workload["metadata"]["name"], f"{scaler['kind']} scales {target}")
+            if scaler["kind"] == "HorizontalPodAutoscaler":
+                asked = sorted(
+                    item.get("pods", {}).get("metric", {}).get("name", "cpu") for item in scaler["spec"]["metrics"]
+                )
+                wanted = ["cpu"]
+                if "scale-by-latency" in COMBINATIONS.get(self.name, ("", []))[1]:
+                    wanted = ["cpu", "inference_latency_p99", "ml_saturation"]
+                self.expect(asked == wanted, f"the autoscaler asks for {asked}, and not for {wanted}")
+
+    def policies(self) -> None:
+        """All pods are behind policies that deny by default and say who may come in; names and models can be had."""
+        policies = of_kind(self.objects, "NetworkPolicy")
+        if not policies:
+            stable = self.workload is None or self.name == "canary"
+            self.expect(stable, "no policy denies by default")
+            return
+        denies = [it for it in policies if it["spec"]["podSelector"] == {} and "egress" not in it["spec"]]
+        whole = denies and sorted(denies[0]["spec"]["policyTypes"]) == ["Egress", "Ingress"]
+        self.expect(whole and "ingress" not in denies[0]["spec"], "no policy denies by default")
+        ports = {port["name"]: port["containerPort"] for port in self.server["ports"]}
+        egress = []
+        for policy in policies:
+            name, spec = policy["metadata"]["name"], policy["spec"]
+            self.expect(selects(spec["podSelector"], self.labels), f"policy {name} selects nothing")
+            for rule in spec.get("ingress", []):
+                self.expect(rule.get("from"), f"policy {name} lets anybody in")
+                for port in rule["ports"]:
+                    known = isinstance(port["port"], int) or port["port"] in ports
+                    self.expect(known, f"policy {name} opens {port['port']}, which the container does not name")
+                    admin = port["port"] == "admin"
+                    self.expect(not admin or name == "allow-prometheus", f"policy {name} opens the admin port")
+            egress += spec.get("egress", [])
+        reached = set()
+        for rule in egress:
+            peers = [it.get("ipBlock", {}).get("cidr") or (it.get("podSelector") or {}).get("matchLabels", {}).get("k8s-app")
+                     for it in rule["to"]]  # fmt: skip
+            reached |= {(peer, port["port"], port["protocol"]) for peer in peers for port in rule["ports"]}
+        for resolver in ("kube-dns", "169.254.20.10/32", "169.254.169.254/32"):
+            for protocol in ("UDP", "TCP"):
+                self.expect(
+                    (resolver, 53, protocol) in reached, f"names cannot be asked for at {resolver} by {protocol}"
+                )
+        self.expect((None, 4318, "TCP") in reached, "spans reach no collector")
+        credentials = {
+            ("0.0.0.0/0", 443, "TCP"),
+            ("169.254.169.252/32", 988, "TCP"),
+            ("169.254.169.254/32", 80, "TCP"),
+            ("169.254.170.23/32", 80, "TCP"),
+        }
+        fetches = self.fetch is not None or is_knative(self.workload)
+        wrong = f"of what fetch needs, {sorted(credentials & reached)} is open"
+        self.expect(credentials <= reached if fetches else not credentials & reached, wrong)
+        for block in all_of(egress, "ipBlock"):
+            if block["cidr"] == "0.0.0.0/0":
+                self.expect("169.254.0.0/16" in block.get("except", []), "port 443 is open to all metadata servers")
+
+    def monitors(self) -> None:
+        for monitor in of_kind(self.objects, "PodMonitor"):
+            self.expect(
+                monitor["spec"].get("jobLabel") == "app", "the operator would name the job after the PodMonitor"
+            )
+            for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+                self.expect(endpoint["port"] == "admin", f"scrapes go to {endpoint['port']}")
+        if self.name.startswith("monitoring"):
+            boards = [
+                it
+                for it in of_kind(self.objects, "ConfigMap")
+                if it["metadata"]["labels"].get("grafana_dashboard") == "1"
+            ]
+            found = sorted(name for board in boards for name in board["data"])
+            there = sorted(path.name for path in (ROOT / "monitoring/dashboards").iterdir())
+            self.expect(found == there, f"Grafana's sidecar gets {found} of {there}")
+            if self.name == "monitoring-stack":
+                for item in self.objects:
+                    labels = item["metadata"]["labels"]
+                    self.expect(labels.get("release"), f"kube-prometheus-stack overlooks {item['kind']}")
+
+    def routes(self) -> None:
+        """Routes lead from a listener to Services that are there; with TLS, or to a redirection to it."""
+        canary = "canary" in COMBINATIONS.get(self.name, ("", []))[1]
+        for route in of_kind(self.objects, "HTTPRoute"):
+            name = route["metadata"]["name"]
+            for parent in route["spec"]["parentRefs"]:
+                gateway = self.named("Gateway", parent["name"])
+                listeners = gateway["spec"]["listeners"] if gateway else []
+                listener = next((it for it in listeners if it["name"] == parent["sectionName"]), None)
+                self.expect(listener, f"route {name} has no listener {parent['sectionName']}")
+                backends = list(all_of(route["spec"]["rules"], "backendRefs"))
+                if listener and backends:
+                    self.expect(listener.get("tls", {}).get("certificateRefs"), f"route {name} is without TLS")
+            for rule in route["spec"]["rules"]:
+                backends = rule.get("backendRefs", [])
+                redirects = [it["type"] for it in rule.get("filters", [])] == ["RequestRedirect"]
+                self.expect(backends or redirects, f"route {name} leads nowhere")
+                if not backends:
+                    continue
+                names = [backend["name"] for backend in backends]
+                wanted = ["model-serving", "model-serving-canary"] if canary else ["model-serving"]
+                self.expect(names == wanted, f"route {name} leads to {names}")
+                self.expect(sum(it["weight"] for it in backends) == 100, f"the weights of route {name} are not 100")
+                for backend in backends:
+                    self.expect(backend["port"] == 80, f"Service {backend['name']} has no port {backend['port']}")
+                waits = seconds(rule["timeouts"]["request"])
+                self.expect(waits > REQUEST_TIMEOUT, f"route {name} waits {waits:g} s, the server {REQUEST_TIMEOUT} s")
+
+
+def kustomize(folder: pathlib.Path) -> str:
+    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{folder.relative_to(ROOT)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def objects_of(text: str) -> list[Object]:
+    return [item for item in yaml.safe_load_all(text) if item]
+
+
+def render(folder: pathlib.Path, name: str) -> str:
+    """One combination, as somebody's own overlay would make it."""
+    overlay, components = COMBINATIONS[name]
+    own = folder / "overlays" / name
+    own.mkdir(parents=True, exist_ok=True)
+    to_root = pathlib.Path(*[".."] * len(own.relative_to(ROOT).parts))
+    text = {
+        "resources": [str(to_root / "k8s/overlays" / overlay)],
+        "components": [str(to_root / "k8s/components" / component) for component in components],
+    }
+    (own / "kustomization.yaml").write_text(yaml.safe_dump(text))
+    rendered = kustomize(own)
+    (folder / f"{name}.yaml").write_text(rendered)
+    return rendered
+
+
+def another_model(folder: pathlib.Path, before: list[Object]) -> list[str]:
+    """Another digest is a rollout, and leaves the ConfigMap of the old one alone for 'kubectl rollout undo'."""
+    own = folder / "overlays" / "another-model"
+    own.mkdir(parents=True, exist_ok=True)
+    to_root = pathlib.Path(*[".."] * len(own.relative_to(ROOT).parts))
+    text = {
+        "resources": [str(to_root / "k8s/overlays/cpu")],
+        "configMapGenerator": [
+            {
+                "name": "model-source",
+                "namespace": "model-serving",
+                "behavior": "merge",
+                "literals": ["uri=gs://bucket/digits/2/best.onnx", f"sha256={'0' * 64}"],
+            }
+        ],
+    }
+    (own / "kustomization.yaml").write_text(yaml.safe_dump(text))
+    after = Rendering("another-model", objects_of(kustomize(own)))
+    old = Rendering("cpu", before)
+    problems = after.check()
+    named = [
+        {item["name"] for item in all_of(it.pod, "configMapKeyRef") if item["key"] in ("uri", "sha256", "path")}
+        for it in (old, after)
+    ]
+    if len(named[0]) != 1 or len(named[1]) != 1 or named[0] == named[1]:
+        problems.append(f"another model is no rollout: {named}")
+    settings = after.variables(after.fetch or {})
+    if settings.get("MODEL_URI") != "gs://bucket/digits/2/best.onnx" or settings.get("MODEL_SHA256") != "0" * 64:
+        problems.append(f"an overlay's own model is not the one that is fetched: {settings}")
+    return problems
+
+
+def apart(stable: list[Object], canary: list[Object]) -> list[str]:
+    """The Service of the stable pods does not reach those of the canary, and the other way round; policies are for both."""
+    problems = []
+    both = [Rendering("cpu", stable), Rendering("canary", canary)]
+    for one, other in (both, both[::-1]):
+        for item in one.objects:
+            name = f"{item['kind']} {item['metadata']['name']}"
+            if other.named(item["kind"], item["metadata"]["name"]):
+                problems.append(f"{name} is in both, so that each 'apply' changes the other's")
+            selector = (
+                item["spec"].get("selector")
+                if item["kind"] in ("Service", "PodDisruptionBudget", "Deployment")
+                else None
+            )
+            if selector and selects(selector if "matchLabels" in selector else {"matchLabels": selector}, other.labels):
+                problems.append(f"{name} selects the pods of {other.name}")
+    for policy in of_kind(stable, "NetworkPolicy"):
+        if not selects(policy["spec"]["podSelector"], both[1].labels):
+            problems.append(f"policy {policy['metadata']['name']} leaves the canary's pods out")
+    return problems
+
+
+def main() -> int:
+    problems: list[str] = []
+    if sys.argv[1:2] == ["--rendered"]:
+        paths = [pathlib.Path(path) for path in sys.argv[2:]]
+        renderings = {path.stem: objects_of(path.read_text()) for path in paths}
+    else:
+        folder = pathlib.Path(sys.argv[1]).resolve()
+        renderings = {name: objects_of(render(folder, name)) for name in COMBINATIONS}
+        problems += [f"another model: {it}" for it in another_model(folder, renderings["cpu"])]
+        problems += [f"canary: {it}" for it in apart(renderings["cpu"], renderings["canary"])]
+        used = {component for _, components in COMBINATIONS.values() for component in components}
+        for overlay in (ROOT / "k8s/overlays").iterdir():
+            text = yaml.safe_load((overlay / "kustomization.yaml").read_text())
+            used |= {pathlib.Path(path).name for path in text.get("components", [])}
+        there = {path.name for path in (ROOT / "k8s/components").iterdir()}
+        problems += [f"no combination has the component {name}" for name in sorted(there - used)]
+    checked = 0
+    for name, objects in renderings.items():
+        checked += len(objects)
+        problems += [f"{name}: {problem}" for problem in Rendering(name, objects).check()]
+    for problem in problems:
+        print(problem)
+    print(f"check-kubernetes: {len(renderings)} renderings, {checked} objects, {len(problems)} problems")
+    return 1 if problems or not checked else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
