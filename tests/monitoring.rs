@@ -278,7 +278,7 @@ fn check_variables(prometheus: &Prometheus) {
                     ("pod", Some([_, pod])) => pod,
                     ("namespace" | "pod", None) => "",
                     ("gpu", _) => "0",
-                    ("model", _) => "loop",
+                    ("model", _) => "addone",
                     _ => panic!("{name} is another variable"),
                 };
                 assert!(offered.iter().any(|it| it == own), "{series}: {offered:?}");
@@ -324,11 +324,6 @@ fn keda_queries() -> [String; 2] {
     [queries.next().unwrap(), queries.next().unwrap()]
 }
 
-/// The bucket of the histogram in which `seconds` lies.
-fn bucket(edges: &[f64], seconds: f64) -> usize {
-    edges.iter().take_while(|edge| seconds > **edge).count()
-}
-
 #[test]
 fn rules_and_panels_have_data_and_autoscalers_see_the_clients_latency() {
     let Some(program) = Prometheus::program() else {
@@ -337,10 +332,20 @@ fn rules_and_panels_have_data_and_autoscalers_see_the_clients_latency() {
         ));
         return;
     };
-    // Some milliseconds in the model, so that latency is the model's and not this machine's mood.
-    let path = fixture("loop");
+    // Each request waits 110 ms for others, so that latency is that and not this machine's mood: a little more than half of
+    // what autoscalers and the alert call slow.
+    let path = fixture("addone");
     let gpus = FakeNvml::new(&FakeNvml::two_gpus());
-    let server = gpus.serve(&["--model", path.as_str(), "--admin-port", "0"]);
+    let server = gpus.serve(&[
+        "--model",
+        path.as_str(),
+        "--admin-port",
+        "0",
+        "--max-batch-size",
+        "32",
+        "--max-queue-delay",
+        "110ms",
+    ]);
     let prometheus = Prometheus::start(&program, server.admin.unwrap());
     let [latency, saturation] = adapter_queries();
     let [keda_latency, keda_saturation] = keda_queries();
@@ -354,7 +359,7 @@ fn rules_and_panels_have_data_and_autoscalers_see_the_clients_latency() {
         for _ in 0..2 {
             scope.spawn(|| {
                 let mut client = server.connect();
-                let request = Request::json("/predict", r#"{"inputs": [20000]}"#);
+                let request = Request::json("/predict", r#"{"inputs": [[1, 2, 3, 4]]}"#);
                 while !stop.load(Ordering::Relaxed) {
                     let sent = Instant::now();
                     assert_eq!(client.send(&request).unwrap().status, 200);
@@ -380,24 +385,16 @@ fn rules_and_panels_have_data_and_autoscalers_see_the_clients_latency() {
     assert_eq!(seen.each_ref().map(Vec::len), [1, 1]);
     let mut latencies = latencies.into_inner().unwrap();
     latencies.sort_by(f64::total_cmp);
-    let own = latencies[latencies.len() * 99 / 100];
-    let scrape = server.metrics();
-    let histogram = scrape
-        .samples
-        .iter()
-        .find_map(|sample| match &sample.value {
-            prometheus_parse::Value::Histogram(buckets)
-                if sample.metric == "ml_prediction_duration_seconds" =>
-            {
-                Some(buckets)
-            }
-            _ => None,
-        })
-        .unwrap();
-    let edges: Vec<f64> = histogram.iter().map(|bucket| bucket.less_than).collect();
+    assert!(latencies[0] >= 0.11, "{} s", latencies[0]);
+    // What is read out of a histogram is at most a tenth wrong here. Which of the slowest requests are within the two minutes
+    // that are looked at, the clients cannot know.
+    let usual = latencies[latencies.len() * 95 / 100];
+    let slowest = latencies[latencies.len() - 1];
     for seen in seen.iter().flatten() {
-        let apart = bucket(&edges, *seen).abs_diff(bucket(&edges, own));
-        assert!(apart <= 1, "autoscalers see {seen} s, clients {own} s");
+        assert!(
+            (0.9 * usual..=1.1 * slowest).contains(seen),
+            "autoscalers see {seen} s, clients {usual} to {slowest} s"
+        );
     }
 }
 
