@@ -1,0 +1,128 @@
+{{/* Short enough that Kubernetes cuts nothing off the names of pods, by which the autoscaler's queries find them. */}}
+{{- define "model-serving.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 46 | trimSuffix "-" -}}
+{{- else if contains "model-serving" .Release.Name -}}
+{{- .Release.Name | trunc 46 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-model-serving" .Release.Name | trunc 46 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What never changes of a release's pods, since a Deployment's selector cannot change. */}}
+{{- define "model-serving.selectorLabels" -}}
+app.kubernetes.io/name: model-serving
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "model-serving.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{ include "model-serving.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: model-serving
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{/* The operator's objects carry the labels that it selects them by. */}}
+{{- define "model-serving.monitoringLabels" -}}
+{{ include "model-serving.labels" . }}
+{{- with .Values.monitoring.labels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "model-serving.image" -}}
+{{- $repository := required "image.repository is not set: say where your image is, such as registry.example.com/model-serving" .Values.image.repository -}}
+{{- if .Values.image.digest -}}
+{{- printf "%s@%s" $repository .Values.image.digest -}}
+{{- else -}}
+{{- $tag := printf "v%s%s" .Chart.AppVersion (ternary "-gpu" "" .Values.gpu.enabled) -}}
+{{- printf "%s:%s" $repository (.Values.image.tag | default $tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "model-serving.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- .Values.serviceAccount.name | default (include "model-serving.fullname" .) -}}
+{{- else -}}
+{{- .Values.serviceAccount.name | default "default" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What is served: a file, or a folder of models. A query in a URI is no part of the file's name. */}}
+{{- define "model-serving.modelPath" -}}
+{{- $uri := regexReplaceAll "[?#].*$" .Values.model.uri "" -}}
+{{- if .Values.model.path -}}
+{{- printf "/models/%s" .Values.model.path -}}
+{{- else if hasSuffix "/" $uri -}}
+/models
+{{- else if $uri -}}
+{{- printf "/models/%s" (base $uri) -}}
+{{- else -}}
+/models/best.onnx
+{{- end -}}
+{{- end -}}
+
+{{/* The server's variables, by name. What follows from other values cannot be set a second time. */}}
+{{- define "model-serving.environment" -}}
+{{- $computed := dict "MODEL_PATH" (include "model-serving.modelPath" .) -}}
+{{- if .Values.admin.enabled -}}
+{{- $_ := set $computed "ADMIN_PORT" (toString .Values.admin.port) -}}
+{{- end -}}
+{{- if .Values.gpu.enabled -}}
+{{- $_ := set $computed "DEVICE" "cuda" -}}
+{{- end -}}
+{{- if .Values.apiKeys.existingSecret -}}
+{{- $_ := set $computed "API_KEY_FILE" (printf "/secrets/%s" .Values.apiKeys.key) -}}
+{{- end -}}
+{{- $watch := .Values.model.watch -}}
+{{- if not .Values.model.uri -}}
+{{- $watch = $watch | default "30s" -}}
+{{- end -}}
+{{- if $watch -}}
+{{- $_ := set $computed "WATCH_MODEL" $watch -}}
+{{- end -}}
+{{- range $name := concat (keys $computed) (list "ADMIN_PORT" "API_KEY_FILE" "WATCH_MODEL" "HOST" "PORT") -}}
+{{- if hasKey $.Values.settings $name -}}
+{{- fail (printf "settings.%s would contradict what the chart sets: it follows from other values" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- $settings := dict -}}
+{{- range $name, $value := .Values.settings -}}
+{{- if ne (toString $value) "" -}}
+{{- $_ := set $settings $name (toString $value) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml (merge $settings $computed) -}}
+{{- end -}}
+
+{{- define "model-serving.probePort" -}}
+{{- ternary "admin" "http" .Values.admin.enabled -}}
+{{- end -}}
+
+{{/* What no schema can say of the values. */}}
+{{- define "model-serving.check" -}}
+{{- $sources := compact (list .Values.model.uri .Values.model.existingClaim .Values.model.configMap) -}}
+{{- if ne (len $sources) 1 -}}
+{{- fail "set exactly one of model.uri, model.existingClaim and model.configMap: where the model comes from" -}}
+{{- end -}}
+{{- if and .Values.model.sha256 (not .Values.model.uri) -}}
+{{- fail "model.sha256 is checked while model.uri is fetched; no other source has it checked" -}}
+{{- end -}}
+{{- if and (ne .Values.autoscaling.by "none") (gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas)) -}}
+{{- fail "autoscaling.minReplicas is more than autoscaling.maxReplicas" -}}
+{{- end -}}
+{{- $drain := 8 -}}
+{{- with regexFind "^[0-9]+s$" (index .Values.settings "DRAIN_TIMEOUT" | default "" | toString) -}}
+{{- $drain = trimSuffix "s" . | int -}}
+{{- end -}}
+{{- if le (int .Values.terminationGracePeriodSeconds) (add .Values.preStopSeconds $drain 1 | int) -}}
+{{- fail (printf "terminationGracePeriodSeconds must be more than preStopSeconds, the drain (%d s) and 1 s together, or a pod is killed before it has drained" $drain) -}}
+{{- end -}}
+{{- if and .Values.route.enabled (not .Values.route.parentRefs) -}}
+{{- fail "route.parentRefs is empty: name the gateway" -}}
+{{- end -}}
+{{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
+{{- fail "ingress.hosts is empty: name a host" -}}
+{{- end -}}
+{{- end -}}
