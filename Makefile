@@ -23,6 +23,8 @@ TESTED := --features testkit
 LINTERS := .tools/linters
 CHECKOV := .tools/checkov
 GOOGLE_SCHEMA := .tools/google-schema
+HELM := .tools/helm
+RAY := .tools/ray
 CHECK_OPERATORS_CARGO := CARGO_TARGET_DIR=target/operators $(CARGO)
 CHECK_OPERATORS := --quiet --locked --manifest-path scripts/checks/operators/Cargo.toml
 # The kinds that check-operators knows.
@@ -34,12 +36,12 @@ COMPOSE_FILES := -f docker-compose.yml -f docker-compose.gpu.yml
 # What is quick or fails often comes first. CONTRIBUTING.md has the times.
 CHECKS := fmt-check unit lint black-box
 ALL_CHECKS := fmt-check unit black-box lint doc deny lint-files lint-workflows lint-terraform lint-monitoring lint-k8s \
-	conformance-third docker-test
+	lint-chart conformance-third docker-test
 
 .PHONY: help run check test fmt fmt-check unit black-box lint doc deny advisories lint-files lint-unit lint-workflows lint-terraform \
-	lint-monitoring lint-k8s compose-config conformance-third docker-test validate-terraform lock-terraform conformance \
-	docker-test-gpu plant-faults trust bench bench-pieces instructions memcheck gpu-check onnxruntime monitoring-tools strace \
-	buckets clean
+	lint-monitoring lint-k8s lint-chart ray-test compose-config conformance-third docker-test validate-terraform lock-terraform \
+	conformance docker-test-gpu plant-faults trust bench bench-pieces instructions memcheck gpu-check onnxruntime monitoring-tools \
+	strace buckets clean
 
 help: ## Show this list
 	@awk '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -148,6 +150,18 @@ lint-k8s: $(LINTERS)/ready $(CHECKOV)/ready ## Kubernetes manifests: every overl
 	$(CHECK_OPERATORS_CARGO) test $(CHECK_OPERATORS)
 	$(CHECK_OPERATORS_CARGO) run $(CHECK_OPERATORS) -- k8s/overlays/*/*.yaml k8s/components/*/*.yaml $$(find target/k8s -maxdepth 1 -name '*.yaml')
 
+# Helm itself renders, out of a package that carries it as a library; the checks are those of the overlays. Helm tells of
+# the links into monitoring/ each time, which is no news.
+lint-chart: $(HELM)/ready $(LINTERS)/ready $(CHECKOV)/ready ## Helm chart: rendered for several sets of values, against the schemas, k8s/ and what it promises
+	$(HELM)/bin/python -B tests/chart/render.py target/chart 2> >(grep -v " INFO found symbolic link in path" >&2)
+	@for file in target/chart/*.yaml; do \
+		set -x; $(LINTERS)/bin/kubernetes-validate --quiet --strict --kubernetes-version $(KUBERNETES) $$file \
+			2>&1 | { grep -vE "^WARN .* schema for kind ($(OPERATORS)) " || true; }; { set +x; } 2>/dev/null; \
+	done
+	$(CHECKOV)/bin/checkov --directory target/chart --framework kubernetes --skip-download --compact --quiet
+	$(CHECK_OPERATORS_CARGO) run $(CHECK_OPERATORS) -- target/chart/*.yaml
+	$(HELM)/bin/python -B -m unittest discover --start-directory tests/chart 2> >(grep -v " INFO found symbolic link in path" >&2)
+
 # The program that the black-box tests run: `cargo build` would compile it again, with other features of its dependencies.
 conformance-third: onnxruntime $(CONFORMANCE)/ready ## A fixed third of the ONNX backend suite through the server
 	$(CARGO) test --locked $(TESTED) --no-run --test predict
@@ -195,6 +209,14 @@ $(CONFORMANCE)-models/ready: tests/conformance/models.txt $(CONFORMANCE)/ready
 		--require-hashes --dest $(@D) --requirement $<
 	$(CONFORMANCE)/bin/python -B tests/conformance/models.py $(@D)
 	touch $@
+
+ray-test: SERVER ?= target/debug/model-serving
+ray-test: onnxruntime $(RAY)/ready ## The Ray Serve example on a Ray of its own: load, killed replicas, scaling up and down (SERVER=...; 134 MB of downloads, 2 minutes)
+	$(if $(filter target/debug/model-serving,$(SERVER)),$(CARGO) build --locked)
+	$(RAY)/bin/python -B examples/ray/test_serve_model.py --server $(SERVER)
+
+$(RAY)/ready: examples/ray/requirements.txt scripts/make-environment.sh
+	scripts/make-environment.sh $(RAY) $<
 
 docker-test-gpu: ## The GPU image, as far as a machine without a GPU can (gigabytes of downloads; CUDA_MAJOR=13 for CUDA 13)
 	python3 -B tests/docker/prove.py $(if $(KEEP_IMAGES),--keep-images) gpu
@@ -268,6 +290,9 @@ buckets: .tools/buckets/ready ## Fetch moto, which speaks S3 to the tests of `fe
 
 $(LINTERS)/ready: scripts/checks/linters.txt scripts/make-environment.sh
 	scripts/make-environment.sh $(LINTERS) $<
+
+$(HELM)/ready: scripts/checks/helm.txt scripts/make-environment.sh
+	scripts/make-environment.sh $(HELM) $<
 
 $(CHECKOV)/ready: scripts/checks/checkov.txt scripts/make-environment.sh
 	scripts/make-environment.sh $(CHECKOV) $<
