@@ -106,6 +106,18 @@ class Values(unittest.TestCase):
             with self.subTest(name=name):
                 self.assertTrue(chart.objects(chart.values(name)))
 
+    def test_the_values_on_the_page_about_helm_can_be_installed(self):
+        page = (chart.ROOT / "docs/helm.md").read_text()
+        blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+        self.assertGreaterEqual(len(blocks), 5)
+        for block in blocks:
+            with self.subTest(block=block):
+                self.assertTrue(chart.objects(yaml.safe_load(block)))
+
+    def test_the_page_about_helm_names_the_oldest_kubernetes(self):
+        oldest = METADATA["kubeVersion"].removeprefix(">=").removesuffix(".0-0")
+        self.assertIn(f"Kubernetes {oldest} or newer", (chart.ROOT / "docs/helm.md").read_text())
+
 
 class Model(unittest.TestCase):
     """Where the model comes from."""
@@ -243,6 +255,12 @@ class Pods(unittest.TestCase):
                 self.assertEqual(endpoint["port"], expected)
                 scrapes = chart.find(found, "NetworkPolicy")["spec"]["ingress"][-1]
                 self.assertEqual(scrapes["ports"][0]["port"], expected)
+
+    def test_on_openshift_the_platform_chooses_the_users(self):
+        users = {"runAsUser": None, "runAsGroup": None, "fsGroup": None}
+        found = chart.objects(MINIMAL | {"podSecurityContext": users})
+        for pod in (pod_of(found), chart.find(found, "Pod")["spec"]):
+            self.assertEqual(set(pod["securityContext"]), {"runAsNonRoot", "fsGroupChangePolicy", "seccompProfile"})
 
     def test_a_start_may_take_as_long_as_is_said(self):
         for seconds, failures in ((300, 60), (301, 61), (5, 1)):

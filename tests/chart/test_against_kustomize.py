@@ -1,0 +1,74 @@
+"""The chart and k8s/ are two ways to the same objects."""
+
+import re
+import shutil
+import unittest
+
+import chart
+import kustomize
+import yaml
+
+# Each set of values, and the overlay that it shall equal.
+PAIRS = {"cpu": "k8s/overlays/cpu", "gpu": "k8s/overlays/gpu"}
+
+
+def manifests(kind: str) -> list[dict]:
+    """Every object of a kind in k8s/, as it stands there."""
+    found = []
+    for path in sorted((chart.ROOT / "k8s").rglob("*.yaml")):
+        documents = [each for each in yaml.safe_load_all(path.read_text()) if isinstance(each, dict)]
+        found += [each for each in documents if each.get("kind") == kind]
+    return found
+
+
+class Overlays(unittest.TestCase):
+    def test_each_difference_is_meant(self):
+        if not shutil.which("kubectl"):
+            print("SKIPPED: kubectl is not installed, so the chart was not compared with the overlays")
+            return
+        needed, absent = set(), set(kustomize.NOT_IN_CHART)
+        for name, folder in PAIRS.items():
+            theirs, ours = kustomize.kustomized(folder), chart.objects(chart.values(name))
+            self.assertGreater(len(theirs), 8)
+            said, used = kustomize.differences(theirs, ours)
+            needed |= used
+            absent -= {f"{each['kind']} {each['metadata']['name']}" for each in theirs}
+            with self.subTest(name=name):
+                self.assertEqual(said, [], "\n" + "\n".join(said))
+        stale = [entry for number, entry in enumerate(kustomize.DIFFERENT) if number not in needed]
+        self.assertEqual(stale, [], "no longer a difference")
+        self.assertEqual(absent, set(), "no longer in k8s/")
+
+
+class Monitoring(unittest.TestCase):
+    def test_the_pod_monitor_says_the_same(self):
+        (theirs,) = manifests("PodMonitor")
+        ours = chart.find(chart.objects(chart.values("latency")), "PodMonitor")
+        for spec in (theirs["spec"], ours["spec"]):
+            # Each has its own labels on pods; which value of them is the job's name is another test's.
+            del spec["selector"]
+        self.assertEqual(ours["spec"], theirs["spec"])
+
+    def test_keda_asks_the_same(self):
+        (theirs,) = manifests("ScaledObject")
+        ours = chart.find(chart.objects(chart.values("keda")), "ScaledObject")
+        for each in (theirs, ours):
+            # The chart asks about the release's pods only, since others may be in the namespace.
+            for trigger in each["spec"]["triggers"]:
+                trigger["metadata"].pop("serverAddress", None)
+                if "query" in trigger["metadata"]:
+                    query = re.sub(r',pod=~"[^"]*"', "", trigger["metadata"]["query"])
+                    trigger["metadata"]["query"] = " ".join(query.split())
+        self.assertEqual(ours["spec"], theirs["spec"])
+
+    def test_scaling_by_latency_asks_for_what_the_adapter_offers(self):
+        found = chart.objects(chart.values("latency"))
+        asked = chart.find(found, "HorizontalPodAutoscaler")["spec"]["metrics"]
+        names = [each["pods"]["metric"]["name"] for each in asked if each["type"] == "Pods"]
+        (adapter,) = (chart.ROOT / "k8s").rglob("adapter-values.yaml")
+        for name in names:
+            self.assertIn(name, adapter.read_text())
+
+
+if __name__ == "__main__":
+    unittest.main()
