@@ -27,6 +27,8 @@ LIVE = "cargo test --quiet --locked --features testkit --test monitoring"
 WORKFLOWS = "make lint-workflows"
 FILES = "make lint-files"
 DOCS = "cargo test --quiet --locked --features testkit --test docs"
+CHART = "make lint-chart"
+RAY = "make ray-test"
 
 MODULE = "terraform/modules/model-serving"
 DEPLOYMENT = "k8s/base/deployment.yaml"
@@ -40,6 +42,7 @@ ROUTES = "k8s/components/gateway/routes.yaml"
 RULES = "monitoring/rules/model-serving.yml"
 DASHBOARD = "monitoring/dashboards/model-serving.json"
 GPU_DASHBOARD = "monitoring/dashboards/model-serving-gpu.json"
+TEMPLATES = "charts/model-serving/templates"
 CHECKOUT = "actions/checkout@3d3c42e5aac5ba805825da76410c181273ba90b1"
 
 
@@ -1423,6 +1426,161 @@ FAULTS = [
         FILES,
         "yamllint",
         "duplication",
+    ),
+    # The Helm chart.
+    Fault(
+        "chart: unknown key in the Deployment",
+        f"{TEMPLATES}/deployment.yaml",
+        "automountServiceAccountToken:",
+        "automountToken:",
+        CHART,
+        "kubernetes-validate",
+        "automountToken",
+    ),
+    Fault(
+        "chart: root filesystem of the init container writable",
+        f"{TEMPLATES}/deployment.yaml",
+        "readOnlyRootFilesystem: true",
+        "readOnlyRootFilesystem: false",
+        CHART,
+        "checkov",
+        "CKV_K8S_22",
+    ),
+    Fault(
+        "chart: a probe that k8s/ asks for at other times",
+        f"{TEMPLATES}/deployment.yaml",
+        "periodSeconds: 10",
+        "periodSeconds: 20",
+        CHART,
+        "tests/chart",
+        "livenessProbe.periodSeconds: k8s/ has 10, the chart 20",
+    ),
+    Fault(
+        "chart: the store's credentials in the server's environment",
+        f"{TEMPLATES}/deployment.yaml",
+        "{{- with .Values.extraEnvFrom }}",
+        "{{- with concat .Values.extraEnvFrom .Values.model.fetch.envFrom }}",
+        CHART,
+        "tests/chart",
+        "FAIL: test_credentials_of_the_store_are_for_the_init_container_alone",
+    ),
+    Fault(
+        "chart: variable that the server does not read",
+        f"{TEMPLATES}/_helpers.tpl",
+        '"WATCH_MODEL" $watch',
+        '"WATCH_MODELS" $watch',
+        CHART,
+        "tests/chart",
+        "'WATCH_MODELS' : the server does not read them",
+    ),
+    Fault(
+        "chart: predictions from anywhere",
+        f"{TEMPLATES}/network-policy.yaml",
+        "    - from:\n        {{- toYaml $policy.from | nindent 8 }}\n      ports:",
+        "    - ports:",
+        CHART,
+        "tests/chart",
+        "FAIL: test_the_policy_lets_in_what_is_named_and_nobody_else",
+    ),
+    Fault(
+        "chart: two autoscalers",
+        f"{TEMPLATES}/autoscaler.yaml",
+        '(list "cpu" "latency")',
+        '(list "cpu" "latency" "keda")',
+        CHART,
+        "tests/chart",
+        "FAIL: test_there_is_one_scaler_or_a_number_of_pods",
+    ),
+    Fault(
+        "chart: KEDA asks something else than in k8s/",
+        f"{TEMPLATES}/keda.yaml",
+        "[2m]",
+        "[20m]",
+        CHART,
+        "tests/chart",
+        "FAIL: test_keda_asks_the_same",
+    ),
+    Fault(
+        "chart: rules that are not there",
+        f"{TEMPLATES}/monitoring.yaml",
+        "files/rules.yml",
+        "files/rule.yml",
+        CHART,
+        "check-operators",
+        "groups",
+    ),
+    Fault(
+        "chart: the values of the checks in the package",
+        "charts/model-serving/.helmignore",
+        "ci/\n",
+        "cd/\n",
+        CHART,
+        "tests/chart",
+        "FAIL: test_the_package_has_the_files_and_not_the_links_nor_the_values_of_the_checks",
+    ),
+    Fault(
+        "chart: a default that is not the README's",
+        "charts/model-serving/values.yaml",
+        "scaleDownSeconds: 300",
+        "scaleDownSeconds: 400",
+        CHART,
+        "tests/chart",
+        "run it again with UPDATE_DOCS=1",
+    ),
+    Fault(
+        "chart: a value that the schema does not know",
+        "charts/model-serving/values.schema.json",
+        '"scaleDownSeconds":',
+        '"scaleDownSecond":',
+        CHART,
+        "Helm's lint",
+        "scaleDownSeconds",
+    ),
+    Fault(
+        "chart: another version than the server's",
+        "charts/model-serving/Chart.yaml",
+        "appVersion: 0.1.0",
+        "appVersion: 0.2.0",
+        CHART,
+        "tests/chart",
+        "FAIL: test_the_chart_is_of_the_server_s_version",
+    ),
+    Fault(
+        "chart: a value in the documents that does not exist",
+        "docs/helm.md",
+        "  configMap: digits",
+        "  configmap: digits",
+        CHART,
+        "tests/chart",
+        "FAIL: test_the_values_on_the_page_about_helm_can_be_installed",
+    ),
+    # Ray Serve.
+    Fault(
+        "ray: a program that outlives its replica",
+        "examples/ray/serve_model.py",
+        "LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)",
+        "pass",
+        RAY,
+        "test_serve_model.py",
+        "its process ends too",
+    ),
+    Fault(
+        "ray: a replica that outlives its program",
+        "examples/ray/serve_model.py",
+        "time.sleep(0.5)\n            os._exit(1)",
+        "time.sleep(0.5)",
+        RAY,
+        "test_serve_model.py",
+        "its replica is gone",
+    ),
+    Fault(
+        "ray: an answer without the server's headers",
+        "examples/ray/serve_model.py",
+        "response.raw_headers = kept + length",
+        "response.raw_headers = length",
+        RAY,
+        "test_serve_model.py",
+        "X-Request-Id",
     ),
     # Documents.
     Fault(

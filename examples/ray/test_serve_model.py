@@ -23,6 +23,8 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
     # It listens on the loopback interface only; the variable is named after where that is the default.
     RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
+    # Ray ends what a dead worker leaves behind. Here it does not: when Ray is killed as well, nobody else would.
+    RAY_process_group_cleanup_enabled="false",
     # A token of its own, which would else be made and kept in the home directory.
     RAY_AUTH_MODE="token",
     RAY_AUTH_TOKEN=secrets.token_hex(32),
@@ -166,7 +168,8 @@ async def prove(program: pathlib.Path, url: str) -> None:
     print("a process is killed under load", flush=True)
     (victim, actor), *_ = processes(program).items()
     os.kill(victim, signal.SIGKILL)
-    await until("its replica is gone", lambda: not pathlib.Path(f"/proc/{actor}").exists())
+    # At once: failed checks of health would take three times as long.
+    await until("its replica is gone", lambda: not pathlib.Path(f"/proc/{actor}").exists(), 5)
     await until(f"{MOST} replicas run again", lambda: running() == MOST == len(processes(program)))
     assert victim not in processes(program)
     await load.more(200)
@@ -174,7 +177,7 @@ async def prove(program: pathlib.Path, url: str) -> None:
     print("a replica is killed under load", flush=True)
     (orphan, actor), *_ = processes(program).items()
     os.kill(actor, signal.SIGKILL)
-    await until("its process ends too", lambda: orphan not in processes(program))
+    await until("its process ends too", lambda: orphan not in processes(program), 10)
     await until(f"{MOST} replicas run again", lambda: running() == MOST == len(processes(program)))
     await load.more(200)
 

@@ -7,27 +7,40 @@ import subprocess
 import chart
 import yaml
 
-# Objects of k8s/ that the chart does not make.
+# Objects of k8s/ that the chart does not make, as patterns.
 NOT_IN_CHART = {
     "ConfigMap model-config": "the chart writes the settings into the Deployment, so that each change is a rollout",
+    "ConfigMap model-source-*": "the same",
     "LimitRange model-serving": "limits of a namespace are those of whoever owns it",
     "Namespace model-serving": "Helm makes it with --create-namespace; whoever owns it sets its labels",
-    "NetworkPolicy deny-by-default": "other releases may share the namespace",
-    "PersistentVolumeClaim model-storage": "the chart mounts a claim, and makes none",
     "ResourceQuota model-serving": "a quota of a namespace is that of whoever owns it",
 }
 # Objects of the chart that k8s/ does not have.
 NOT_IN_KUSTOMIZE = {
     "Pod model-serving-ready": "for 'helm test', which kustomize has not",
 }
-# What else differs: object and place, what k8s/ says there, what the chart says, and why. None is "nothing there".
-DIFFERENT: list[tuple[str, object, object, str]] = []
+# What else differs, by place: what k8s/ says there, what the chart says, and why. None is "nothing there".
+DIFFERENT: list[tuple[str, object, object, str]] = [
+    (
+        "Service model-serving.spec.type",
+        None,
+        "ClusterIP",
+        "the chart says what is the default, since it can be changed",
+    ),
+    (
+        'NetworkPolicy.allowed.egress {"namespaceSelector": {}} {"port": 4318, "protocol": "TCP"}',
+        True,
+        None,
+        "the chart opens the collector's port where settings name a collector",
+    ),
+]
 
 
 def plain(value: object, pods: list[dict], settings: dict) -> object:
     """A value in a form in which the two can be compared: lists by name, the pods' labels as one word."""
     if isinstance(value, dict):
-        if value in pods:
+        # Labels that find the pods, or that they have; each side has its own.
+        if value and all(value.items() <= labels.items() for labels in pods):
             return "the pods"
         return {key: plain(each, pods, settings) for key, each in value.items()}
     if isinstance(value, list):
@@ -51,15 +64,22 @@ def variables(container: dict, settings: dict) -> dict:
     return {name: value for name, value in found.items() if value != ""}
 
 
-def rules(policy: dict) -> dict:
-    """What a NetworkPolicy allows, each peer and port by itself, whatever the order and the grouping."""
-    allowed = {}
-    for direction, peers in (("ingress", "from"), ("egress", "to")):
-        for rule in policy["spec"].get(direction, []):
-            for peer in rule.get(peers) or ["anywhere"]:
-                for port in rule.get("ports") or ["any"]:
-                    allowed[f"{direction} {json.dumps(peer, sort_keys=True)} {json.dumps(port, sort_keys=True)}"] = True
-    return allowed
+def allowed(policies: list[dict], pods: dict) -> dict:
+    """What NetworkPolicies allow the pods together, each peer and port by itself, whatever the order and the grouping."""
+    found = {}
+    for policy in policies:
+        selector = policy["spec"]["podSelector"].get("matchLabels", {})
+        if not selector.items() <= pods.items():
+            raise LookupError(f"the policy {policy['metadata']['name']} is not about the pods")
+        for kind in policy["spec"]["policyTypes"]:
+            found[f"{kind} is restricted"] = True
+        for direction, peers in (("ingress", "from"), ("egress", "to")):
+            for rule in policy["spec"].get(direction, []):
+                for peer in rule.get(peers) or ["anywhere"]:
+                    for port in rule.get("ports") or ["any"]:
+                        words = [direction, json.dumps(peer, sort_keys=True), json.dumps(port, sort_keys=True)]
+                        found[" ".join(words)] = True
+    return found
 
 
 def flat(value: object, place: str) -> dict[str, object]:
@@ -75,11 +95,13 @@ def flat(value: object, place: str) -> dict[str, object]:
 def meaning(objects: list[dict]) -> dict[str, dict[str, object]]:
     """By object: everything that it says, by place. Names of objects, labels and comments are no matter of theirs."""
     deployment = chart.find(objects, "Deployment")
-    selector = deployment["spec"]["selector"]["matchLabels"]
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     settings = {each["metadata"]["name"]: each["data"] for each in objects if each["kind"] == "ConfigMap"}
-    found = {}
+    policies = [each for each in objects if each["kind"] == "NetworkPolicy"]
+    found = {"NetworkPolicy": flat(allowed(policies, labels), "NetworkPolicy.allowed")}
     for each in objects:
+        if each["kind"] == "NetworkPolicy":
+            continue
         each = json.loads(json.dumps(each))
         name = f"{each['kind']} {each['metadata']['name']}"
         for key in ("labels", "annotations"):
@@ -89,9 +111,7 @@ def meaning(objects: list[dict]) -> dict[str, dict[str, object]]:
             for container in pod["containers"] + pod.get("initContainers", []):
                 container["env"] = variables(container, settings)
                 container.pop("envFrom", None)
-        if each["kind"] == "NetworkPolicy":
-            each["spec"] = {key: each["spec"][key] for key in ("podSelector", "policyTypes")} | {"allowed": rules(each)}
-        found[name] = flat(plain(each, [selector, labels], settings), name)
+        found[name] = flat(plain(each, [labels], settings), name)
     return found
 
 
@@ -103,12 +123,16 @@ def kustomized(folder: str) -> list[dict]:
     return list(yaml.safe_load_all(done.stdout))
 
 
-def differences(theirs: list[dict], ours: list[dict], objects: set[str] | None = None) -> tuple[list[str], set[int]]:
-    """What differs without being named above, and the numbers of the entries of DIFFERENT that were needed."""
+def differences(theirs: list[dict], ours: list[dict]) -> tuple[list[str], set[str]]:
+    """What differs without being named above, and what of that which is named was met."""
     theirs, ours = meaning(theirs), meaning(ours)
     said, needed = [], set()
-    for name in sorted(set(theirs) - set(ours) - set(NOT_IN_CHART)):
-        said.append(f"the chart has no {name}")
+    for name in sorted(set(theirs) - set(ours)):
+        pattern = next((each for each in NOT_IN_CHART if fnmatch.fnmatchcase(name, each)), None)
+        if pattern:
+            needed.add(pattern)
+        else:
+            said.append(f"the chart has no {name}")
     for name in sorted(set(ours) - set(theirs) - set(NOT_IN_KUSTOMIZE)):
         said.append(f"k8s/ has no {name}")
     for name in sorted(set(theirs) & set(ours)):
@@ -116,9 +140,9 @@ def differences(theirs: list[dict], ours: list[dict], objects: set[str] | None =
             pair = theirs[name].get(place), ours[name].get(place)
             if pair[0] == pair[1]:
                 continue
-            for number, (pattern, here, there, _) in enumerate(DIFFERENT):
-                if fnmatch.fnmatchcase(place, pattern) and pair == (here, there):
-                    needed.add(number)
+            for pattern, here, there, _ in DIFFERENT:
+                if place == pattern and pair == (here, there):
+                    needed.add(pattern)
                     break
             else:
                 said.append(f"{place}: k8s/ has {pair[0]!r}, the chart {pair[1]!r}")

@@ -147,7 +147,7 @@ class Model(unittest.TestCase):
         self.assertEqual(fetch["volumeMounts"], [{"name": "models", "mountPath": "/models"}])
         mounted = {"name": "models", "mountPath": "/models", "readOnly": True}
         self.assertEqual(server_of(found)["volumeMounts"], [mounted])
-        self.assertEqual(pod_of(found)["volumes"], [{"name": "models", "emptyDir": {"sizeLimit": "10Gi"}}])
+        self.assertEqual(pod_of(found)["volumes"], [{"name": "models", "emptyDir": {"sizeLimit": "5Gi"}}])
         self.assertNotIn("WATCH_MODEL", environment(server_of(found)))
 
     def test_other_sources_are_watched_and_need_no_init_container(self):
@@ -284,7 +284,7 @@ class Pods(unittest.TestCase):
         self.assertEqual(server["resources"]["limits"]["memory"], "16Gi")
         self.assertEqual(environment(server)["DEVICE"], "cuda")
         self.assertEqual(pod["runtimeClassName"], "nvidia")
-        self.assertEqual(pod["nodeSelector"], {"nvidia.com/gpu.present": "true"})
+        self.assertEqual(pod["nodeSelector"], {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"})
         self.assertEqual([toleration["key"] for toleration in pod["tolerations"]], ["nvidia.com/gpu"])
         strategy = chart.find(found, "Deployment")["spec"]["strategy"]
         self.assertEqual(strategy, {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}})
@@ -376,6 +376,28 @@ class Together(unittest.TestCase):
                     named = [each.get("resource") or each["pods"]["metric"] for each in asked]
                     self.assertEqual([each["name"] for each in named], metrics)
 
+    def test_a_gateway_shares_requests_between_the_release_and_a_canary(self):
+        found = chart.objects(chart.values("keda"), {"name": "vision", "namespace": "models"})
+        route = chart.find(found, "HTTPRoute")
+        self.assertEqual(route["apiVersion"], "gateway.networking.k8s.io/v1")
+        backends = [
+            {"name": "vision-model-serving", "port": 80, "weight": 90},
+            {"name": "canary-model-serving", "port": 80, "weight": 10},
+        ]
+        paths = [("Exact", "/predict"), ("PathPrefix", "/v1/models"), ("PathPrefix", "/v2")]
+        matches = [{"path": {"type": type, "value": value}} for type, value in paths]
+        expected = {
+            "parentRefs": [{"name": "public", "namespace": "gateways", "sectionName": "https"}],
+            "hostnames": ["models.example.com"],
+            "rules": [{"matches": matches, "backendRefs": backends, "timeouts": {"request": "35s"}}],
+        }
+        self.assertEqual(route["spec"], expected)
+
+    def test_an_ingress_shows_predictions_and_no_metrics(self):
+        (rule,) = chart.find(chart.objects(chart.values("claim")), "Ingress")["spec"]["rules"]
+        shown = [(path["pathType"], path["path"]) for path in rule["http"]["paths"]]
+        self.assertEqual(shown, [("Exact", "/predict"), ("Prefix", "/v1/models"), ("Prefix", "/v2")])
+
     def test_thresholds_have_the_unit_that_their_names_say(self):
         scaling = {"latencyMs": 150, "saturationPercent": 40}
         latency = chart.objects(MINIMAL | {"autoscaling": scaling | {"by": "latency"}})
@@ -400,7 +422,9 @@ class Together(unittest.TestCase):
             rules = chart.find(found, "NetworkPolicy")["spec"].get("ingress") or []
             return [(rule.get("from"), rule["ports"][0]["port"]) for rule in rules]
 
-        monitoring = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+        namespace = {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}
+        pods = {"matchLabels": {"app.kubernetes.io/name": "prometheus"}}
+        monitoring = [{"namespaceSelector": namespace, "podSelector": pods}]
         self.assertEqual(sources({}), [([{"podSelector": {}}], "http"), (monitoring, "admin")])
         self.assertEqual(sources({"from": []}), [(monitoring, "admin")])
         self.assertEqual(sources({"from": [], "monitoringFrom": []}), [])
@@ -412,7 +436,7 @@ class Together(unittest.TestCase):
             return {port["port"] for rule in rules for port in rule["ports"]}
 
         self.assertEqual(ports({"model": {"configMap": "digits"}}), {53})
-        self.assertEqual(ports(MODEL), {53, 80, 443, 988})
+        self.assertEqual(ports(MODEL), {53, 80, 443, 987, 988, 8080})
         self.assertEqual(ports(MODEL | {"networkPolicy": {"fetchEgress": False}}), {53})
         collector = {"settings": {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}}
         self.assertEqual(ports({"model": {"configMap": "digits"}} | collector), {53, 4318})
@@ -470,11 +494,21 @@ class Monitoring(unittest.TestCase):
             self.assertEqual(chart.find(found, kind)["metadata"]["labels"]["release"], "kube-prometheus-stack")
         self.assertEqual(chart.find(found, "ConfigMap")["metadata"]["labels"]["grafana_dashboard"], "1")
 
-    def test_the_job_has_the_name_that_alerts_look_for(self):
-        found = chart.objects(chart.values("latency"), {"name": "vision", "namespace": "models"})
-        label = chart.find(found, "PodMonitor")["spec"]["jobLabel"]
-        labels = chart.find(found, "Deployment")["spec"]["template"]["metadata"]["labels"]
-        self.assertEqual(labels[label], "model-serving")
+    def test_each_release_is_a_job_by_a_name_that_the_alerts_know(self):
+        rules = (chart.ROOT / "monitoring/rules/model-serving.yml").read_text()
+        patterns = set(re.findall(r'job=~"([^"]+)"', rules))
+        self.assertTrue(patterns)
+        jobs = set()
+        for name in ("vision", "model-serving-canary"):
+            for override in ("", "speech"):
+                given = chart.values("latency") | {"fullnameOverride": override}
+                found = chart.objects(given, {"name": name, "namespace": "models"})
+                label = chart.find(found, "PodMonitor")["spec"]["jobLabel"]
+                job = chart.find(found, "Deployment")["spec"]["template"]["metadata"]["labels"][label]
+                for pattern in patterns:
+                    self.assertRegex(job, f"^(?:{pattern})$")
+                jobs.add(job)
+        self.assertEqual(jobs, {"vision-model-serving", "model-serving-canary", "speech-model-serving"})
 
     def test_a_plain_installation_has_none_of_it(self):
         kinds = {each["kind"] for each in chart.objects(MINIMAL)}

@@ -9,6 +9,12 @@
 {{- end -}}
 {{- end -}}
 
+{{/* What Prometheus calls the release; alerts know the server's jobs by this part of their names. */}}
+{{- define "model-serving.job" -}}
+{{- $fullname := include "model-serving.fullname" . -}}
+{{- ternary $fullname (printf "%s-model-serving" $fullname) (contains "model-serving" $fullname) -}}
+{{- end -}}
+
 {{/* What never changes of a release's pods, since a Deployment's selector cannot change. */}}
 {{- define "model-serving.selectorLabels" -}}
 app.kubernetes.io/name: model-serving
