@@ -160,7 +160,7 @@ lint-chart: $(HELM)/ready $(LINTERS)/ready $(CHECKOV)/ready ## Helm chart: rende
 	done
 	$(CHECKOV)/bin/checkov --directory target/chart --framework kubernetes --skip-download --compact --quiet
 	$(CHECK_OPERATORS_CARGO) run $(CHECK_OPERATORS) -- target/chart/*.yaml
-	$(HELM)/bin/python -B -m unittest discover --start-directory tests/chart 2> >(grep -v " INFO found symbolic link in path" >&2)
+	$(HELM)/bin/python -B -m unittest discover --quiet --start-directory tests/chart 2> >(grep -v " INFO found symbolic link in path" >&2)
 
 # The program that the black-box tests run: `cargo build` would compile it again, with other features of its dependencies.
 conformance-third: onnxruntime $(CONFORMANCE)/ready ## A fixed third of the ONNX backend suite through the server

@@ -1507,7 +1507,7 @@ FAULTS = [
         "files/rule.yml",
         CHART,
         "check-operators",
-        "groups",
+        "expected struct PrometheusRuleSpec",
     ),
     Fault(
         "chart: the values of the checks in the package",
@@ -1552,7 +1552,7 @@ FAULTS = [
         "  configmap: digits",
         CHART,
         "tests/chart",
-        "FAIL: test_the_values_on_the_page_about_helm_can_be_installed",
+        "additional properties 'configmap' not allowed",
     ),
     # Ray Serve.
     Fault(
