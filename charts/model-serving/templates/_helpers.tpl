@@ -55,12 +55,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{/* What is served: a file, or a folder of models. A query in a URI is no part of the file's name. */}}
+{{/* What is served: a file, or a folder of models, such as a whole bucket. A query in a URI is no part of a file's name. */}}
 {{- define "model-serving.modelPath" -}}
 {{- $uri := regexReplaceAll "[?#].*$" .Values.model.uri "" -}}
 {{- if .Values.model.path -}}
 {{- printf "/models/%s" .Values.model.path -}}
-{{- else if hasSuffix "/" $uri -}}
+{{- else if or (hasSuffix "/" $uri) (regexMatch "^(hf://[^/]+|(gs|s3a?|az|azure|abfss?):/)/[^/]+$" $uri) -}}
 /models
 {{- else if $uri -}}
 {{- printf "/models/%s" (base $uri) -}}
@@ -114,6 +114,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- if and .Values.model.sha256 (not .Values.model.uri) -}}
 {{- fail "model.sha256 is checked while model.uri is fetched; no other source has it checked" -}}
+{{- end -}}
+{{- if and (hasPrefix "http://" .Values.model.uri) (not .Values.model.sha256) -}}
+{{- fail "model.uri is without TLS, so that anybody on the way could change the model: use https, or set model.sha256" -}}
 {{- end -}}
 {{- if and (ne .Values.autoscaling.by "none") (gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas)) -}}
 {{- fail "autoscaling.minReplicas is more than autoscaling.maxReplicas" -}}
