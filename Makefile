@@ -91,7 +91,7 @@ lint-files: $(LINTERS)/ready $(CHECKOV)/ready compose-config lint-unit ## Script
 	$(LINTERS)/bin/shellcheck scripts/*.sh .ci/run
 	$(LINTERS)/bin/yamllint --strict .
 	$(LINTERS)/bin/hadolint Dockerfile Dockerfile.gpu
-	$(LINTERS)/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml docker-compose.gpu.yml
+	$(LINTERS)/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml docker-compose.gpu.yml docker-compose.fetch.yml
 	$(CHECKOV)/bin/checkov --file Dockerfile Dockerfile.gpu --framework dockerfile --skip-download --compact --quiet
 
 # The program need not be installed here. Of a key that it does not know, systemd-analyze only warns.
@@ -106,7 +106,8 @@ compose-config:
 	elif docker-compose version >/dev/null 2>&1; then compose=docker-compose; \
 	else echo "SKIPPED: Compose is not installed, so it did not read the Compose files"; exit 0; fi; \
 	$$compose -f docker-compose.yml config --quiet; \
-	$$compose $(COMPOSE_FILES) config --quiet
+	$$compose $(COMPOSE_FILES) config --quiet; \
+	MODEL_URI=https://models.example.com/best.onnx $$compose -f docker-compose.yml -f docker-compose.fetch.yml config --quiet
 
 lint-workflows: $(LINTERS)/ready $(CHECKOV)/ready ## GitHub workflows and actions: schemas, actionlint, zizmor, checkov
 	$(LINTERS)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml

@@ -27,6 +27,10 @@ LIVE = "cargo test --quiet --locked --features testkit --test monitoring"
 WORKFLOWS = "make lint-workflows"
 FILES = "make lint-files"
 DOCS = "cargo test --quiet --locked --features testkit --test docs"
+PACKAGE = "cargo test --quiet --locked --features testkit --test service_manager"
+UNIT = "make lint-unit"
+
+SERVICE = "packaging/systemd/model-serving.service"
 CHART = "make lint-chart"
 RAY = "make ray-test"
 
@@ -1600,6 +1604,70 @@ FAULTS = [
         DOCS,
         "docs",
         "ml_queue_row",
+    ),
+    # Single machines.
+    Fault(
+        "systemd: unknown key in the unit",
+        SERVICE,
+        "UMask=",
+        "UMaks=",
+        UNIT,
+        "systemd-analyze",
+        "Unknown key",
+    ),
+    Fault(
+        "systemd: a unit with every capability",
+        SERVICE,
+        "CapabilityBoundingSet=\n",
+        "",
+        UNIT,
+        "systemd-analyze",
+        "Error",
+    ),
+    Fault(
+        "systemd: less time to stop than the server takes to drain",
+        SERVICE,
+        "TimeoutStopSec=30s",
+        "TimeoutStopSec=5s",
+        PACKAGE,
+        "service_manager",
+        "the_unit_waits_longer",
+    ),
+    Fault(
+        "package: a setting that the server does not know",
+        "packaging/debian/default",
+        "MODEL_PATH=",
+        "MODEL_FILE=",
+        PACKAGE,
+        "service_manager",
+        "MODEL_FILE is no variable of the server",
+    ),
+    Fault(
+        "package: a command without a page of the manual",
+        "scripts/pack-release.sh",
+        "inspect tune fetch",
+        "inspect tune",
+        PACKAGE,
+        "service_manager",
+        "what scripts/pack-release.sh packs, and the commands",
+    ),
+    Fault(
+        "metrics: edges between which 110 ms are read as 248",
+        "src/telemetry/metrics.rs",
+        "prediction_duration: HistogramVec(PREDICTION_SECONDS)",
+        "prediction_duration: HistogramVec(SECONDS)",
+        LIVE,
+        "Prometheus",
+        "autoscalers see 0.248",
+    ),
+    Fault(
+        "compose: a stack for fetch that cannot be read",
+        "docker-compose.fetch.yml",
+        "condition: service_completed_successfully",
+        "condition: service_completed",
+        FILES,
+        "Compose",
+        "service_completed",
     ),
 ]
 

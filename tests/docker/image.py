@@ -98,22 +98,20 @@ def run_to_its_end(*arguments):
     return done.returncode, done.stderr.strip().splitlines()
 
 
-def readme_command(image):
-    """The command of README's Docker section that runs `image`, in words."""
-    section = (ROOT / "README.md").read_text().partition("\n## Docker\n")[2].partition("\n## ")[0]
-    commands = [
-        shlex.split(line) for line in section.replace("\\\n", " ").splitlines() if line.startswith("docker run ")
-    ]
+def documented_command(image):
+    """The command of docs/docker.md that runs `image`, in words."""
+    page = (ROOT / "docs/docker.md").read_text().replace("\\\n", " ")
+    commands = [shlex.split(line) for line in page.splitlines() if line.startswith("docker run ")]
     for words in commands:
         if words[-1] == image:
             return words
-    raise Failed(f"README's Docker section has no 'docker run … {image}'")
+    raise Failed(f"docs/docker.md has no 'docker run … {image}'")
 
 
 @contextlib.contextmanager
-def started_as_in_readme(image, name_in_readme, *arguments):
-    """A container that runs by README's own command, but on a free port, in the background, and without a GPU."""
-    words = [word.replace("$PWD", str(ROOT)) for word in readme_command(name_in_readme)]
+def started_as_documented(image, name, *arguments):
+    """A container that runs by the page's own command, but on a free port, in the background, and without a GPU."""
+    words = [word.replace("$PWD", str(ROOT)) for word in documented_command(name)]
     words = [
         "127.0.0.1:0:8000" if word == "8000:8000" else word for word in words if word not in ("--rm", "--gpus=all")
     ]

@@ -21,23 +21,24 @@ import stack
 import standins
 from claims import Failed, prove, say
 from engine import docker, inspect, timestamps, until
-from image import MEGABYTE, Image, prove_failed_start, prove_wrong_hash, started_as_in_readme
-from stack import DIGIT, JSON, prove_stack
+from image import MEGABYTE, Image, prove_failed_start, prove_wrong_hash, started_as_documented
+from stack import DIGIT, JSON, prove_fetched, prove_stack
 from standins import ROOT
 
 # The promises in figures.
 MOST_CONTENT, MOST_IN_ALL = 45 * MEGABYTE, 75 * MEGABYTE
 
 
-def prove_readme_run(image, name_in_readme, row, *arguments):
-    with started_as_in_readme(image, name_in_readme, *arguments) as container:
+def prove_documented_run(image, name, row, *arguments):
+    with started_as_documented(image, name, *arguments) as container:
         until("its health state is 'healthy'", 60, lambda: inspect(container)["State"]["Health"]["Status"] == "healthy")
         started, ready = timestamps(container, "ready")
         row["ready s"] = (ready - started).total_seconds()
         port = int(inspect(container)["NetworkSettings"]["Ports"]["8000/tcp"][0]["HostPort"])
         status, body = clients.request(port, "POST", "/predict", DIGIT, JSON)
         prove(
-            "started as in README, it predicts rightly", status == 200 and json.loads(body)["outputs"]["label"] == [7]
+            "started as in docs/docker.md, it predicts rightly",
+            status == 200 and json.loads(body)["outputs"]["label"] == [7],
         )
         began = time.monotonic()
         docker("stop", container)
@@ -69,9 +70,10 @@ def prove_cpu(bases):
         "MODEL_PATH=/app/models/none.onnx",
         image.name,
     )
-    prove_readme_run(image, "model-serving", row)
+    prove_documented_run(image, "model-serving", row)
     say("the stack")
     prove_stack(image, bases, row)
+    prove_fetched(image, bases)
     return row
 
 
@@ -117,8 +119,8 @@ def prove_gpu(bases):
         "LD_LIBRARY_PATH=/nowhere",
         image.name,
     )
-    # README's command, but for the GPU itself, which an engine without one refuses to give.
-    prove_readme_run(image, "model-serving:gpu", row, "--env", "DEVICE=cpu")
+    # The page's command, but for the GPU itself, which an engine without one refuses to give.
+    prove_documented_run(image, "model-serving:gpu", row, "--env", "DEVICE=cpu")
     say("what takes which megabytes (and who needs it)")
     say(listing)
     return row

@@ -1,10 +1,13 @@
 """The stack of docker-compose.yml: brought up, asked, measured and stopped under load."""
 
 import functools
+import hashlib
 import json
 import os
+import pathlib
 import re
 import subprocess
+import tempfile
 import time
 import urllib.parse
 
@@ -27,21 +30,16 @@ LATEST_READY, GRACE = 1.0, 10.0
 class Stack:
     """The project of docker-compose.yml, on ports that the engine chooses."""
 
-    def __init__(self, image, bases):
-        self.compose = [
-            *engine.compose_command(),
-            "--project-name",
-            PROJECT,
-            "--project-directory",
-            str(ROOT),
-            "--file",
-            str(ROOT / "docker-compose.yml"),
-        ]
+    def __init__(self, image, bases, *files, services=("prometheus", "grafana"), **environment):
+        self.compose = [*engine.compose_command(), "--project-name", PROJECT, "--project-directory", str(ROOT)]
+        for file in (ROOT / "docker-compose.yml", *files):
+            self.compose += ["--file", str(file)]
         text = (ROOT / "docker-compose.yml").read_text()
         references = dict(re.findall(r"\$\{(\w+)_IMAGE:-(\S+)\}", text))
         prometheus = bases.get("prometheus", references["PROMETHEUS"])
         grafana = references["GRAFANA"]
-        self.has_grafana = standins.can_be_had(grafana)
+        self.has_grafana = "grafana" in services and standins.can_be_had(grafana)
+        self.services = ["api", *(service for service in services if service != "grafana" or self.has_grafana)]
         self.environment = {
             **os.environ,
             "MODEL_SERVING_IMAGE": image,
@@ -51,6 +49,7 @@ class Stack:
             "GRAFANA_PORT": "0",
             "LOG_LEVEL": "info",
             "GRAFANA_ADMIN_PASSWORD": "",
+            **environment,
         }
 
     def run(self, *arguments):
@@ -67,9 +66,8 @@ class Stack:
         return int(next(binding["HostPort"] for binding in bindings if ":" not in binding["HostIp"]))
 
     def __enter__(self):
-        services = ["api", "prometheus"] + (["grafana"] if self.has_grafana else [])
         try:
-            self.run("up", "--detach", "--no-build", *services)
+            self.run("up", "--detach", "--no-build", *self.services)
         except BaseException:
             self.down()
             raise
@@ -198,6 +196,47 @@ def prove_stack(image, bases, row):
             0 < served <= load.answered + 1,
             f"{served} logged, {load.answered + 1} arrived",
         )
+
+
+# A web server of plain HTTP inside the stack, which fetch takes only because the digest is given.
+SOURCE = """
+services:
+  source:
+    image: {image}
+    entrypoint: [/bin/busybox, httpd, -f, -p, "8080", -h, /models]
+    volumes: ["{models}:/models:ro"]
+  fetch:
+    depends_on: [source]
+"""
+
+
+def prove_fetched(image, bases):
+    """The stack with docker-compose.fetch.yml: the model comes before the server, or the server does not come."""
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Stack(image.name, bases)
+        source = pathlib.Path(folder) / "source.yml"
+        source.write_text(SOURCE.format(image=plain.environment["PROMETHEUS_IMAGE"], models=ROOT / "models"))
+        files = (ROOT / "docker-compose.fetch.yml", source)
+        settings = {
+            "MODEL_URI": "http://source:8080/best.onnx",
+            "MODEL_SHA256": hashlib.sha256((ROOT / "models/best.onnx").read_bytes()).hexdigest(),
+        }
+        with Stack(image.name, bases, *files, services=(), **settings) as stack:
+            port = stack.port("api", 8000)
+            until("the fetched model is ready", 30, lambda: clients.request(port, "GET", "/ready")[0] == 200)
+            status, body = clients.request(port, "POST", "/predict", DIGIT, JSON)
+            prove(
+                "a model that was fetched as in docker-compose.fetch.yml is served",
+                status == 200 and json.loads(body)["outputs"]["label"] == [7],
+            )
+        settings["MODEL_SHA256"] = "0" * 64
+        try:
+            with Stack(image.name, bases, *files, services=(), **settings):
+                raise Failed("the stack came up with a model of another digest")
+        except Failed as failed:
+            prove(
+                "with another digest it is not", 'service "fetch" didn\'t complete successfully' in str(failed), failed
+            )
 
 
 def prove_locked_down(container, debian):
