@@ -123,7 +123,8 @@ fn a_file_comes_under_its_name_and_is_checked() {
     let target = folder.path().join("models");
     let digest = sha256(&model);
     let uri = server.url("/a/my%20model.onnx?X-Signature=secret");
-    let done = fetch(&server, &uri, &target, &["--sha256", &digest]);
+    let flags = ["--sha256", &digest, "--log-level", "trace"];
+    let done = fetch(&server, &uri, &target, &flags);
     assert_eq!(done.last()["sha256"], digest.as_str());
     assert_eq!(done.last()["bytes"], 3_000_000);
     assert_eq!(files(&target), [("my model.onnx".to_owned(), model)]);
@@ -318,6 +319,15 @@ fn what_will_not_change_is_told_at_once() {
     assert_eq!(done.code, Some(1));
     assert!(done.error.contains("SSL_CERT_FILE"), "{}", done.error);
     assert!(stranger.asked().is_empty());
+    // An empty variable names no file: then the system's authorities are asked, who do not know it either.
+    let mut unset = command(&server, &server.url("/m.onnx"), folder.path(), &[]);
+    unset.env("SSL_CERT_FILE", "");
+    let done = run(unset);
+    assert!(
+        done.code == Some(1) && !done.error.contains("No CA certificates"),
+        "{}",
+        done.error
+    );
     assert!(
         files(folder.path())
             .iter()
@@ -341,6 +351,12 @@ fn redirects_are_followed_but_never_out_of_tls() {
         files(folder.path()),
         [("m.onnx".to_owned(), b"model".to_vec())]
     );
+    let uri = server
+        .url("/m.onnx")
+        .replace("127.0.0.1", "user:secret@127.0.0.1");
+    let told = fetch(&server, &uri, folder.path(), &["--log-level", "trace"]);
+    told.last();
+    assert!(!format!("{told:?}").contains("secret"), "{told:?}");
     for (path, part) in [
         ("/down.onnx", "from https to http"),
         ("/loop.onnx", "again and again"),

@@ -105,12 +105,12 @@ const WRONG: &[Wrong] = &[
     ),
     shape(
         "start",
-        "there is no command 'start'; the commands are serve, inspect, tune, healthcheck and help",
+        "there is no command 'start'; the commands are serve, inspect, tune, fetch, healthcheck, completions, man and help",
         USAGE,
     ),
     shape(
         "help nosuch",
-        "there is no command 'nosuch'; the commands are serve, inspect, tune, healthcheck and help",
+        "there is no command 'nosuch'; the commands are serve, inspect, tune, fetch, healthcheck, completions, man and help",
         USAGE,
     ),
     shape(

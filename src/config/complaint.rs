@@ -8,7 +8,10 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use clap::CommandFactory as _;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+use super::flags::CommandLine;
 
 /// Why a command line or an environment is not taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -347,7 +350,12 @@ fn as_a_flag(argument: &str) -> String {
     if is_path {
         format!("a model to serve is given as --model {argument} (variable MODEL_PATH)")
     } else {
-        "the commands are serve, inspect, tune, healthcheck and help".to_owned()
+        let root = CommandLine::command();
+        let names: Vec<&str> = root
+            .get_subcommands()
+            .map(clap::Command::get_name)
+            .collect();
+        format!("the commands are {} and help", names.join(", "))
     }
 }
 

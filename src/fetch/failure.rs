@@ -55,6 +55,10 @@ impl Failure {
     pub(super) fn of_client(error: reqwest::Error) -> Self {
         let error = error.without_url();
         let reason = chain(&error);
+        // The library's own words are an essay's address.
+        if reason.contains("close_notify") {
+            return Self::transient("the connection broke off");
+        }
         // The client hides the type of this cause. Trying again would not change who the other side is.
         let is_of_trust = reason.contains("certificate");
         if error.is_redirect() || error.is_builder() || is_of_trust {

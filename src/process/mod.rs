@@ -83,7 +83,9 @@ pub unsafe fn prepare() {
     unsafe { std::env::set_var(NO_TELEMETRY.0, NO_TELEMETRY.1) };
     // An empty variable is as if it were not there, also to a library that reads it itself.
     let is_empty = |name: &OsStr, value: &OsStr| {
-        value.is_empty() && name.as_encoded_bytes().starts_with(b"OTEL_")
+        let bytes = name.as_encoded_bytes();
+        let is_read = bytes.starts_with(b"OTEL_") || bytes.starts_with(b"SSL_CERT_");
+        value.is_empty() && is_read
     };
     for (name, value) in std::env::vars_os() {
         if is_empty(&name, &value) {

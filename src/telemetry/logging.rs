@@ -133,6 +133,9 @@ pub fn start_to(config: LogConfig, output: impl std::io::Write + Send + 'static)
     start_as(config.level, Style::of(config.format, nobody), output)
 }
 
+/// Libraries that ask other servers for something.
+const CLIENTS: [&str; 5] = ["h2", "hyper_util", "object_store", "reqwest", "rustls"];
+
 fn start_as(
     LogLevel(level): LogLevel,
     style: Style,
@@ -149,8 +152,11 @@ fn start_as(
         Style::Text { hints: true, .. } => level,
         Style::Text { .. } | Style::Json => LevelFilter::OFF,
     };
+    // But for those of `fetch`: where they are sent to is a signed address, or one with a password.
+    let clients = level.min(LevelFilter::WARN);
     let filter = Targets::new()
         .with_default(libraries)
+        .with_targets(CLIENTS.map(|library| (library, clients)))
         .with_target("model_serving", level)
         .with_target("access", level)
         .with_target(HINTS, hints);
