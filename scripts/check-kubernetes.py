@@ -179,8 +179,9 @@ class Rendering:
         path = settings.get("MODEL_PATH", "")
         self.expect(path.startswith(f"{where}/"), f"MODEL_PATH {path} is not in {where}")
         if is_knative(self.workload):
-            # One container fetches and then serves.
-            self.expect(self.server["args"] == ["fetch", "--to", where, "--"], f"{self.server['args']} does not fetch")
+            # One container fetches and then serves, which takes a flag behind the dashes.
+            wanted = ["fetch", "--to", where, "--", "--model", "$(MODEL_PATH)"]
+            self.expect(self.server["args"] == wanted, f"{self.server['args']} does not fetch and then serve")
             brings = settings
         elif self.fetch:
             self.expect(self.fetch["args"] == ["fetch"], f"{self.fetch['args']} does not fetch")

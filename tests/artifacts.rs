@@ -10,7 +10,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::CommandFactory;
-use model_serving::config::{DEFAULT_PORT, ServeFlags};
+use model_serving::config::{DEFAULT_PORT, FetchFlags, ServeFlags};
 use model_serving::telemetry::metrics::FAMILIES;
 use serde_json::Value;
 
@@ -290,7 +290,11 @@ fn artifacts_set_only_variables_that_the_server_reads() {
                 .all(|it| it.is_ascii_uppercase() || "_0123456789".contains(it))
     };
     // Those of the init container, which fetches the model.
-    let of_fetch = ["MODEL_DIR", "MODEL_SHA256", "MODEL_URI"];
+    let command = FetchFlags::command();
+    let of_fetch: Vec<&str> = command
+        .get_arguments()
+        .filter_map(|argument| argument.get_env()?.to_str())
+        .collect();
     let mut set = 0;
     for (path, text) in manifests() {
         for name in values(&text, "name").into_iter().filter(is_variable) {

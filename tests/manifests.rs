@@ -1,8 +1,8 @@
 //! What the Kubernetes objects say of each other and of the server: names that lead somewhere, ports that are open,
 //! times that fit together. Schemas know none of this.
 //!
-//! These tests read the files as they are. `scripts/check-kubernetes.py`, a part of `make lint-k8s`, asks the same and more of
-//! what kustomize makes of each overlay and component.
+//! These tests read the files as they are. `scripts/check-kubernetes.py`, a part of `make lint-k8s`, asks the same and
+//! more of what kustomize makes of each overlay and component.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,8 +16,8 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use clap::Parser;
-use model_serving::config::ServeFlags;
+use clap::{Command, CommandFactory, Parser};
+use model_serving::config::{FetchFlags, ServeFlags};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -258,7 +258,7 @@ fn selectors_find_the_pods_and_names_lead_to_objects() {
     }
 }
 
-/// What a ConfigMap has that a variable refers to: one that is a manifest, or one that kustomize makes.
+/// What a `ConfigMap` has that a variable refers to: one that is a manifest, or one that kustomize makes.
 fn configured(base: &[Value], reference: &Value) -> String {
     let (name, key) = (text(&reference["name"]), text(&reference["key"]));
     let config = find(base, "ConfigMap");
@@ -279,56 +279,81 @@ fn configured(base: &[Value], reference: &Value) -> String {
 }
 
 #[test]
-fn each_variable_is_a_setting_that_the_server_takes_with_that_value() {
+fn each_variable_is_a_setting_that_the_program_takes_with_that_value() {
     let base = folder("base");
     let mounted = all(&find(&base, "Deployment")["spec"]["template"], "mountPath");
     let manifests: Vec<Value> = folders().iter().flat_map(|name| folder(name)).collect();
+    let workloads = ["Deployment", "Service"];
     let mut set = 0;
-    for object in manifests.iter().filter(|object| {
-        ["Deployment", "Service"]
-            .iter()
-            .any(|kind| object["kind"] == *kind)
-    }) {
+    for object in manifests
+        .iter()
+        .filter(|object| workloads.iter().any(|kind| object["kind"] == *kind))
+    {
         let pod = &object["spec"]["template"]["spec"];
-        for variable in all(&pod["containers"], "env")
-            .into_iter()
-            .flat_map(|list| list.as_array().unwrap())
+        for container in ["initContainers", "containers"]
+            .iter()
+            .flat_map(|key| pod[*key].as_array().into_iter().flatten())
         {
-            let name = text(&variable["name"]);
-            // Knative's container fetches the model before it serves.
-            if ["MODEL_URI", "MODEL_SHA256"].contains(&name) {
-                continue;
+            // Knative's container fetches the model before it serves, with one environment for both.
+            let fetches = container["name"] == "fetch";
+            let both = container["args"][0] == "fetch" && !fetches;
+            for variable in container["env"].as_array().into_iter().flatten() {
+                let name = text(&variable["name"]);
+                let reference = &variable["valueFrom"]["configMapKeyRef"];
+                let value = if reference.is_object() {
+                    configured(&base, reference)
+                } else {
+                    text(&variable["value"]).to_owned()
+                };
+                takes(fetches, both, name, &value);
+                // A file is one that a volume brings, unless the image has it.
+                if value.starts_with('/') {
+                    let mut mounts = all(pod, "mountPath").into_iter().chain(mounted.clone());
+                    let path = format!("{value}/");
+                    let mounted =
+                        mounts.any(|mount| path.starts_with(&format!("{}/", text(mount))));
+                    assert!(mounted, "{value} is not in any volume");
+                }
+                set += 1;
             }
-            let reference = &variable["valueFrom"]["configMapKeyRef"];
-            let value = if reference.is_object() {
-                configured(&base, reference)
-            } else {
-                text(&variable["value"]).to_owned()
-            };
-            let flag = flag_of(name);
-            if !value.is_empty() {
-                ServeFlags::try_parse_from(["model-serving", &flag, &value]).unwrap();
-            }
-            // A file is one that a volume brings, unless the image has it.
-            if value.starts_with('/') {
-                let mut mounts = all(pod, "mountPath").into_iter().chain(mounted.clone());
-                let mounted = mounts.any(|mount| value.starts_with(&format!("{}/", text(mount))));
-                assert!(mounted, "{value} is not in any volume");
-            }
-            set += 1;
         }
     }
-    assert!(set >= 10);
+    assert!(set >= 15);
 }
 
-/// The flag that the environment variable `name` stands for.
-fn flag_of(name: &str) -> String {
-    use clap::CommandFactory;
-    let command = ServeFlags::command();
+/// Panics if neither `fetch` nor the server takes the variable with that value, whichever of them it is for.
+fn takes(fetches: bool, both: bool, name: &str, value: &str) {
+    let fetch = flag_of(&FetchFlags::command(), name);
+    let serve = flag_of(&ServeFlags::command(), name);
+    let known = if fetches {
+        fetch.is_some()
+    } else {
+        serve.is_some() || both && fetch.is_some()
+    };
+    assert!(known, "nothing that runs there reads the variable {name}");
+    if value.is_empty() {
+        return;
+    }
+    if let Some(flag) = fetch.filter(|_| fetches || both) {
+        let mut arguments = vec!["fetch".to_owned(), format!("{flag}{value}")];
+        if flag != "--to=" {
+            // What it must be told in any case.
+            arguments.push("--to=/models".to_owned());
+        }
+        FetchFlags::try_parse_from(arguments).unwrap();
+    }
+    if let Some(flag) = serve.filter(|_| !fetches) {
+        let argument = format!("{flag}{value}");
+        ServeFlags::try_parse_from(["model-serving".to_owned(), argument]).unwrap();
+    }
+}
+
+/// How the argument begins that the environment variable `name` stands for: `--flag=`, or nothing.
+fn flag_of(command: &Command, name: &str) -> Option<String> {
     let mut arguments = command.get_arguments();
-    let argument = arguments.find(|argument| argument.get_env().is_some_and(|env| env == name));
-    let argument = argument.unwrap_or_else(|| panic!("the server reads no variable {name}"));
-    format!("--{}", argument.get_long().unwrap())
+    let argument = arguments.find(|argument| argument.get_env().is_some_and(|env| env == name))?;
+    let long = argument.get_long();
+    Some(long.map_or_else(String::new, |long| format!("--{long}=")))
 }
 
 #[test]
@@ -356,14 +381,20 @@ fn read(path: &str) -> String {
 /// The base names the bundled model as an example, so its digest can be held against the file.
 #[test]
 fn the_model_of_the_base_is_pinned_by_the_digest_of_the_bundled_one() {
+    use std::fmt::Write;
+
     use sha2::{Digest, Sha256};
+
     let reference = |key| serde_json::json!({"name": "model-source", "key": key});
     let base = folder("base");
     let stated = configured(&base, &reference("sha256"));
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/best.onnx");
     let digest = Sha256::digest(fs::read(model).unwrap());
-    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(stated, digest);
+    let mut text = String::new();
+    for byte in digest {
+        write!(text, "{byte:02x}").unwrap();
+    }
+    assert_eq!(stated, text);
     assert!(configured(&base, &reference("uri")).ends_with("/best.onnx"));
 }
 
@@ -394,7 +425,7 @@ fn the_oldest_kubernetes_is_one_number_that_has_what_the_manifests_use() {
             let is_oldest = rest[version.len()..].starts_with(" or newer")
                 || rest[version.len()..].starts_with(" on");
             let line = before.rsplit('\n').next().unwrap();
-            if is_oldest && (line.contains("Kubernetes") || document.ends_with(".yaml")) {
+            if is_oldest && (line.contains("Kubernetes") || document.starts_with("k8s/")) {
                 assert_eq!(version, oldest, "{document}");
                 named += 1;
             }

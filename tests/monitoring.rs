@@ -37,8 +37,8 @@ struct Deployment {
     pod: Option<[&'static str; 2]>,
 }
 
-/// By Compose; by the operator, whose PodMonitor names the label of the job; and by one that does not name it, with a pod
-/// whose name means something else in a regular expression.
+/// By Compose; by the operator, whose `PodMonitor` names the label of the job; and by one that does not name it, with a
+/// pod whose name means something else in a regular expression.
 const DEPLOYMENTS: [Deployment; 3] = [
     Deployment {
         job: "model-serving",
@@ -81,7 +81,7 @@ impl Deployment {
     }
 }
 
-/// A value of a variable as Grafana writes it into a regular expression, inside of a string of PromQL.
+/// A value of a variable as Grafana writes it into a regular expression, inside of a query's string.
 fn escaped(value: &str) -> String {
     let mut text = String::new();
     for character in value.chars() {
