@@ -36,10 +36,10 @@ COMPOSE_FILES := -f docker-compose.yml -f docker-compose.gpu.yml
 # What is quick or fails often comes first. CONTRIBUTING.md has the times.
 CHECKS := fmt-check unit lint black-box
 ALL_CHECKS := fmt-check unit black-box lint doc deny lint-files lint-workflows lint-terraform lint-monitoring lint-k8s \
-	lint-chart conformance-third docker-test
+	lint-chart conformance-third docker-test play-kube
 
 .PHONY: help run check test fmt fmt-check unit black-box lint doc deny advisories lint-files lint-unit lint-workflows lint-terraform \
-	lint-monitoring lint-k8s lint-chart ray-test compose-config conformance-third docker-test validate-terraform lock-terraform \
+	lint-monitoring lint-k8s lint-chart ray-test compose-config conformance-third docker-test play-kube validate-terraform lock-terraform \
 	conformance docker-test-gpu plant-faults trust bench bench-pieces instructions memcheck gpu-check onnxruntime monitoring-tools \
 	strace buckets clean
 
@@ -174,6 +174,10 @@ $(CONFORMANCE)/ready: tests/conformance/requirements.txt scripts/make-environmen
 
 docker-test: ## The CPU image and the Compose stack, on a Docker engine; skipped, with a word, where none answers (KEEP_IMAGES=1)
 	python3 -B tests/docker/prove.py $(if $(KEEP_IMAGES),--keep-images) cpu
+
+play-kube: onnxruntime $(LINTERS)/ready ## The pod of the CPU overlay under podman: fetch, probes, drain; skipped, with a word, where podman runs nothing
+	$(CARGO) test --locked $(TESTED) --no-run --test predict
+	$(LINTERS)/bin/python -B tests/kube/play.py --server target/debug/model-serving
 
 ##@ More checks
 

@@ -21,6 +21,7 @@ MANIFESTS = "cargo test --quiet --locked --features testkit --test manifests"
 KUBERNETES = "make lint-k8s"
 # The part of it that renders every overlay and component, and holds the objects against each other.
 RENDERED = ".tools/linters/bin/python scripts/check-kubernetes.py target/k8s"
+PLAYED = ".tools/linters/bin/python tests/kube/play.py"
 TERRAFORM = "make lint-terraform"
 MONITORING = "make lint-monitoring"
 LIVE = "cargo test --quiet --locked --features testkit --test monitoring"
@@ -355,8 +356,8 @@ FAULTS = [
     Fault(
         "k8s: a volume without an end",
         DEPLOYMENT,
-        "          emptyDir:\n",
-        "          emptyDir: {}\n          # ",
+        "            sizeLimit: 5Gi\n",
+        '            medium: ""\n',
         RENDERED,
         "check-kubernetes",
         "has no limit",
@@ -463,11 +464,11 @@ FAULTS = [
     Fault(
         "k8s: Knative serves no model",
         KNATIVE,
+        "args: [fetch, --to, /models, --, --model, $(MODEL_PATH)]",
         "args: [fetch, --to, /models, --]",
-        "args: [serve]",
         RENDERED,
         "check-kubernetes",
-        "does not fetch",
+        "does not fetch and then serve",
     ),
     Fault(
         "k8s: Knative's ConfigMap without its hash",
@@ -648,6 +649,24 @@ FAULTS = [
         RENDERED,
         "check-kubernetes",
         "no combination has the component gpu-mig",
+    ),
+    Fault(
+        "k8s: the server looks for a model that fetch does not bring",
+        DEPLOYMENT,
+        "key: path",
+        "key: uri",
+        PLAYED,
+        "podman",
+        "the startup probe failed too often",
+    ),
+    Fault(
+        "k8s: requests are cut off when a pod ends",
+        DEPLOYMENT,
+        "            - name: MAX_CONNECTION_AGE\n",
+        "            - name: DRAIN_TIMEOUT\n              value: 100us\n            - name: MAX_CONNECTION_AGE\n",
+        PLAYED,
+        "podman",
+        "NOT SO",
     ),
     # Terraform and Cloud Run.
     Fault(

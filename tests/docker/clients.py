@@ -6,9 +6,9 @@ import threading
 import time
 
 
-def request(port, method, path, body=None, headers=None, timeout=10):
+def request(port, method, path, body=None, headers=None, timeout=10, host="127.0.0.1"):
     """One request on a connection of its own: status and body."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
         connection.request(method, path, body, headers or {})
         answer = connection.getresponse()
@@ -27,8 +27,8 @@ class Clients:
     # They end by themselves, whatever the server does.
     LONGEST = 60
 
-    def __init__(self, port, count, body, expected):
-        self.port, self.body, self.expected = port, body, expected
+    def __init__(self, port, count, body, expected, host="127.0.0.1"):
+        self.host, self.port, self.body, self.expected = host, port, body, expected
         self.stopping = threading.Event()
         self.answered = self.lost = self.wrong = 0
         self.reasons = []
@@ -44,7 +44,7 @@ class Clients:
 
     def _work(self):
         while not self.stopping.is_set() and time.monotonic() < self._end:
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+            connection = http.client.HTTPConnection(self.host, self.port, timeout=20)
             try:
                 connection.connect()
                 while time.monotonic() < self._end:
