@@ -15,7 +15,7 @@ use model_serving::inspect::InspectConfig;
 use model_serving::loading::Fixed;
 use model_serving::runtime::library::Library;
 use model_serving::server::{self, StartError};
-use model_serving::signals::Signals;
+use model_serving::signals::{Signals, Stop};
 use model_serving::telemetry::logging;
 use model_serving::telemetry::traces::{self, Tracer};
 use model_serving::{fetch, healthcheck, inspect, process, tune, version};
@@ -37,13 +37,15 @@ fn main() -> ExitCode {
     let result = command
         .map_err(|error| Failure::of_usage(&error))
         .and_then(execute);
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
+    let code = match result {
+        Ok(()) => 0,
         Err(failure) => {
             complain(&failure);
-            ExitCode::from(failure.code)
+            failure.code
         }
-    }
+    };
+    process::leave_loads_behind(code);
+    ExitCode::from(code)
 }
 
 fn execute(command: Command) -> Result<(), Failure> {
@@ -108,6 +110,9 @@ fn serve(start: Start) -> Result<(), Failure> {
         log,
         warnings,
     } = start;
+    // A signal that comes before there are handlers is heeded when there are: to the first process of a container it would
+    // mean nothing, and another one would end as if it had crashed.
+    process::hold_signals();
     let _flushed_at_the_end = logging::start(log);
     tracing::info!(
         version = version::VERSION,
@@ -145,6 +150,7 @@ fn serve(start: Start) -> Result<(), Failure> {
             what: "a signal handler",
             source,
         })?;
+        process::take_signals();
         let listeners = server::bind(&config).await?;
         server::run(config, listeners, signals, tracer).await
     });
@@ -194,20 +200,30 @@ fn tune_model(flags: &TuneFlags) -> Result<(), Failure> {
 
 fn fetch_model(start: FetchStart) -> Result<(), Failure> {
     let FetchStart { config, log, then } = start;
+    // Only this thread takes signals, so that it can also stop to take them.
+    process::hold_signals();
     let flushed_at_the_end = logging::start(log);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .on_thread_start(process::hold_signals)
         .build()
         .map_err(|error| format!("the operating system refused an event loop: {error}"))?;
-    let result = runtime.block_on(async {
+    let result: Result<(), Failure> = runtime.block_on(async {
         // The first process of a container is ended by no signal that it does not take.
         let mut signals = Signals::install().map_err(|error| error.to_string())?;
+        process::take_signals();
+        let result = tokio::select! {
+            biased;
+            stop = signals.stop.next() => return Err(stopped(stop).into()),
+            result = fetch::fetch(&config) => result,
+        };
+        result.map_err(|error| Failure::new(&error, error.is_of_settings()))?;
+        // From now on they wait for the server. One that has come already ends this.
+        process::hold_signals();
         tokio::select! {
-            result = fetch::fetch(&config) => result.map_err(|error| error.to_string()),
-            stop = signals.stop.next() => Err(format!(
-                "{} came before all had arrived; what has arrived is kept, and the next fetch goes on from there",
-                stop.name()
-            )),
+            biased;
+            stop = signals.stop.next() => Err(stopped(stop).into()),
+            () = std::future::ready(()) => Ok(()),
         }
     });
     // A look-up of a name may still be under way, for nobody.
@@ -223,6 +239,13 @@ fn fetch_model(start: FetchStart) -> Result<(), Failure> {
             Err(format!("the server could not be started: {error}").into())
         }
     }
+}
+
+fn stopped(stop: Stop) -> String {
+    let name = stop.name();
+    format!(
+        "{name} came before all was done; what has arrived is kept, and the next fetch goes on from there"
+    )
 }
 
 fn print(text: &str) -> std::io::Result<()> {

@@ -27,7 +27,7 @@ use crate::loading::{Loader, LoadingError, ModelsConfig};
 use crate::model::default::DefaultModel;
 use crate::model::faults;
 use crate::model::repository::Found;
-use crate::process;
+use crate::process::{self, LoadInProgress};
 use crate::registry::{Registry, ServedModel};
 use crate::reload::{Files, Notices, ReloadConfig, Reloader};
 use crate::runtime::device_health::DeviceHealth;
@@ -243,7 +243,10 @@ pub async fn run(
     tokio::task::block_in_place(|| drop(watchdog));
     if let Some(reloader) = reloader {
         // ONNX Runtime must not be cut off while it loads something.
-        tokio::task::block_in_place(|| reloader.join(end));
+        let has_ended = tokio::task::block_in_place(|| reloader.join(end));
+        if !has_ended {
+            std::mem::forget(LoadInProgress::begin());
+        }
     }
     if let Some(admin) = admin {
         tokio::task::block_in_place(|| admin.stop());
@@ -345,11 +348,13 @@ async fn load_models(
     };
     let (send, loaded) = oneshot::channel();
     let thread = thread::Builder::new().name("load".to_owned());
+    let in_progress = LoadInProgress::begin();
     let spawned = thread.spawn(move || {
         if let Some(loaded) = supervision::guard(load) {
             // Nobody waits any more when a signal came first.
             let _ = send.send(loaded);
         }
+        drop(in_progress);
     });
     spawned.map_err(no_thread)?;
     // Without a result it has panicked.

@@ -3,6 +3,9 @@
 //!
 //! Invariant: where `NOTIFY_SOCKET` is not set, nobody is told anything; whom one cannot reach costs a line of the log.
 
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -53,12 +56,30 @@ impl Drop for Reloading {
     }
 }
 
+/// Sends `states`. The library does not know sockets without a file, whose names begin with `@`.
+fn send(states: &[NotifyState<'_>]) -> std::io::Result<()> {
+    let name = std::env::var_os("NOTIFY_SOCKET").unwrap_or_default();
+    let Some(name) = name.as_bytes().strip_prefix(b"@") else {
+        return sd_notify::notify(states);
+    };
+    let address = SocketAddr::from_abstract_name(name)?;
+    let socket = UnixDatagram::unbound()?;
+    socket.connect_addr(&address)?;
+    let lines: Vec<String> = states.iter().map(ToString::to_string).collect();
+    let text = lines.join(
+        "
+",
+    ) + "
+";
+    socket.send(text.as_bytes()).map(drop)
+}
+
 fn tell(states: &[NotifyState<'_>]) {
     let is_there = std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| !socket.is_empty());
     if !is_there {
         return;
     }
-    if let Err(error) = sd_notify::notify(states) {
+    if let Err(error) = send(states) {
         let error = error.to_string();
         if TOLD.swap(true, Ordering::Relaxed) {
             return;

@@ -95,6 +95,26 @@ fn an_old_connection_ends_with_a_whole_answer() {
 }
 
 #[test]
+fn an_old_client_is_told_the_end_of_an_old_connection_without_contradiction() {
+    let server = Server::fixture("addone", &["--max-connection-age", "1ms"]);
+    let mut client = server.connect();
+    // The first one may come before the connection is old.
+    loop {
+        let request = b"GET /health HTTP/1.0\r\nHost: x\r\nConnection: keep-alive\r\n\r\n";
+        client.write(request).unwrap();
+        let answer = client.read().unwrap();
+        match answer.header("connection") {
+            Some("keep-alive") => {}
+            said => {
+                assert_eq!(said, Some("close"));
+                break;
+            }
+        }
+    }
+    assert_eq!(client.read_to_end(), b"");
+}
+
+#[test]
 fn peers_that_send_nothing_or_dribble_are_closed() {
     let server = Server::fixture("addone", &SHORT);
     beside_good_clients(&server, || {

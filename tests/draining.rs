@@ -249,3 +249,16 @@ fn an_idle_connection_is_answered_once_more_while_the_server_stops() {
     assert!(answer.closes());
     assert_eq!(server.wait().code(), Some(0));
 }
+
+/// It may be reading the model, making sessions, or trying batches. None of that can be stopped, and none of it may crash
+/// the process when its libraries are taken down.
+#[test]
+fn a_server_that_is_stopped_while_it_loads_ends_cleanly() {
+    let model = support::fixture("heavy");
+    for signal in [Signal::SIGTERM, Signal::SIGINT].repeat(8) {
+        let server = Server::spawn(&["--model", &model], &[]);
+        server.signal(signal);
+        let status = server.wait();
+        assert_eq!(status.code(), Some(0), "{signal}: {status:?}");
+    }
+}

@@ -233,7 +233,7 @@ fn a_server_that_always_breaks_off_is_given_up_and_what_was_there_stays() {
     );
     assert_eq!(done.code, Some(1));
     assert!(
-        done.error.contains("nothing new came for 2 s"),
+        done.error.contains("2 s without anything new"),
         "{}",
         done.error
     );
@@ -553,27 +553,43 @@ fn hub(asked: &Asked, tokens: &str) -> Answer {
     };
     let json = |value: Value| Answer::new(200, value.to_string());
     match (asked.method.as_str(), asked.target.as_str()) {
-        ("GET", "/api/models/o/r/revision/main") => json(json!({"sha": "c0ffee"})),
-        ("POST", "/api/models/o/r/paths-info/c0ffee") => json(match asked.body.as_str() {
-            "paths=onnx%2Fmodel.onnx&expand=false" => {
-                json!([entry("onnx/model.onnx", Some(&large))])
-            }
-            "paths=onnx%2Fbad.onnx&expand=false" => json!([entry("onnx/bad.onnx", Some(b"other"))]),
-            "paths=onnx&expand=false" => json!([{"type": "directory", "path": "onnx", "size": 0}]),
-            _ => json!([]),
-        }),
-        ("GET", "/api/models/o/r/tree/c0ffee/onnx?recursive=true") => {
+        ("GET", "/api/models/o/r/revision/main") => {
+            json(json!({"sha": "c0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ff"}))
+        }
+        ("POST", "/api/models/o/r/paths-info/c0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ff") => {
+            json(match asked.body.as_str() {
+                "paths=onnx%2Fmodel.onnx&expand=false" => {
+                    json!([entry("onnx/model.onnx", Some(&large))])
+                }
+                "paths=onnx%2Fbad.onnx&expand=false" => {
+                    json!([entry("onnx/bad.onnx", Some(b"other"))])
+                }
+                "paths=onnx&expand=false" => {
+                    json!([{"type": "directory", "path": "onnx", "size": 0}])
+                }
+                _ => json!([]),
+            })
+        }
+        (
+            "GET",
+            "/api/models/o/r/tree/c0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ff/onnx?recursive=true",
+        ) => {
             let page = json!([entry("onnx/model.onnx", Some(&large)), entry("onnx/.hidden", None), {"type": "directory", "path": "onnx/x", "size": 0}]);
-            let next = "</api/models/o/r/tree/c0ffee/onnx?recursive=true&cursor=2>; rel=\"next\"";
+            let next = "</api/models/o/r/tree/c0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ff/onnx?recursive=true&cursor=2>; rel=\"next\"";
             json(page).header("Link", next)
         }
-        ("GET", "/api/models/o/r/tree/c0ffee/onnx?recursive=true&cursor=2") => {
-            json(json!([entry("onnx/x/config.json", None)]))
+        (
+            "GET",
+            "/api/models/o/r/tree/c0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ff/onnx?recursive=true&cursor=2",
+        ) => json(json!([entry("onnx/x/config.json", None)])),
+        (
+            "GET",
+            "/o/r/resolve/c0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ff/onnx/model.onnx"
+            | "/o/r/resolve/c0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ff/onnx/bad.onnx",
+        ) => Answer::file(asked, &large, TAG),
+        ("GET", "/o/r/resolve/c0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ff/onnx/x/config.json") => {
+            Answer::new(200, "{ }    ")
         }
-        ("GET", "/o/r/resolve/c0ffee/onnx/model.onnx" | "/o/r/resolve/c0ffee/onnx/bad.onnx") => {
-            Answer::file(asked, &large, TAG)
-        }
-        ("GET", "/o/r/resolve/c0ffee/onnx/x/config.json") => Answer::new(200, "{ }    "),
         _ => Answer::new(404, ""),
     }
 }
@@ -638,7 +654,7 @@ fn google(asked: &Asked, number: usize) -> Answer {
             .filter(|(key, _)| key.starts_with(prefix.as_ref()))
         {
             list.push_str(&format!(
-                "<Contents><Key>{key}</Key><LastModified>2026-11-27T20:00:00Z</LastModified><ETag>\"e\"</ETag><Size>{}</Size></Contents>",
+                "<Contents><Key>{key}</Key><LastModified>2026-11-27T20:00:00Z</LastModified><ETag>\"v1\"</ETag><Size>{}</Size></Contents>",
                 content.len()
             ));
         }
@@ -862,4 +878,138 @@ fn objects_and_folders_come_from_s3() {
         begun.elapsed() < Duration::from_secs(60),
         "it was not tried again"
     );
+}
+
+#[test]
+fn a_stop_that_comes_while_the_process_turns_into_the_server_is_heeded() {
+    let model = std::fs::read(repository("tests/fixtures/addone.onnx")).unwrap();
+    let digest = sha256(&model);
+    let server = WebServer::start(move |asked, _| Answer::file(asked, &model, TAG));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("addone.onnx");
+    let mut stopped_late = 0;
+    for _ in 0..8 {
+        // Nothing but variables, so that nothing stands behind the dashes.
+        let flags = ["--sha256", &digest, "--"];
+        let mut command = command(&server, &server.url("/addone.onnx"), folder.path(), &flags);
+        command
+            .env("HOST", "127.0.0.1")
+            .env("PORT", "0")
+            .env("MODEL_PATH", &path)
+            .env("TUNING_TIME", "off")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let is_there = |line: &String| line.contains("\"the model is there");
+        assert!(lines.by_ref().any(|line| is_there(&line.unwrap())));
+        kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+        // It ends by itself, whichever program it was at that moment.
+        stopped_late += usize::from(lines.any(|line| line.unwrap().contains("\"draining\"")));
+        let status = child.wait().unwrap();
+        assert!(matches!(status.code(), Some(0 | 1)), "{status:?}");
+    }
+    assert!(
+        stopped_late > 0,
+        "no signal came late enough to show anything"
+    );
+}
+
+#[test]
+fn nothing_that_is_secret_goes_to_another_host() {
+    let other = WebServer::start(|asked, _| Answer::file(asked, b"model", TAG));
+    let there = other.url("/m.onnx");
+    let server = WebServer::start(move |_, _| Answer::new(307, "").header("Location", &there));
+    let folder = tempfile::tempdir().unwrap();
+    let both = folder.path().join("both.pem");
+    let read = |server: &WebServer| std::fs::read_to_string(server.authority()).unwrap();
+    std::fs::write(&both, read(&server) + &read(&other)).unwrap();
+    let fetch = |uri: &str, variables: &[(&str, &str)]| {
+        let mut command = command(&server, uri, folder.path(), &["--timeout", "3s"]);
+        command
+            .env("SSL_CERT_FILE", &both)
+            .envs(variables.iter().copied());
+        run(command)
+    };
+    fetch(&server.url("/m.onnx?sig=secret"), &[]).last();
+    let address = server.url("");
+    // Stores and their credentials stay where they are.
+    let google = [
+        ("GOOGLE_BASE_URL", address.as_str()),
+        ("GOOGLE_BEARER_TOKEN", "secret"),
+    ];
+    let amazon = [
+        ("AWS_ENDPOINT_URL", address.as_str()),
+        ("AWS_ACCESS_KEY_ID", "key"),
+        ("AWS_SECRET_ACCESS_KEY", "secret"),
+        ("AWS_SESSION_TOKEN", "secret"),
+    ];
+    for (uri, variables) in [
+        ("gs://b/m.onnx", &google[..]),
+        ("s3://b/m.onnx", &amazon[..]),
+    ] {
+        let done = fetch(uri, variables);
+        assert_eq!(done.code, Some(1), "{done:?}");
+    }
+    let asked = other.asked();
+    assert_eq!(asked.len(), 1, "{asked:?}");
+    assert!(!format!("{asked:?}").contains("secret"), "{asked:?}");
+}
+
+#[test]
+fn a_folder_is_replaced_whole_or_stays_as_it_was() {
+    let server = WebServer::start(google);
+    let folder = tempfile::tempdir().unwrap();
+    // A folder lies where a file is to be, so that the last file cannot be placed.
+    std::fs::create_dir_all(folder.path().join("1/model.onnx/x")).unwrap();
+    std::fs::write(folder.path().join("1/model.toml"), "old").unwrap();
+    let fetch = |flags: &[&str]| {
+        let mut command = command(&server, "gs://b/models/digits/", folder.path(), flags);
+        command
+            .env("GOOGLE_BASE_URL", server.url(""))
+            .env("GOOGLE_SKIP_SIGNATURE", "true");
+        run(command)
+    };
+    let done = fetch(&[]);
+    assert!(
+        done.code == Some(1) && done.error.contains("1/model.onnx cannot be written"),
+        "{done:?}"
+    );
+    assert_eq!(
+        std::fs::read(folder.path().join("1/model.toml")).unwrap(),
+        b"old"
+    );
+    std::fs::remove_dir_all(folder.path().join("1/model.onnx")).unwrap();
+    fetch(&[]).last();
+    let names: Vec<_> = files(folder.path())
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(names, ["1/model.onnx", "1/model.toml"]);
+}
+
+#[test]
+fn settings_that_cannot_be_are_told_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    for (uri, variable, value) in [
+        ("s3://b/m.onnx", "AWS_ENDPOINT_URL", "junk"),
+        ("s3://b/m.onnx", "AWS_ACCESS_KEY_ID", "key\n"),
+        ("s3://b/m.onnx", "AWS_ALLOW_HTTP", "perhaps"),
+        ("gs://b/m.onnx", "GOOGLE_BASE_URL", "junk"),
+        ("az://c/m.onnx", "AZURE_STORAGE_ACCOUNT_NAME", ""),
+        ("hf://o/r/m.onnx", "HF_ENDPOINT", "http://hub.example.com"),
+        ("hf://o/r/m.onnx", "HF_TOKEN", "a b"),
+        ("https://127.0.0.1/m.onnx", "SSL_CERT_FILE", "/nonexistent"),
+    ] {
+        let mut command = program();
+        command
+            .args(["fetch", uri, "--to", folder.path().to_str().unwrap()])
+            .env("AWS_ACCESS_KEY_ID", "key")
+            .env("AWS_SECRET_ACCESS_KEY", "secret")
+            .env("GOOGLE_SKIP_SIGNATURE", "true")
+            .env(variable, value);
+        let done = run(command);
+        assert_eq!(done.code, Some(2), "{variable}={value}: {done:?}");
+        assert_eq!(done.error.lines().count(), 1, "{done:?}");
+    }
 }

@@ -12,7 +12,8 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::os::unix::net::UnixDatagram;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
@@ -110,6 +111,23 @@ fn a_server_that_only_a_restart_cures_gives_no_more_signs_of_life() {
         said.is_err(),
         "two intervals passed, after which systemd ends it"
     );
+}
+
+#[test]
+fn a_socket_without_a_file_is_found_by_its_name() {
+    let name = format!("model-serving-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    let socket = UnixDatagram::bind_addr(&address).unwrap();
+    socket.set_read_timeout(Some(support::PATIENCE)).unwrap();
+    let environment = [("NOTIFY_SOCKET", format!("@{name}"))];
+    let environment: Vec<_> = environment
+        .iter()
+        .map(|(name, value)| (*name, value.as_str()))
+        .collect();
+    let _server = Server::spawn(&["--model", &fixture("addone")], &environment);
+    let mut buffer = [0; 100];
+    let length = socket.recv(&mut buffer).unwrap();
+    assert_eq!(&buffer[..length], b"READY=1\n");
 }
 
 #[test]

@@ -94,12 +94,14 @@ impl Command {
             Some(("help", _)) => Vec::new(),
             _ => variables(command, arguments, environment),
         };
-        // What is wrong with the server's flags is told before anything is fetched.
-        if let (Some("fetch"), Some(end)) = (name, arguments.iter().position(|it| it == "--")) {
+        let then = serve_after_fetch(name, arguments);
+        if let Some(then) = &then {
+            // What is wrong with the server's flags is told before anything is fetched.
             let program = arguments.first().cloned().unwrap_or_default();
-            let mut serve = vec![program, OsString::from("serve")];
-            serve.extend(arguments.iter().skip(end + 1).cloned());
-            match Self::read_all(&serve, environment)? {
+            let line: Vec<OsString> = std::iter::once(program)
+                .chain(then.iter().cloned())
+                .collect();
+            match Self::read_all(&line, environment)? {
                 Self::Serve(_) => {}
                 // Its help or its version was asked for.
                 other => return Ok(other),
@@ -114,7 +116,12 @@ impl Command {
         let joined = with_negative_values(command, arguments);
         match parse(&joined, &from_variables) {
             Ok(line) => {
-                Self::of(line, environment).map_err(|error: SettingError| facts.refuse(&error))
+                let command = Self::of(line, environment);
+                let mut command = command.map_err(|error: SettingError| facts.refuse(&error))?;
+                if let Self::Fetch(start) = &mut command {
+                    start.then = then;
+                }
+                Ok(command)
             }
             Err(error) => match error.kind() {
                 ErrorKind::DisplayVersion => Ok(Self::Version),
@@ -228,11 +235,6 @@ fn fetch(flags: FetchFlags, platform: &Platform<'_>) -> Result<FetchStart, Setti
             ),
         });
     }
-    let then = (!flags.serve.is_empty()).then(|| {
-        let mut line = vec![OsString::from("serve")];
-        line.extend(flags.serve);
-        line
-    });
     Ok(FetchStart {
         config: FetchConfig {
             source,
@@ -244,8 +246,23 @@ fn fetch(flags: FetchFlags, platform: &Platform<'_>) -> Result<FetchStart, Setti
             level: flags.log_level,
             format: flags.log_format,
         },
-        then,
+        then: None,
     })
+}
+
+/// The command line of the server that `fetch` is to become: whatever stands behind `--`, be it nothing.
+fn serve_after_fetch(name: Option<&str>, arguments: &[OsString]) -> Option<Vec<OsString>> {
+    let end = arguments.iter().position(|it| it == "--");
+    let end = end.filter(|_| name == Some("fetch"))?;
+    let serve = OsString::from("serve");
+    let mut flags = arguments.iter().skip(end + 1).peekable();
+    // Whoever writes the command out means the same.
+    flags.next_if(|it| **it == serve);
+    Some(
+        std::iter::once(serve.clone())
+            .chain(flags.cloned())
+            .collect(),
+    )
 }
 
 /// Refuses a model's path that can be none.

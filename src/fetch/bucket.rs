@@ -8,19 +8,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
-use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
-use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::client::{HttpClient, HttpConnector};
+use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path;
 use object_store::{
-    ClientConfigKey, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _,
-    RetryConfig,
+    ClientConfigKey, ClientOptions, GetOptions, GetRange, ObjectMeta, ObjectStore,
+    ObjectStoreExt as _, RetryConfig,
 };
 
-use super::failure::Failure;
+use reqwest::Url;
+
+use super::failure::{self, Failure};
 use super::origin::{Opened, Place, RemoteFile};
 use super::part::{Resume, Version};
 use super::uri::{self, Provider, StoreSource};
+use super::web::follow_nobody;
 
 /// A bucket, and the place in it.
 #[derive(Clone)]
@@ -31,20 +35,16 @@ pub(super) struct Bucket {
 
 impl Bucket {
     /// `idle` is how long nothing may come.
-    pub(super) fn new(source: &StoreSource, idle: Duration) -> Result<Self, Failure> {
-        // The library would limit a whole transfer to half a minute. A transfer may take its time while something comes.
-        let options = [
-            (ClientConfigKey::Timeout, "7days".to_owned()),
-            (ClientConfigKey::ConnectTimeout, "10s".to_owned()),
-            (
-                ClientConfigKey::ReadTimeout,
-                format!("{}ms", idle.as_millis()),
-            ),
-        ];
+    ///
+    /// # Errors
+    /// When a variable is not well-formed, or one is missing.
+    pub(super) fn new(source: &StoreSource, idle: Duration) -> Result<Self, String> {
+        check_variables()?;
         let once = RetryConfig {
             max_retries: 0,
             ..RetryConfig::default()
         };
+        let connector = Connector { idle };
         let url = source.bucket.as_str();
         let store: Result<Arc<dyn ObjectStore>, _> = match source.provider {
             Provider::Google => {
@@ -52,10 +52,10 @@ impl Bucket {
                 for (key, value) in variables("GOOGLE_") {
                     builder = builder.with_config(key, value);
                 }
-                for (key, value) in options {
-                    builder = builder.with_config(GoogleConfigKey::Client(key), value);
-                }
-                let store = builder.with_retry(once).build();
+                let store = builder
+                    .with_retry(once)
+                    .with_http_connector(connector)
+                    .build();
                 store.map(|store| Arc::new(store) as _)
             }
             Provider::Amazon => {
@@ -63,10 +63,10 @@ impl Bucket {
                 for (key, value) in variables("AWS_") {
                     builder = builder.with_config(key, value);
                 }
-                for (key, value) in options {
-                    builder = builder.with_config(AmazonS3ConfigKey::Client(key), value);
-                }
-                let store = builder.with_retry(once).build();
+                let store = builder
+                    .with_retry(once)
+                    .with_http_connector(connector)
+                    .build();
                 store.map(|store| Arc::new(store) as _)
             }
             Provider::Azure => {
@@ -78,15 +78,15 @@ impl Bucket {
                 if let Some(endpoint) = variable("IDENTITY_ENDPOINT") {
                     builder = builder.with_msi_endpoint(endpoint);
                 }
-                for (key, value) in options {
-                    builder = builder.with_config(AzureConfigKey::Client(key), value);
-                }
-                let store = builder.with_retry(once).build();
+                let store = builder
+                    .with_retry(once)
+                    .with_http_connector(connector)
+                    .build();
                 store.map(|store| Arc::new(store) as _)
             }
         };
         // Nothing was sent yet: what is wrong are settings.
-        let store = store.map_err(|error| Failure::Permanent(error.to_string()))?;
+        let store = store.map_err(|error| failure::chain(&error))?;
         Ok(Self {
             store,
             source: source.clone(),
@@ -140,12 +140,17 @@ impl Bucket {
         Ok(without_markers(files))
     }
 
+    /// `listed` is what named the version of the object when it was listed.
     pub(super) async fn open(
         &self,
         path: &Path,
+        listed: Option<&String>,
         resume: Option<&Resume>,
     ) -> Result<Opened, Failure> {
-        let mut options = GetOptions::default();
+        let mut options = GetOptions {
+            if_match: listed.cloned(),
+            ..GetOptions::default()
+        };
         if let Some(resume) = resume {
             options.range = Some(GetRange::Offset(resume.from));
             options.if_match = Some(resume.validator.clone());
@@ -157,6 +162,10 @@ impl Bucket {
                 if error.to_string().contains("status code: 416") =>
             {
                 Failure::Changed
+            }
+            // The others would be of another moment than this one.
+            object_store::Error::Precondition { .. } if resume.is_none() => {
+                Failure::Permanent("it was replaced after it was listed; fetch again".to_owned())
             }
             error => Failure::of_store(error),
         })?;
@@ -174,10 +183,74 @@ impl Bucket {
     }
 }
 
+/// Makes the library's HTTP clients. Its own would follow redirects to other hosts, with credentials in their headers and in
+/// the name of the page that they come from, and would limit a whole transfer to half a minute.
+#[derive(Debug)]
+struct Connector {
+    idle: Duration,
+}
+
+impl HttpConnector for Connector {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        let wrong = |source| object_store::Error::Generic {
+            store: "HTTP",
+            source,
+        };
+        let allowed = options.get_config_value(&ClientConfigKey::AllowHttp);
+        let allowed = match allowed.as_deref().unwrap_or("false") {
+            "true" | "1" => true,
+            "false" | "0" => false,
+            other => return Err(wrong(format!("'{other}' is neither true nor false").into())),
+        };
+        let client = follow_nobody(self.idle, allowed);
+        Ok(HttpClient::new(
+            client.map_err(|error| wrong(Box::new(error)))?,
+        ))
+    }
+}
+
 /// A variable of the environment; one that is empty is as if it were not there.
 fn variable(name: &str) -> Option<String> {
     let value = std::env::var(name).ok();
     value.filter(|value| !value.is_empty())
+}
+
+/// Where stores are, if not where they usually are. The library panics at an address that is none.
+const ADDRESSES: [&str; 6] = [
+    "AWS_ENDPOINT",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AZURE_STORAGE_ENDPOINT",
+    "AZURE_ENDPOINT",
+    "GOOGLE_BASE_URL",
+];
+
+/// Refuses what the library would panic at: addresses that are none, and values that no header can hold.
+fn check_variables() -> Result<(), String> {
+    for name in ADDRESSES {
+        let Some(value) = variable(name) else {
+            continue;
+        };
+        let url = Url::parse(&value).ok();
+        let is_address =
+            |url: Url| matches!(url.scheme(), "http" | "https") && url.host_str().is_some();
+        if !url.is_some_and(is_address) {
+            return Err(format!(
+                "{name} is no address of http or https; write for example https://storage.example.com"
+            ));
+        }
+    }
+    for (name, value) in std::env::vars_os() {
+        let (name, value) = (name.to_string_lossy(), value.to_string_lossy());
+        // Only Google's key is a file, of several lines.
+        let is_ours = name.starts_with("AWS_") || name.starts_with("AZURE_");
+        if is_ours && value.chars().any(char::is_control) {
+            return Err(format!(
+                "{name} holds a control character, perhaps the end of a line; take that out"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The variables whose names begin with `prefix`, as far as the library knows what they mean. It would also take empty
@@ -195,6 +268,8 @@ fn remote(name: &str, object: ObjectMeta) -> RemoteFile {
         name: name.to_owned(),
         place: Place::Object(object.location),
         size: Some(object.size),
+        // A weak one is no condition for a store.
+        validator: object.e_tag.filter(|tag| !tag.starts_with("W/")),
         digest: None,
     }
 }

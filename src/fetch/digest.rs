@@ -84,8 +84,9 @@ pub(super) fn read_into(hasher: &mut Hasher, file: &mut File) -> io::Result<u64>
 
 /// The digest of the file at `path`; nothing if there is none.
 pub(super) fn of_file(path: &Path) -> io::Result<Option<Digest>> {
-    let mut file = match File::open(path) {
-        Ok(file) if file.metadata()?.is_file() => file,
+    // A pipe would be waited for when it is opened.
+    let mut file = match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => File::open(path)?,
         Ok(_) => return Ok(None),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),

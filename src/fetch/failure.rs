@@ -91,9 +91,12 @@ impl Failure {
                         "{reason}; the store's address begins with http, which AWS_ALLOW_HTTP, GOOGLE_ALLOW_HTTP or AZURE_ALLOW_HTTP=true allows"
                     ));
                 }
-                let is_refusal = reason.contains("status code: 4")
-                    && !reason.contains("status code: 408")
-                    && !reason.contains("status code: 429");
+                // A redirect leads to another host, to which no credentials are sent.
+                let is_refusal = reason.contains("status code: 3")
+                    || reason.contains("without LOCATION")
+                    || reason.contains("status code: 4")
+                        && !reason.contains("status code: 408")
+                        && !reason.contains("status code: 429");
                 if is_refusal || reason.contains("invalid peer certificate") {
                     Self::Permanent(reason)
                 } else {

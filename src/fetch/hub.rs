@@ -18,6 +18,9 @@ use super::web::Web;
 /// The hub, unless `HF_ENDPOINT` names a mirror.
 const ENDPOINT: &str = "https://huggingface.co";
 
+/// A page has up to a thousand files.
+const MOST_PAGES: usize = 1000;
+
 /// What stands in a segment of a path as it is.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
@@ -55,15 +58,25 @@ struct LargeFile {
 
 impl Hub {
     /// `environment` gives `HF_TOKEN` and `HF_ENDPOINT`.
+    ///
+    /// # Errors
+    /// When one of them is not well-formed.
     pub(super) fn new(
         source: &HubSource,
         idle: Duration,
         environment: impl Fn(&str) -> Option<String>,
-    ) -> Result<Self, Failure> {
-        let read = |name| environment(name).filter(|value| !value.is_empty());
+    ) -> Result<Self, String> {
+        let read = |name| {
+            environment(name)
+                .map(|value| value.trim().to_owned())
+                .filter(|value| !value.is_empty())
+        };
         let endpoint = read("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
-        let endpoint = Url::parse(endpoint.trim_end_matches('/'))
-            .map_err(|error| Failure::Permanent(format!("HF_ENDPOINT is no address: {error}")))?;
+        let endpoint = Url::parse(endpoint.trim_end_matches('/')).ok();
+        let endpoint = endpoint.filter(|url| url.scheme() == "https");
+        let endpoint = endpoint.ok_or(
+            "HF_ENDPOINT is no address of https; write for example https://hub.example.com",
+        )?;
         Ok(Self {
             web: Web::new(idle, read("HF_TOKEN"))?,
             endpoint,
@@ -79,6 +92,9 @@ impl Hub {
             self.source.repository
         ))?;
         let commit: Revision = json(self.web.send(self.web.get(url)).await?).await?;
+        if commit.sha.len() != 40 || !commit.sha.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Err(Failure::Permanent("the hub names no commit".to_owned()));
+        }
         let path = &self.source.path;
         if self.source.is_folder {
             return self.below(&commit.sha, path).await;
@@ -91,7 +107,7 @@ impl Hub {
         let request = self.web.post(url).body(asked);
         let request = request.header("Content-Type", "application/x-www-form-urlencoded");
         let found: Vec<Entry> = json(self.web.send(request).await?).await?;
-        match found.into_iter().next() {
+        match found.into_iter().find(|entry| entry.path == *path) {
             Some(entry) if entry.kind == "directory" => self.below(&commit.sha, path).await,
             Some(entry) => {
                 let name = path.rsplit('/').next().unwrap_or(path).to_owned();
@@ -112,7 +128,14 @@ impl Hub {
         );
         let mut next = Some(self.address(url.trim_end_matches('/'))?);
         let mut files = Vec::new();
+        let mut pages = 0;
         while let Some(url) = next {
+            pages += 1;
+            if pages > MOST_PAGES {
+                return Err(Failure::Permanent(
+                    "the hub's list of files does not end".to_owned(),
+                ));
+            }
             let response = self.web.send(self.web.get(url)).await?;
             next = self.next_page(&response)?;
             let entries: Vec<Entry> = json(response).await?;
@@ -164,6 +187,7 @@ impl Hub {
             name,
             place: Place::Address(self.address(&url)?),
             size: entry.size,
+            validator: None,
             digest: entry.lfs.as_ref().and_then(|file| file.oid.parse().ok()),
         })
     }

@@ -60,6 +60,14 @@ pub enum FetchError {
         /// Why it was not.
         source: io::Error,
     },
+    /// Before anything was asked: what it needs to ask is not well-formed.
+    #[error("{what} cannot be fetched: {reason}")]
+    Setting {
+        /// The source.
+        what: String,
+        /// What is wrong with which setting.
+        reason: String,
+    },
     /// There is nothing of that name.
     #[error(
         "{what} is not there: {reason}; check the name, and that the credentials may list what is there"
@@ -79,7 +87,7 @@ pub enum FetchError {
         reason: String,
     },
     /// Nothing new came for too long.
-    #[error("{what} could not be fetched: nothing new came for {} s, the last time because {reason}; --timeout (FETCH_TIMEOUT) says how long it is tried", timeout.as_secs_f32())]
+    #[error("{what} could not be fetched: {reason}; another attempt would be later than --timeout (FETCH_TIMEOUT) allows, {} s without anything new", timeout.as_secs_f32())]
     GaveUp {
         /// The source or file.
         what: String,
@@ -103,6 +111,12 @@ pub enum FetchError {
 }
 
 impl FetchError {
+    /// Whether a setting is wrong, and nothing was asked.
+    #[must_use]
+    pub fn is_of_settings(&self) -> bool {
+        matches!(self, Self::Setting { .. })
+    }
+
     fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::System { what, source }
@@ -123,7 +137,11 @@ pub async fn fetch(config: &FetchConfig) -> Result<(), FetchError> {
     )))?;
     let _locked = lock(folder).await;
     if let Some(digest) = config.digest
-        && is_there(config, digest)?
+        && apart({
+            let config = config.clone();
+            move || is_there(&config, digest)
+        })
+        .await?
     {
         let sha256 = digest.to_string();
         tracing::info!(source = shown, folder = %folder.display(), sha256, "the model is there already");
@@ -132,7 +150,10 @@ pub async fn fetch(config: &FetchConfig) -> Result<(), FetchError> {
     // Never twice in a process; and if so, it is the same one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let origin = Origin::new(&config.source, Patience::idle(config.timeout));
-    let origin = origin.map_err(|failure| given_up(&shown, failure, config.timeout))?;
+    let origin = origin.map_err(|reason| FetchError::Setting {
+        what: shown.clone(),
+        reason,
+    })?;
     let files = list(&origin, &shown, config.timeout).await?;
     let stage = folder.join(STAGE);
     std::fs::create_dir_all(&stage).map_err(FetchError::system(format!(
@@ -144,7 +165,7 @@ pub async fn fetch(config: &FetchConfig) -> Result<(), FetchError> {
         // What stays behind for another reason has no note, and is not gone on with.
         let _ = std::fs::remove_dir_all(&stage);
     })?;
-    place(folder, &files, &arrived)?;
+    place(folder, &stage, &files, &arrived)?;
     // Also what is left of other sources.
     std::fs::remove_dir_all(&stage).map_err(FetchError::system(format!(
         "the folder {} cannot be removed",
@@ -178,6 +199,14 @@ async fn lock(folder: &Path) -> Option<File> {
             }
             Err(TryLockError::Error(_)) => return None,
         }
+    }
+}
+
+/// Has `work`, which reads files, done by another thread, so that signals are heeded meanwhile.
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
 
@@ -248,7 +277,8 @@ async fn download(
             file.name,
             stage.display()
         ));
-        let mut part = match Part::open(stage, &key(shown, &file.name)) {
+        let (folder, key) = (stage.to_owned(), key(shown, &file.name));
+        let mut part = match apart(move || Part::open(&folder, &key)).await {
             Ok(part) => part,
             Err(error) => return Err(written(error)),
         };
@@ -302,6 +332,9 @@ async fn attempt(
     match resume.filter(|resume| opened.from == resume.from) {
         // Not every server looks at the condition under which it was asked.
         Some(resume) if opened.version.validator.as_ref() != Some(&resume.validator) => {
+            return Err(Stopped::Source(Failure::Changed));
+        }
+        Some(_) if part.total().is_some() && part.total() != opened.version.total => {
             return Err(Stopped::Source(Failure::Changed));
         }
         Some(_) => {}
@@ -410,12 +443,33 @@ fn check(
     }
 }
 
-/// Puts every file into its place, models last.
-fn place(folder: &Path, files: &[RemoteFile], arrived: &[Arrived]) -> Result<(), FetchError> {
-    for (file, arrived) in files.iter().zip(arrived) {
+/// Puts every file into its place, models last. What was there is kept until all are there, and put back if one cannot be.
+fn place(
+    folder: &Path,
+    stage: &Path,
+    files: &[RemoteFile],
+    arrived: &[Arrived],
+) -> Result<(), FetchError> {
+    let mut placed: Vec<(PathBuf, Option<PathBuf>)> = Vec::with_capacity(files.len());
+    for (index, (file, arrived)) in files.iter().zip(arrived).enumerate() {
         let target = folder.join(&file.name);
-        let failed = FetchError::system(format!("{} cannot be written", target.display()));
-        arrived.place(&target).map_err(failed)?;
+        let before = stage.join(format!("before-{index}"));
+        match arrived.place(&target, &before) {
+            Ok(had_one) => placed.push((target, had_one.then_some(before))),
+            Err(error) => {
+                for (target, before) in placed.iter().rev() {
+                    // There is nobody left to tell if this fails, too; the first failure is told.
+                    let _ = match before {
+                        Some(before) => std::fs::rename(before, target),
+                        None => std::fs::remove_file(target),
+                    };
+                }
+                return Err(FetchError::system(format!(
+                    "{} cannot be written",
+                    target.display()
+                ))(error));
+            }
+        }
     }
     Ok(())
 }

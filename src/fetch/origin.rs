@@ -31,6 +31,8 @@ pub(super) struct RemoteFile {
     pub(super) place: Place,
     /// Its length, if that is known before it is opened.
     pub(super) size: Option<u64>,
+    /// What names this version of it, if the source told when it was asked which files there are.
+    pub(super) validator: Option<String>,
     /// Its digest, if the source tells.
     pub(super) digest: Option<Digest>,
 }
@@ -54,7 +56,10 @@ pub(super) struct Opened {
 
 impl Origin {
     /// `idle` is how long nothing may come. Nothing is sent yet.
-    pub(super) fn new(source: &Source, idle: Duration) -> Result<Self, Failure> {
+    ///
+    /// # Errors
+    /// When a setting that it needs is not well-formed.
+    pub(super) fn new(source: &Source, idle: Duration) -> Result<Self, String> {
         Ok(match source {
             Source::Store(source) => Self::Store(Bucket::new(source, idle)?),
             Source::Web(source) => Self::Web(Web::new(idle, None)?, source.clone()),
@@ -72,6 +77,7 @@ impl Origin {
                 name: source.name.clone(),
                 place: Place::Address(source.url.clone()),
                 size: None,
+                validator: None,
                 digest: None,
             }]),
             Self::Hub(hub) => hub.files().await,
@@ -85,7 +91,9 @@ impl Origin {
         resume: Option<&Resume>,
     ) -> Result<Opened, Failure> {
         match (self, &file.place) {
-            (Self::Store(bucket), Place::Object(path)) => bucket.open(path, resume).await,
+            (Self::Store(bucket), Place::Object(path)) => {
+                bucket.open(path, file.validator.as_ref(), resume).await
+            }
             (Self::Web(web, _), Place::Address(url)) => web.open(url.clone(), resume).await,
             (Self::Hub(hub), Place::Address(url)) => hub.open(url, resume).await,
             _ => Err(Failure::Permanent(

@@ -49,6 +49,10 @@ impl Part {
     /// Opens what an earlier attempt left in `folder` under `key`, or begins anew.
     pub(super) fn open(folder: &Path, key: &str) -> io::Result<Self> {
         let path = folder.join(format!("{key}.part"));
+        // Where others can write into the folder, a link here could lead anywhere.
+        if std::fs::symlink_metadata(&path).is_ok_and(|it| !it.is_file()) {
+            remove(&path)?;
+        }
         let file = OpenOptions::new()
             .read(true)
             .append(true)
@@ -135,13 +139,26 @@ impl Part {
 }
 
 impl Arrived {
-    /// Moves it to `target`, in the place of what may be there.
-    pub(super) fn place(&self, target: &Path) -> io::Result<()> {
+    /// Moves it to `target`, in the place of a file that may be there, which is `before` as well from then on. Says whether
+    /// there was one. The target never lacks a file in between.
+    pub(super) fn place(&self, target: &Path, before: &Path) -> io::Result<bool> {
         let folder = target.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder)?;
+        remove(before)?;
+        let had_one = match std::fs::hard_link(target, before) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            // Not every file system has such links.
+            Err(_) if target.is_file() => {
+                std::fs::copy(target, before)?;
+                true
+            }
+            Err(error) => return Err(error),
+        };
         std::fs::rename(&self.path, target)?;
         // The new name is on the disk only when its folder is.
-        File::open(folder)?.sync_all()
+        File::open(folder)?.sync_all()?;
+        Ok(had_one)
     }
 }
 
@@ -177,7 +194,8 @@ mod tests {
         part.write(b"def").unwrap();
         let arrived = part.finish().unwrap();
         let target = folder.path().join("a/b.onnx");
-        arrived.place(&target).unwrap();
+        let before = folder.path().join("before");
+        assert!(!arrived.place(&target, &before).unwrap());
         assert_eq!(std::fs::read(&target).unwrap(), b"abcdef");
         assert_eq!(digest::of_file(&target).unwrap(), Some(arrived.digest));
         assert_eq!(

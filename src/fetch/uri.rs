@@ -74,7 +74,7 @@ impl FromStr for Source {
     fn from_str(text: &str) -> Result<Self, String> {
         let (scheme, rest) = text
             .split_once("://")
-            .ok_or_else(|| format!("'{text}' is not a URI; {FORMS}"))?;
+            .ok_or_else(|| format!("{} is not a URI; {FORMS}", quoted(text)))?;
         match scheme.to_ascii_lowercase().as_str() {
             "gs" => store(Provider::Google, scheme, rest),
             "s3" | "s3a" => store(Provider::Amazon, scheme, rest),
@@ -133,6 +133,15 @@ impl fmt::Display for Source {
     }
 }
 
+/// What somebody wrote, unless it may hold a password or a signature.
+fn quoted(text: &str) -> String {
+    if text.contains(['@', ':', '?']) {
+        "what was written".to_owned()
+    } else {
+        format!("'{text}'")
+    }
+}
+
 /// An address without what is secret in it.
 pub(super) fn shown(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
@@ -149,7 +158,10 @@ fn store(provider: Provider, scheme: &str, rest: &str) -> Result<Source, String>
         character.is_ascii_alphanumeric() || matches!(character, '-' | '_' | '.' | '@' | '$')
     };
     if bucket.is_empty() || !bucket.chars().all(plain) {
-        return Err(format!("'{bucket}' is not the name of a bucket; {FORMS}"));
+        return Err(format!(
+            "{} is not the name of a bucket; {FORMS}",
+            quoted(bucket)
+        ));
     }
     let is_folder = path.is_empty() || path.ends_with('/');
     let key = path.trim_end_matches('/');
@@ -187,8 +199,10 @@ fn web(text: &str) -> Result<Source, String> {
 }
 
 fn hub(rest: &str) -> Result<Source, String> {
-    let wrong =
-        || format!("'hf://{rest}' names no repository; write hf://OWNER/REPO[@REVISION]/PATH");
+    let wrong = || {
+        let text = quoted(rest);
+        format!("{text} names no repository; write hf://OWNER/REPO[@REVISION]/PATH")
+    };
     let (owner, rest) = rest.split_once('/').ok_or_else(wrong)?;
     // A revision may hold slashes only if they are encoded, as the hub's own addresses have them.
     let (repository, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -309,6 +323,9 @@ mod tests {
             ("https://h/a%2Fb", "no name of a file"),
             ("https://[::1/m.onnx?key=secret", "not well-formed"),
             ("hf://repo", "names no repository"),
+            ("hf://bob:secret@b/x", "names no repository"),
+            ("s3://bob:secret@b/x", "not the name of a bucket"),
+            ("h/m.onnx?sig=secret", "is not a URI"),
             ("hf://o/r@/m", "names no repository"),
             ("hf://../r/m", "names no repository"),
         ] {

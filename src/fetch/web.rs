@@ -10,9 +10,9 @@ use reqwest::header::{
     LAST_MODIFIED, RANGE, RETRY_AFTER,
 };
 use reqwest::redirect::{Attempt, Policy};
-use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
+use reqwest::{Client, ClientBuilder, RequestBuilder, Response, StatusCode, Url};
 
-use super::failure::Failure;
+use super::failure::{Failure, chain};
 use super::origin::Opened;
 use super::part::{Resume, Version};
 use crate::version::VERSION;
@@ -30,14 +30,16 @@ pub(super) struct Web {
 
 impl Web {
     /// `idle` is how long nothing may come. `token` is sent as a bearer's.
-    pub(super) fn new(idle: Duration, token: Option<String>) -> Result<Self, Failure> {
-        let client = Client::builder()
-            .user_agent(format!("model-serving/{VERSION}"))
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(idle)
-            .redirect(Policy::custom(follow))
-            .build()
-            .map_err(Failure::of_client)?;
+    ///
+    /// # Errors
+    /// When the authorities to trust cannot be read, or the token is none.
+    pub(super) fn new(idle: Duration, token: Option<String>) -> Result<Self, String> {
+        let is_token = |token: &str| token.bytes().all(|byte| byte.is_ascii_graphic());
+        if !token.as_deref().is_none_or(is_token) {
+            return Err("HF_TOKEN holds a character that no token has".to_owned());
+        }
+        let client = builder(idle).redirect(Policy::custom(follow)).build();
+        let client = client.map_err(|error| unreadable(&error))?;
         Ok(Self { client, token })
     }
 
@@ -109,6 +111,29 @@ impl Web {
             bytes: Box::pin(bytes),
         })
     }
+}
+
+/// What all clients have: no name of where they come from, which may hold a signature.
+fn builder(idle: Duration) -> ClientBuilder {
+    Client::builder()
+        .user_agent(format!("model-serving/{VERSION}"))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(idle)
+        .referer(false)
+}
+
+/// A client that follows no redirect, and speaks plain HTTP only if that is `allowed`.
+pub(super) fn follow_nobody(idle: Duration, allowed: bool) -> reqwest::Result<Client> {
+    builder(idle)
+        .redirect(Policy::none())
+        .https_only(!allowed)
+        .build()
+}
+
+/// Why a client cannot be made: nearly always because of what `SSL_CERT_FILE` names.
+fn unreadable(error: &reqwest::Error) -> String {
+    let reason = chain(error);
+    format!("{reason}; SSL_CERT_FILE names a file of authorities to trust")
 }
 
 fn follow(attempt: Attempt) -> reqwest::redirect::Action {

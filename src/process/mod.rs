@@ -1,5 +1,6 @@
 //! What holds for the whole process: that ONNX Runtime tells nobody, that memory which is freed goes back to the system,
-//! how many files may be open, and that no division ends it.
+//! how many files may be open, that no division ends it, and that no signal and no unfinished load ends it otherwise than it
+//! should.
 //!
 //! Invariant: [`prepare`] is called before anything else, by every program that loads ONNX Runtime.
 #![allow(
@@ -72,6 +73,58 @@ pub fn raise_open_files() -> Option<usize> {
         return None;
     }
     usize::try_from(limit.rlim_cur).ok()
+}
+
+/// Holds SIGTERM and SIGINT back from this thread, and from those that it starts from now on: one that comes meanwhile is
+/// delivered when [`take_signals`] is called, also in the program that this process becomes.
+pub fn hold_signals() {
+    mask_signals(libc::SIG_BLOCK);
+}
+
+/// Takes what [`hold_signals`] has held back. To be called when there are handlers, by a thread that stays.
+pub fn take_signals() {
+    mask_signals(libc::SIG_UNBLOCK);
+}
+
+fn mask_signals(how: libc::c_int) {
+    // SAFETY: the set is initialised before it is used, and all calls only read or write it.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGTERM);
+        libc::sigaddset(&raw mut set, libc::SIGINT);
+        libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut());
+    }
+}
+
+/// Loads that ONNX Runtime has not ended.
+static LOADS: AtomicUsize = AtomicUsize::new(0);
+
+/// ONNX Runtime loads a model while this is there.
+#[must_use = "it ends when this is dropped"]
+pub struct LoadInProgress(());
+
+impl LoadInProgress {
+    /// It begins.
+    pub fn begin() -> Self {
+        LOADS.fetch_add(1, Ordering::SeqCst);
+        Self(())
+    }
+}
+
+impl Drop for LoadInProgress {
+    fn drop(&mut self) {
+        LOADS.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Ends the process with `code` if a load is in progress, which nobody can stop: libraries that are taken down under its
+/// hands would crash the process. Whatever must be written is written before.
+pub fn leave_loads_behind(code: u8) {
+    if LOADS.load(Ordering::SeqCst) > 0 {
+        // SAFETY: it ends the process and touches nothing.
+        unsafe { libc::_exit(libc::c_int::from(code)) };
+    }
 }
 
 /// Prepares the process. To be called first in `main`.

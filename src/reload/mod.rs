@@ -146,11 +146,13 @@ impl Reloader {
         }
     }
 
-    /// Starts nothing more, and waits until what is being loaded has ended, or until `deadline`.
-    pub fn join(mut self, deadline: Instant) {
+    /// Starts nothing more, and waits until what is being loaded has ended, or until `deadline`. Says whether it has.
+    #[must_use]
+    pub fn join(mut self, deadline: Instant) -> bool {
         drop(self.requests.take());
         let left = deadline.saturating_duration_since(Instant::now());
-        let _ = self.ended.recv_timeout(left);
+        // It sends nothing: its end is that the other side is gone.
+        self.ended.recv_timeout(left) != Err(RecvTimeoutError::Timeout)
     }
 }
 

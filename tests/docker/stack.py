@@ -234,9 +234,9 @@ def prove_fetched(image, bases):
             with Stack(image.name, bases, *files, services=(), **settings):
                 raise Failed("the stack came up with a model of another digest")
         except Failed as failed:
-            prove(
-                "with another digest it is not", 'service "fetch" didn\'t complete successfully' in str(failed), failed
-            )
+            # In the words of either generation of Compose.
+            told = any(words in str(failed) for words in ("didn't complete successfully", "exited with code 1"))
+            prove("with another digest it is not", told, str(failed).splitlines()[-1])
 
 
 def prove_locked_down(container, debian):

@@ -14,7 +14,7 @@ use std::task::{Context, Poll, ready};
 use axum::Router;
 use axum::routing::future::RouteFuture;
 use http::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use tower::Service as _;
@@ -57,6 +57,7 @@ impl hyper::service::Service<Request<Incoming>> for WatchedService {
         // Of the request before, hyper has read everything, or it would not have come to this one.
         self.shared.unread_body.store(false, Ordering::Relaxed);
         let needs_place = self.needs_place(&request);
+        let version = request.version();
         let chunked = request.headers().contains_key(TRANSFER_ENCODING);
         let request = request.map(|body| RequestBody::new(body, chunked, Arc::clone(&self.shared)));
         let mut router = self.router.clone();
@@ -73,6 +74,7 @@ impl hyper::service::Service<Request<Incoming>> for WatchedService {
         };
         AnswerFuture {
             inner,
+            version,
             shared: Arc::clone(&self.shared),
             drain: self.drain.clone(),
             place: Arc::clone(&self.place),
@@ -85,6 +87,7 @@ pin_project! {
     pub(super) struct AnswerFuture {
         #[pin]
         inner: Inner,
+        version: Version,
         shared: Arc<Shared>,
         drain: Drain,
         place: Arc<Place>,
@@ -135,6 +138,8 @@ impl Future for AnswerFuture {
             response
                 .headers_mut()
                 .insert(CONNECTION, HeaderValue::from_static("close"));
+            // To an answer of HTTP/1.1 hyper would add that an older client may go on.
+            *response.version_mut() = *this.version;
         }
         Poll::Ready(Ok(
             response.map(|body| AnswerBody::new(body, Arc::clone(this.shared)))
