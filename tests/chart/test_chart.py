@@ -146,7 +146,12 @@ class Model(unittest.TestCase):
         found = chart.objects(IMAGE | {"model": {"uri": "gs://bucket/best.onnx", "sha256": "0" * 64}})
         (fetch,) = pod_of(found)["initContainers"]
         self.assertEqual(fetch["args"], ["fetch"])
-        expected = {"MODEL_DIR": "/models", "MODEL_SHA256": "0" * 64, "MODEL_URI": "gs://bucket/best.onnx"}
+        expected = {
+            "LOG_LEVEL": "info",
+            "MODEL_DIR": "/models",
+            "MODEL_SHA256": "0" * 64,
+            "MODEL_URI": "gs://bucket/best.onnx",
+        }
         self.assertEqual(environment(fetch), expected)
         self.assertEqual(fetch["image"], server_of(found)["image"])
         self.assertEqual(fetch["volumeMounts"], [{"name": "models", "mountPath": "/models"}])
