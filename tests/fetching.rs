@@ -1013,3 +1013,26 @@ fn settings_that_cannot_be_are_told_in_one_line() {
         assert_eq!(done.error.lines().count(), 1, "{done:?}");
     }
 }
+
+#[test]
+fn an_object_that_is_replaced_after_it_was_listed_is_not_taken_beside_the_others() {
+    let server = WebServer::start(|asked, number| match number {
+        0 => google(asked, number),
+        _ => Answer::file(asked, b"of another moment", "\"v2\""),
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = command(&server, "gs://b/models/digits/", folder.path(), &[]);
+    command
+        .env("GOOGLE_BASE_URL", server.url(""))
+        .env("GOOGLE_SKIP_SIGNATURE", "true");
+    let done = run(command);
+    assert!(
+        done.code == Some(1) && done.error.contains("replaced after it was listed"),
+        "{done:?}"
+    );
+    assert!(
+        files(folder.path())
+            .iter()
+            .all(|(name, _)| name.starts_with(".fetch/"))
+    );
+}

@@ -473,6 +473,7 @@ pub struct FetchFlags {
     )]
     pub log_format: LogFormat,
 
+    // For the help and for clap's grammar; `command` reads them off the command line, to tell `--` with nothing behind it.
     /// Flags of serve: when the model is there, this process becomes the server.
     #[arg(last = true, value_name = "SERVE FLAGS")]
     pub serve: Vec<OsString>,

@@ -457,6 +457,10 @@ fn place(
         match arrived.place(&target, &before) {
             Ok(had_one) => placed.push((target, had_one.then_some(before))),
             Err(error) => {
+                // The failing one may have changed places already. Where it has not, both names are of one file.
+                if before.exists() {
+                    placed.push((target.clone(), Some(before)));
+                }
                 for (target, before) in placed.iter().rev() {
                     // There is nobody left to tell if this fails, too; the first failure is told.
                     let _ = match before {

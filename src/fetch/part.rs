@@ -206,6 +206,22 @@ mod tests {
     }
 
     #[test]
+    fn a_link_in_the_place_of_a_part_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let outside = folder.path().join("outside");
+        std::fs::write(&outside, "mine").unwrap();
+        std::os::unix::fs::symlink(&outside, folder.path().join("k.part")).unwrap();
+        let mut part = Part::open(folder.path(), "k").unwrap();
+        part.write(b"theirs").unwrap();
+        assert_eq!(std::fs::read(&outside).unwrap(), b"mine");
+        assert!(
+            std::fs::symlink_metadata(folder.path().join("k.part"))
+                .unwrap()
+                .is_file()
+        );
+    }
+
+    #[test]
     fn what_cannot_be_gone_on_with_begins_anew() {
         for (validator, total, note) in [
             (None, 6, None),
