@@ -28,7 +28,7 @@ RAY := .tools/ray
 CHECK_OPERATORS_CARGO := CARGO_TARGET_DIR=target/operators $(CARGO)
 CHECK_OPERATORS := --quiet --locked --manifest-path scripts/checks/operators/Cargo.toml
 # The kinds that check-operators knows.
-OPERATORS := Gateway|HTTPRoute|PodMonitor|PrometheusRule|ScaledObject|Service with api version serving.knative.dev/v1
+OPERATORS := Gateway|HTTPRoute|HealthCheckPolicy|GCPBackendPolicy|PodMonitor|PrometheusRule|ScaledObject|Service with api version serving.knative.dev/v1
 # The oldest Kubernetes that the manifests are for: the first whose preStop hook sleeps without a feature gate.
 KUBERNETES := 1.30
 COMPOSE_FILES := -f docker-compose.yml -f docker-compose.gpu.yml

@@ -30,6 +30,7 @@ COMBINATIONS: dict[str, tuple[str, list[str]]] = {
     "cpu-keda": ("cpu", ["keda"]),
     "cpu-gateway": ("cpu", ["gateway", "allow-ingress-controller"]),
     "cpu-gateway-canary": ("cpu", ["gateway", "allow-ingress-controller", "canary", "api-keys", "scale-by-latency"]),
+    "cpu-gateway-gke": ("cpu", ["gateway", "gateway-gke"]),
     "canary": ("canary", []),
     "gpu": ("gpu", []),
     "gpu-keda": ("gpu", ["keda", "gateway", "allow-ingress-controller"]),
@@ -81,6 +82,12 @@ def all_of(value: typing.Any, key: str) -> typing.Iterator[typing.Any]:
     elif isinstance(value, list):
         for inner in value:
             yield from all_of(inner, key)
+
+
+def all_of_lists(value: typing.Any, key: str) -> typing.Iterator[typing.Any]:
+    """Everything in the lists that stand under a key called `key`."""
+    for found in all_of(value, key):
+        yield from found
 
 
 def of_kind(objects: list[Object], kind: str) -> list[Object]:
@@ -140,6 +147,7 @@ class Rendering:
         self.policies()
         self.monitors()
         self.routes()
+        self.load_balancers()
         if self.workload:
             self.model()
             self.security()
@@ -347,7 +355,7 @@ class Rendering:
             peers = [it.get("ipBlock", {}).get("cidr") or (it.get("podSelector") or {}).get("matchLabels", {}).get("k8s-app")
                      for it in rule["to"]]  # fmt: skip
             reached |= {(peer, port["port"], port["protocol"]) for peer in peers for port in rule["ports"]}
-        for resolver in ("kube-dns", "169.254.20.10/32", "169.254.169.254/32"):
+        for resolver in ("kube-dns", "node-local-dns", "169.254.20.10/32", "169.254.169.254/32"):
             for protocol in ("UDP", "TCP"):
                 self.expect(
                     (resolver, 53, protocol) in reached, f"names cannot be asked for at {resolver} by {protocol}"
@@ -415,6 +423,33 @@ class Rendering:
                 waits = seconds(rule["timeouts"]["request"])
                 self.expect(waits > REQUEST_TIMEOUT, f"route {name} waits {waits:g} s, the server {REQUEST_TIMEOUT} s")
 
+    def load_balancers(self) -> None:
+        """Google's load balancers ask a path that the server answers, at the pods' port, and wait longer than it."""
+        ports = [port["containerPort"] for port in self.server.get("ports", []) if port["name"] == "http"]
+        # The canary's Service is in another rendering.
+        services = {item["metadata"]["name"] for item in of_kind(self.objects, "Service")}
+        known = services | {f"{name}-canary" for name in services}
+        checked = set()
+        for policy in of_kind(self.objects, "HealthCheckPolicy"):
+            checked.add(policy["spec"]["targetRef"]["name"])
+            asks = policy["spec"]["default"]["config"]["httpHealthCheck"]
+            self.expect(asks["requestPath"] == "/ready", f"GKE's health check asks for {asks['requestPath']}")
+            self.expect([asks["port"]] == ports, f"GKE's health check asks port {asks['port']} and not {ports}")
+        for policy in of_kind(self.objects, "GCPBackendPolicy"):
+            self.expect(
+                policy["spec"]["targetRef"]["name"] in checked, "a Service of GKE's Gateway has no health check"
+            )
+            waits = policy["spec"]["default"]["timeoutSec"]
+            self.expect(waits > REQUEST_TIMEOUT, f"GKE's load balancer waits {waits} s, the server {REQUEST_TIMEOUT} s")
+        self.expect(checked <= known, f"GKE's health checks are of {sorted(checked)}")
+        on_gke = [it for it in of_kind(self.objects, "Gateway") if it["spec"]["gatewayClassName"].startswith("gke-")]
+        if on_gke:
+            backends = {it["name"] for it in all_of_lists(of_kind(self.objects, "HTTPRoute"), "backendRefs")}
+            missing = sorted(backends - checked)
+            self.expect(not missing, f"GKE's health checks ask {missing} for '/', which is 404")
+            blocks = {it["cidr"] for it in all_of(of_kind(self.objects, "NetworkPolicy"), "ipBlock")}
+            self.expect({"130.211.0.0/22", "35.191.0.0/16"} <= blocks, "Google's load balancers are kept out")
+
 
 def kustomize(folder: pathlib.Path) -> str:
     done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
@@ -475,6 +510,38 @@ def another_model(folder: pathlib.Path, before: list[Object]) -> list[str]:
     return problems
 
 
+def documented(folder: pathlib.Path) -> list[str]:
+    """What docs/kubernetes.md says to write into an overlay renders, and each of its patches changes something.
+
+    A block that names no resources is added to the overlay that its first line names, or to overlays/cpu.
+    """
+    problems = []
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs/kubernetes.md").read_text(), re.MULTILINE | re.DOTALL)
+    for number, block in enumerate(blocks):
+        own = folder / "overlays" / f"documented-{number}"
+        own.mkdir(parents=True, exist_ok=True)
+        to_root = pathlib.Path(*[".."] * len(own.relative_to(ROOT).parts))
+        text = yaml.safe_load(block.replace("model-serving/k8s/", f"{to_root}/k8s/"))
+        named = re.search(r"^# .*(overlays/[a-z]+)", block)
+        text.setdefault("resources", [f"{to_root}/k8s/{named.group(1) if named else 'overlays/cpu'}"])
+
+        def rendered(text: Object, own: pathlib.Path = own) -> str:
+            (own / "kustomization.yaml").write_text(yaml.safe_dump(text))
+            return kustomize(own)
+
+        whole = rendered(text)
+        found = Rendering(f"documented-{number}", objects_of(whole)).check()
+        # The block stands for others with the same beginning.
+        where = f"docs/kubernetes.md, block {number + 1}"
+        problems += [f"{where}: {it}" for it in found if not it.startswith("no digest pins")]
+        for index, patch in enumerate(text.get("patches", [])):
+            others = [it for it in text["patches"] if it is not patch]
+            without = rendered({**text, "patches": others})
+            if without == whole:
+                problems.append(f"{where}: its patch {index + 1} changes nothing")
+    return problems
+
+
 def apart(stable: list[Object], canary: list[Object]) -> list[str]:
     """The Service of the stable pods does not reach those of the canary, and the other way round; policies are for both."""
     problems = []
@@ -507,6 +574,7 @@ def main() -> int:
         renderings = {name: objects_of(render(folder, name)) for name in COMBINATIONS}
         problems += [f"another model: {it}" for it in another_model(folder, renderings["cpu"])]
         problems += [f"canary: {it}" for it in apart(renderings["cpu"], renderings["canary"])]
+        problems += documented(folder)
         used = {component for _, components in COMBINATIONS.values() for component in components}
         for overlay in (ROOT / "k8s/overlays").iterdir():
             text = yaml.safe_load((overlay / "kustomization.yaml").read_text())

@@ -81,6 +81,9 @@ const ALLOWED: [(&str, &str, Option<&str>); 3] = [
     ("components/allow-prometheus", "admin", Some("monitoring")),
 ];
 
+/// The component that lets in load balancers from outside the cluster, whom only addresses can name.
+const BY_ADDRESS: &str = "components/gateway-gke";
+
 /// Every folder of `k8s/` that has manifests of the server.
 fn folders() -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("k8s");
@@ -199,8 +202,16 @@ fn nobody_is_let_in_but_by_a_component_that_says_whom() {
         let ports: Vec<&str> = all(&rule["ports"], "port").into_iter().map(text).collect();
         assert_eq!(ports, [port], "{name}");
     }
+    let [rule] = &ingress(BY_ADDRESS)[..] else {
+        panic!("{BY_ADDRESS} has not one rule");
+    };
+    for peer in rule["from"].as_array().unwrap() {
+        let addresses = text(&peer["ipBlock"]["cidr"]);
+        assert!(!addresses.ends_with("/0"), "{BY_ADDRESS}: {addresses}");
+    }
+    assert_eq!(all(&rule["ports"], "port"), ["http"], "{BY_ADDRESS}");
     for name in folders() {
-        let allowed = ALLOWED.iter().any(|(allowed, _, _)| *allowed == name);
+        let allowed = name == BY_ADDRESS || ALLOWED.iter().any(|(allowed, ..)| *allowed == name);
         if !allowed && name != "overlays/knative" {
             assert_eq!(ingress(&name), Vec::<Value>::new(), "{name}");
         }

@@ -452,6 +452,14 @@ class Together(unittest.TestCase):
         self.assertEqual(ports({"model": {"configMap": "digits"}} | collector), {53, 4318})
         self.assertIn(9000, ports(chart.values("latency")))
 
+    def test_names_can_be_asked_for_wherever_clusters_answer_them(self):
+        rules = chart.find(chart.objects(MINIMAL), "NetworkPolicy")["spec"]["egress"]
+        (names,) = [rule for rule in rules if {port["port"] for port in rule["ports"]} == {53}]
+        self.assertEqual({port["protocol"] for port in names["ports"]}, {"UDP", "TCP"})
+        pods = {label for peer in names["to"] for label in everywhere(peer, "k8s-app")}
+        self.assertEqual(pods, {"kube-dns", "node-local-dns"})
+        self.assertEqual(set(everywhere(names, "cidr")), {"169.254.20.10/32", "169.254.169.254/32"})
+
 
 class Monitoring(unittest.TestCase):
     """Rules and dashboards are those of monitoring/, which Helm reads through links."""

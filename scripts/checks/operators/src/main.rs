@@ -18,6 +18,8 @@ use kcr_gateway_networking_k8s_io::v1::httproutes::HttpRoute;
 use kcr_keda_sh::v1alpha1::scaledobjects::ScaledObject;
 use kcr_monitoring_coreos_com::v1::podmonitors::PodMonitor;
 use kcr_monitoring_coreos_com::v1::prometheusrules::PrometheusRule;
+use kcr_networking_gke_io::v1::gcpbackendpolicies::GcpBackendPolicy;
+use kcr_networking_gke_io::v1::healthcheckpolicies::HealthCheckPolicy;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -77,6 +79,8 @@ fn check(object: &Value) -> Option<(String, Vec<String>)> {
         ("keda.sh/v1alpha1", "ScaledObject") => problems::<ScaledObject>(object),
         ("monitoring.coreos.com/v1", "PodMonitor") => problems::<PodMonitor>(object),
         ("monitoring.coreos.com/v1", "PrometheusRule") => problems::<PrometheusRule>(object),
+        ("networking.gke.io/v1", "GCPBackendPolicy") => problems::<GcpBackendPolicy>(object),
+        ("networking.gke.io/v1", "HealthCheckPolicy") => problems::<HealthCheckPolicy>(object),
         ("serving.knative.dev/v1", "Service") => knative_service(object),
         _ if is_of_kubernetes(version) => return None,
         _ => vec![format!("no schema for {version} {kind}")],
