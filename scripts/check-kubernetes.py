@@ -32,7 +32,10 @@ COMBINATIONS: dict[str, tuple[str, list[str]]] = {
     "cpu-gateway-canary": ("cpu", ["gateway", "allow-ingress-controller", "canary", "api-keys", "scale-by-latency"]),
     "cpu-gateway-gke": ("cpu", ["gateway", "gateway-gke"]),
     "canary": ("canary", []),
+    "canary-api-keys": ("canary", ["api-keys"]),
+    "canary-gpu-api-keys": ("canary", ["gpu", "api-keys"]),
     "gpu": ("gpu", []),
+    "gpu-gateway-canary": ("gpu", ["gateway", "allow-ingress-controller", "canary", "api-keys"]),
     "gpu-keda": ("gpu", ["keda", "gateway", "allow-ingress-controller"]),
     "gpu-model-volume": ("gpu", ["model-volume", "scale-by-latency"]),
     "gpu-gke-l4": ("gpu", ["gpu-gke-l4"]),
@@ -44,6 +47,13 @@ COMBINATIONS: dict[str, tuple[str, list[str]]] = {
     "monitoring": ("monitoring", []),
     "monitoring-stack": ("monitoring", ["kube-prometheus-stack"]),
 }
+
+# What cannot work must not be rendered without a word: components before what they change, or without it.
+REFUSED: list[tuple[str, list[str]]] = [
+    ("cpu", ["canary", "gateway"]),
+    ("knative", ["scale-by-latency"]),
+    ("knative", ["gpu"]),
+]
 
 # How long the server drains unless DRAIN_TIMEOUT says otherwise, and how long the last spans may take.
 DRAIN_TIMEOUT = 8
@@ -106,8 +116,10 @@ def selects(selector: Object, labels: dict[str, str]) -> bool:
 class Rendering:
     """The objects of one rendering, the pods that they make, and what is wrong with them."""
 
-    def __init__(self, name: str, objects: list[Object]) -> None:
+    def __init__(self, name: str, objects: list[Object], known: bool = True) -> None:
         self.name = name
+        # Whether the name is that of a combination, so that it says what must be there; of a user's file it says nothing.
+        self.known = known and name in COMBINATIONS
         self.objects = objects
         self.problems: list[str] = []
         workloads = [item for item in objects if item["kind"] == "Deployment" or is_knative(item)]
@@ -116,6 +128,7 @@ class Rendering:
         template = self.workload["spec"]["template"] if self.workload else {}
         self.labels = template.get("metadata", {}).get("labels", {})
         self.pod = template.get("spec", {})
+        self.is_canary = self.labels.get("app", "").endswith("-canary")
         self.server = self.pod.get("containers", [{}])[0]
         self.fetch = next((it for it in self.pod.get("initContainers") or [] if it["name"] == "fetch"), None)
 
@@ -303,6 +316,12 @@ class Rendering:
         nodes = set(self.pod.get("nodeSelector", {}))
         known = nodes & {"nvidia.com/gpu.present", "cloud.google.com/gke-accelerator"}
         self.expect(len(known) == 1, f"GPU nodes are chosen by {sorted(nodes)}")
+        if "cloud.google.com/gke-accelerator" in nodes:
+            # There slices and shares are chosen by more labels of the node, and are whole GPUs to the scheduler.
+            self.expect(devices == ["nvidia.com/gpu"], f"no node of GKE has {devices}")
+        if self.known:
+            # Of a user's GPUs nothing is known here; of the overlay it is said that there are two.
+            self.expect(self.most() <= 2, f"the autoscaler may want {self.most()} GPUs, and a rollout waits for them")
         if "cloud.google.com/gke-spot" in nodes:
             self.expect("cloud.google.com/gke-spot" in tolerated, "the taint of spot nodes keeps the pod off")
         update = self.workload["spec"]["strategy"]["rollingUpdate"]
@@ -322,17 +341,18 @@ class Rendering:
                 asked = sorted(
                     item.get("pods", {}).get("metric", {}).get("name", "cpu") for item in scaler["spec"]["metrics"]
                 )
-                wanted = ["cpu"]
-                if "scale-by-latency" in COMBINATIONS.get(self.name, ("", []))[1]:
-                    wanted = ["cpu", "inference_latency_p99", "ml_saturation"]
-                self.expect(asked == wanted, f"the autoscaler asks for {asked}, and not for {wanted}")
+                by_cpu, by_latency = ["cpu"], ["cpu", "inference_latency_p99", "ml_saturation"]
+                if self.known:
+                    wanted = by_latency if "scale-by-latency" in COMBINATIONS[self.name][1] else by_cpu
+                    self.expect(asked == wanted, f"the autoscaler asks for {asked}, and not for {wanted}")
+                self.expect(asked in (by_cpu, by_latency), f"the autoscaler asks for {asked}")
 
     def policies(self) -> None:
         """All pods are behind policies that deny by default and say who may come in; names and models can be had."""
         policies = of_kind(self.objects, "NetworkPolicy")
         if not policies:
-            stable = self.workload is None or self.name == "canary"
-            self.expect(stable, "no policy denies by default")
+            # A canary is behind those of the stable pods.
+            self.expect(self.workload is None or self.is_canary, "no policy denies by default")
             return
         denies = [it for it in policies if it["spec"]["podSelector"] == {} and "egress" not in it["spec"]]
         whole = denies and sorted(denies[0]["spec"]["policyTypes"]) == ["Egress", "Ingress"]
@@ -381,7 +401,7 @@ class Rendering:
             )
             for endpoint in monitor["spec"]["podMetricsEndpoints"]:
                 self.expect(endpoint["port"] == "admin", f"scrapes go to {endpoint['port']}")
-        if self.name.startswith("monitoring"):
+        if self.known and self.name.startswith("monitoring"):
             boards = [
                 it
                 for it in of_kind(self.objects, "ConfigMap")
@@ -397,7 +417,8 @@ class Rendering:
 
     def routes(self) -> None:
         """Routes lead from a listener to Services that are there; with TLS, or to a redirection to it."""
-        canary = "canary" in COMBINATIONS.get(self.name, ("", []))[1]
+        stable, both = ["model-serving"], ["model-serving", "model-serving-canary"]
+        wanted = [both if "canary" in COMBINATIONS[self.name][1] else stable] if self.known else [stable, both]
         for route in of_kind(self.objects, "HTTPRoute"):
             name = route["metadata"]["name"]
             for parent in route["spec"]["parentRefs"]:
@@ -415,8 +436,7 @@ class Rendering:
                 if not backends:
                     continue
                 names = [backend["name"] for backend in backends]
-                wanted = ["model-serving", "model-serving-canary"] if canary else ["model-serving"]
-                self.expect(names == wanted, f"route {name} leads to {names}")
+                self.expect(names in wanted, f"route {name} leads to {names}")
                 self.expect(sum(it["weight"] for it in backends) == 100, f"the weights of route {name} are not 100")
                 for backend in backends:
                     self.expect(backend["port"] == 80, f"Service {backend['name']} has no port {backend['port']}")
@@ -451,8 +471,11 @@ class Rendering:
             self.expect({"130.211.0.0/22", "35.191.0.0/16"} <= blocks, "Google's load balancers are kept out")
 
 
-def kustomize(folder: pathlib.Path) -> str:
+def kustomize(folder: pathlib.Path, may_fail: bool = False) -> str:
+    """What an overlay renders; nothing if it fails and may."""
     done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode and may_fail:
+        return ""
     if done.returncode:
         raise SystemExit(f"{folder.relative_to(ROOT)}: {done.stderr.strip()}")
     return done.stdout
@@ -462,9 +485,8 @@ def objects_of(text: str) -> list[Object]:
     return [item for item in yaml.safe_load_all(text) if item]
 
 
-def render(folder: pathlib.Path, name: str) -> str:
-    """One combination, as somebody's own overlay would make it."""
-    overlay, components = COMBINATIONS[name]
+def own_overlay(folder: pathlib.Path, name: str, overlay: str, components: list[str]) -> pathlib.Path:
+    """An overlay as somebody would write it: one of ours, with components."""
     own = folder / "overlays" / name
     own.mkdir(parents=True, exist_ok=True)
     to_root = pathlib.Path(*[".."] * len(own.relative_to(ROOT).parts))
@@ -473,7 +495,12 @@ def render(folder: pathlib.Path, name: str) -> str:
         "components": [str(to_root / "k8s/components" / component) for component in components],
     }
     (own / "kustomization.yaml").write_text(yaml.safe_dump(text))
-    rendered = kustomize(own)
+    return own
+
+
+def render(folder: pathlib.Path, name: str) -> str:
+    """One combination."""
+    rendered = kustomize(own_overlay(folder, name, *COMBINATIONS[name]))
     (folder / f"{name}.yaml").write_text(rendered)
     return rendered
 
@@ -542,10 +569,69 @@ def documented(folder: pathlib.Path) -> list[str]:
     return problems
 
 
-def apart(stable: list[Object], canary: list[Object]) -> list[str]:
+def refused(folder: pathlib.Path) -> list[str]:
+    """What is rendered although it cannot work."""
+    rendered = []
+    for number, (overlay, components) in enumerate(REFUSED):
+        if kustomize(own_overlay(folder, f"refused-{number}", overlay, components), may_fail=True):
+            rendered.append(f"{overlay} with {components} is rendered, and does not work")
+    return rendered
+
+
+def changing_pods(name: str) -> set[str]:
+    """The components of a combination, its overlay's among them, that change the pods."""
+    overlay, components = COMBINATIONS[name]
+    text = yaml.safe_load((ROOT / "k8s/overlays" / overlay / "kustomization.yaml").read_text())
+    named = [*components, *(pathlib.Path(path).name for path in text.get("components", []))]
+    return {component for component in named if (ROOT / "k8s/components" / component / "deployment.yaml").exists()}
+
+
+def canaries(renderings: dict[str, list[Object]]) -> list[str]:
+    """For each combination that shares its requests with a canary there is one with the same components, and it is alike."""
+    problems = [f"canary: {it}" for it in apart("cpu", renderings["cpu"], renderings["canary"])]
+    for name, (_, components) in COMBINATIONS.items():
+        if "canary" not in components:
+            continue
+        wanted = changing_pods(name)
+        found = [it for it in COMBINATIONS if COMBINATIONS[it][0] == "canary" and changing_pods(it) == wanted]
+        if not found:
+            problems.append(f"{name}: no canary is rendered with {sorted(wanted)}")
+        for canary in found:
+            these = apart(name, renderings[name], renderings[canary])
+            these += alike(renderings[name], renderings[canary])
+            problems += [f"{name} and {canary}: {it}" for it in these]
+    return problems
+
+
+# What a canary is for may differ.
+TRIED = {"MODEL_PATH", "MODEL_URI", "MODEL_SHA256"}
+
+
+def alike(stable: list[Object], canary: list[Object]) -> list[str]:
+    """What the pods of a canary have otherwise than the stable ones, apart from image and model."""
+    seen = []
+    for rendering in (Rendering("stable", stable), Rendering("canary", canary)):
+        pod = rendering.pod
+        found = {key: pod.get(key) for key in ("volumes", "nodeSelector", "tolerations", "runtimeClassName")}
+        found["strategy"] = rendering.workload["spec"]["strategy"]
+        for container in [*(pod.get("initContainers") or []), *pod["containers"]]:
+            own = {key: container.get(key) for key in ("envFrom", "resources", "volumeMounts")}
+            variables = rendering.variables(container)
+            # Values out of Secrets are none of the rendering's.
+            secrets = [it["valueFrom"] for it in container["env"] if "secretKeyRef" in it.get("valueFrom", {})]
+            own["env"] = [{key: value for key, value in variables.items() if key not in TRIED}, secrets]
+            found |= {f"{key} of {container['name']}": value for key, value in own.items()}
+        seen.append(found)
+    one, other = seen
+    return [
+        f"the canary has other {key}: {other.get(key)} and not {one[key]}" for key in one if one[key] != other.get(key)
+    ]
+
+
+def apart(name: str, stable: list[Object], canary: list[Object]) -> list[str]:
     """The Service of the stable pods does not reach those of the canary, and the other way round; policies are for both."""
     problems = []
-    both = [Rendering("cpu", stable), Rendering("canary", canary)]
+    both = [Rendering(name, stable), Rendering("canary", canary)]
     for one, other in (both, both[::-1]):
         for item in one.objects:
             name = f"{item['kind']} {item['metadata']['name']}"
@@ -569,12 +655,19 @@ def main() -> int:
     if sys.argv[1:2] == ["--rendered"]:
         paths = [pathlib.Path(path) for path in sys.argv[2:]]
         renderings = {path.stem: objects_of(path.read_text()) for path in paths}
+        known = False
     else:
+        known = True
         folder = pathlib.Path(sys.argv[1]).resolve()
         renderings = {name: objects_of(render(folder, name)) for name in COMBINATIONS}
         problems += [f"another model: {it}" for it in another_model(folder, renderings["cpu"])]
-        problems += [f"canary: {it}" for it in apart(renderings["cpu"], renderings["canary"])]
+        problems += canaries(renderings)
         problems += documented(folder)
+        problems += refused(folder)
+        # What a user has rendered is called right too, whatever the file's name.
+        for name, objects in renderings.items():
+            found = Rendering(name, objects, known=False).check()
+            problems += [f"{name}, by another name: {it}" for it in found]
         used = {component for _, components in COMBINATIONS.values() for component in components}
         for overlay in (ROOT / "k8s/overlays").iterdir():
             text = yaml.safe_load((overlay / "kustomization.yaml").read_text())
@@ -584,7 +677,7 @@ def main() -> int:
     checked = 0
     for name, objects in renderings.items():
         checked += len(objects)
-        problems += [f"{name}: {problem}" for problem in Rendering(name, objects).check()]
+        problems += [f"{name}: {problem}" for problem in Rendering(name, objects, known).check()]
     for problem in problems:
         print(problem)
     print(f"check-kubernetes: {len(renderings)} renderings, {checked} objects, {len(problems)} problems")

@@ -40,7 +40,7 @@ DEPLOYMENT = "k8s/base/deployment.yaml"
 ACTIONS = ".github/actions"
 FLOWS = ".github/workflows"
 BASE = "k8s/base/kustomization.yaml"
-GPU = "k8s/overlays/gpu/deployment.yaml"
+GPU = "k8s/components/gpu/deployment.yaml"
 KNATIVE = "k8s/overlays/knative/service.yaml"
 POLICY = "k8s/base/network-policy.yaml"
 ROUTES = "k8s/components/gateway/routes.yaml"
@@ -382,7 +382,7 @@ FAULTS = [
     ),
     Fault(
         "k8s: GPU quota of as many as there are pods",
-        "k8s/overlays/gpu/limits.yaml",
+        "k8s/components/gpu/limits.yaml",
         'gpu: "14"',
         'gpu: "10"',
         RENDERED,
@@ -397,6 +397,34 @@ FAULTS = [
         RENDERED,
         "check-kubernetes",
         "waits for a GPU",
+    ),
+    Fault(
+        "k8s: an autoscaler that wants more GPUs than there are",
+        "k8s/overlays/gpu/autoscaler.yaml",
+        "value: 2",
+        "value: 10",
+        RENDERED,
+        "check-kubernetes",
+        "the autoscaler may want 10 GPUs",
+    ),
+    Fault(
+        "k8s: KEDA wants more GPUs than there are",
+        "k8s/components/keda/kustomization.yaml",
+        "components:\n  - bounds\n",
+        "",
+        RENDERED,
+        "check-kubernetes",
+        "gpu-keda: the autoscaler may want 10 GPUs",
+    ),
+    Fault(
+        "k8s: a slice of a GPU where GKE has none by that name",
+        "k8s/components/gpu-gke-l4/deployment.yaml",
+        "cloud.google.com/gke-accelerator: nvidia-l4\n",
+        "cloud.google.com/gke-accelerator: nvidia-l4\n      containers:\n        - name: api\n          resources:\n"
+        "            limits: {nvidia.com/gpu: null, nvidia.com/gpu.shared: 1}\n",
+        RENDERED,
+        "check-kubernetes",
+        "no node of GKE has ['nvidia.com/gpu.shared']",
     ),
     Fault(
         "k8s: two ways to choose GPU nodes",
@@ -658,6 +686,44 @@ FAULTS = [
         RENDERED,
         "check-kubernetes",
         "selects the pods of",
+    ),
+    Fault(
+        "k8s: a canary that answers without the stable pods' keys",
+        "scripts/check-kubernetes.py",
+        '"canary-api-keys": ("canary", ["api-keys"]),\n    ',
+        "",
+        RENDERED,
+        "check-kubernetes",
+        "cpu-gateway-canary: no canary is rendered with ['api-keys']",
+    ),
+    Fault(
+        "k8s: a canary with other resources than the stable pods",
+        "k8s/overlays/canary/kustomization.yaml",
+        "patches:\n",
+        "patches:\n  - target: {kind: Deployment}\n    patch: |\n      - op: replace\n"
+        "        path: /spec/template/spec/containers/0/resources/limits/memory\n        value: 3Gi\n",
+        RENDERED,
+        "check-kubernetes",
+        "the canary has other resources of api",
+    ),
+    Fault(
+        "k8s: a canary without a share in the route, without a word",
+        "k8s/components/canary/kustomization.yaml",
+        "  - patch: |\n      apiVersion: gateway.networking.k8s.io/v1\n      kind: HTTPRoute\n      metadata:\n        name: model-serving\n"
+        "        namespace: model-serving\n",
+        "",
+        RENDERED,
+        "check-kubernetes",
+        "['canary', 'gateway'] is rendered, and does not work",
+    ),
+    Fault(
+        "k8s: a user's own rendering that is called wrong",
+        "scripts/check-kubernetes.py",
+        "if self.known else [stable, both]",
+        "if self.known else [stable]",
+        RENDERED,
+        "check-kubernetes",
+        "cpu-gateway-canary, by another name: route model-serving leads to",
     ),
     Fault(
         "k8s: the operator makes up a job",

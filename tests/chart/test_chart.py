@@ -17,6 +17,8 @@ import yaml
 IMAGE = {"image": {"repository": "registry.example.com/model-serving"}}
 MODEL = {"model": {"uri": "gs://bucket/best.onnx"}}
 MINIMAL = IMAGE | MODEL
+SLICE = {"enabled": True, "resource": "nvidia.com/mig-1g.10gb"}
+GKE = {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}
 # As long as Helm allows.
 LONG = {"name": "a" * 53, "namespace": "models"}
 
@@ -62,6 +64,8 @@ class Values(unittest.TestCase):
             (MINIMAL | {"settings": {"DEVICE": "cpu"}, "gpu": {"enabled": True}}, "settings.DEVICE would contradict"),
             (MINIMAL | {"route": {"enabled": True}}, "route.parentRefs is empty"),
             (MINIMAL | {"ingress": {"enabled": True}}, "ingress.hosts is empty"),
+            (MINIMAL | {"gpu": SLICE | {"nodeSelector": GKE}}, "no node of GKE has nvidia.com/mig-1g.10gb"),
+            (MINIMAL | {"gpu": SLICE, "nodeSelector": GKE}, "no node of GKE has"),
             # The schema's.
             (MINIMAL | {"modle": {}}, "modle"),
             (IMAGE | {"model": source | {"sha": "0" * 64}}, "sha"),
@@ -294,7 +298,7 @@ class Pods(unittest.TestCase):
         self.assertEqual(server["resources"]["limits"]["memory"], "16Gi")
         self.assertEqual(environment(server)["DEVICE"], "cuda")
         self.assertEqual(pod["runtimeClassName"], "nvidia")
-        self.assertEqual(pod["nodeSelector"], {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"})
+        self.assertEqual(pod["nodeSelector"], {"nvidia.com/gpu.present": "true"})
         self.assertEqual([toleration["key"] for toleration in pod["tolerations"]], ["nvidia.com/gpu"])
         strategy = chart.find(found, "Deployment")["spec"]["strategy"]
         self.assertEqual(strategy, {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}})

@@ -121,6 +121,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and (ne .Values.autoscaling.by "none") (gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas)) -}}
 {{- fail "autoscaling.minReplicas is more than autoscaling.maxReplicas" -}}
 {{- end -}}
+{{- if and .Values.gpu.enabled (ne .Values.gpu.resource "nvidia.com/gpu") (hasKey (merge (dict) .Values.gpu.nodeSelector .Values.nodeSelector) "cloud.google.com/gke-accelerator") -}}
+{{- fail (printf "no node of GKE has %s: slices and shares are nvidia.com/gpu there, chosen by cloud.google.com/gke-gpu-partition-size or -sharing-strategy" .Values.gpu.resource) -}}
+{{- end -}}
 {{- $drain := 8 -}}
 {{- with regexFind "^[0-9]+s$" (index .Values.settings "DRAIN_TIMEOUT" | default "" | toString) -}}
 {{- $drain = trimSuffix "s" . | int -}}
