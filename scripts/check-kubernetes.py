@@ -24,6 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 COMBINATIONS: dict[str, tuple[str, list[str]]] = {
     "cpu": ("cpu", []),
     "cpu-api-keys": ("cpu", ["api-keys"]),
+    "cpu-reserve-disk": ("cpu", ["reserve-disk"]),
     "cpu-bundled-model": ("cpu", ["bundled-model"]),
     "cpu-model-volume": ("cpu", ["model-volume"]),
     "cpu-latency": ("cpu", ["scale-by-latency"]),
@@ -77,9 +78,9 @@ def quantity(text: str | float) -> float:
 
 
 def seconds(text: str) -> float:
-    """A duration of the server's settings, of HTTPRoute or of Prometheus as seconds."""
-    number, unit = re.fullmatch(r"([0-9.]+)(ms|s|m|h)", text).groups()
-    return float(number) * {"ms": 1e-3, "s": 1, "m": 60, "h": 3600}[unit]
+    """A duration of the server's settings, of HTTPRoute or of Prometheus as seconds; endless if it is none of them."""
+    found = re.fullmatch(r"([0-9.]+)(ms|s|m|h)", text)
+    return float(found[1]) * {"ms": 1e-3, "s": 1, "m": 60, "h": 3600}[found[2]] if found else float("inf")
 
 
 def all_of(value: typing.Any, key: str) -> typing.Iterator[typing.Any]:
@@ -165,9 +166,11 @@ class Rendering:
             self.model()
             self.security()
             self.ending()
+            self.disk()
             self.quota()
             self.devices()
             if not is_knative(self.workload):
+                self.starting()
                 self.scaling()
         return self.problems
 
@@ -250,13 +253,41 @@ class Rendering:
             return
         settings = self.variables(self.server)
         hook = self.server["lifecycle"]["preStop"]["sleep"]["seconds"]
-        drain = seconds(settings["DRAIN_TIMEOUT"]) if "DRAIN_TIMEOUT" in settings else DRAIN_TIMEOUT
+        drain = seconds(settings["DRAIN_TIMEOUT"]) if settings.get("DRAIN_TIMEOUT") else DRAIN_TIMEOUT
+        delay = seconds(settings["DRAIN_DELAY"]) if settings.get("DRAIN_DELAY") else 0
         grace = self.pod["terminationGracePeriodSeconds"]
-        needed = hook + drain + SPANS
+        needed = hook + delay + drain + SPANS
         self.expect(grace > needed, f"a pod is killed after {grace} s, and needs {needed:g} s to end")
         if "cloud.google.com/gke-spot" in self.pod.get("nodeSelector", {}):
             self.expect(grace <= 15, f"a spot node leaves 15 s and not {grace} s")
         self.expect("MAX_CONNECTION_AGE" in settings, "connections end never, so that new pods get none of them")
+
+    def starting(self) -> None:
+        """A rollout is given up later than the slowest pod starts."""
+        probe = self.server["startupProbe"]
+        loading = probe["periodSeconds"] * probe["failureThreshold"]
+        gives_up = self.workload["spec"].get("progressDeadlineSeconds", 600)
+        # An image and a model of some gigabytes take ten minutes on a slow day.
+        self.expect(
+            gives_up >= loading + 600, f"a rollout is given up after {gives_up} s, loading may take {loading} s"
+        )
+
+    def disk(self) -> None:
+        """Disk that is asked for holds the model, in all containers: the kubelet counts what all of them may take together."""
+        containers = [*(self.pod.get("initContainers") or []), *self.pod["containers"]]
+        figures = [
+            it["resources"].get(kind, {}).get("ephemeral-storage")
+            for it in containers
+            for kind in ("requests", "limits")
+        ]
+        if not any(figures):
+            return
+        self.expect(len(set(figures)) == 1, f"requests and limits of disk are {figures}")
+        volume = next((it for it in self.pod["volumes"] if it["name"] == "models"), {})
+        size = quantity(volume.get("emptyDir", {}).get("sizeLimit", 0))
+        self.expect(
+            all(it and quantity(it) > size for it in figures), f"a model of {size:g} bytes is evicted: {figures}"
+        )
 
     def takes(self) -> dict[str, float]:
         """What one pod counts in a quota: the larger of what its containers need at once, and each first one alone."""
@@ -295,6 +326,9 @@ class Rendering:
             hard = quota["spec"]["hard"]
             self.expect(int(hard["pods"]) >= pods, f"the quota is for {hard['pods']} pods, a rollout needs {pods}")
             for name, value in self.takes().items():
+                # Disk is nothing that the quota counts.
+                if name.endswith(".ephemeral-storage") and name not in hard:
+                    continue
                 needs = value * pods
                 has = quantity(hard.get(name, 0))
                 self.expect(has >= needs, f"the quota has {has:g} of {name}, {pods} pods need {needs:g}")
@@ -506,7 +540,7 @@ def render(folder: pathlib.Path, name: str) -> str:
 
 
 def another_model(folder: pathlib.Path, before: list[Object]) -> list[str]:
-    """Another digest is a rollout, and leaves the ConfigMap of the old one alone for 'kubectl rollout undo'."""
+    """Another digest, or setting, is a rollout, and leaves the ConfigMap of the old one for 'kubectl rollout undo'."""
     own = folder / "overlays" / "another-model"
     own.mkdir(parents=True, exist_ok=True)
     to_root = pathlib.Path(*[".."] * len(own.relative_to(ROOT).parts))
@@ -518,19 +552,25 @@ def another_model(folder: pathlib.Path, before: list[Object]) -> list[str]:
                 "namespace": "model-serving",
                 "behavior": "merge",
                 "literals": ["uri=gs://bucket/digits/2/best.onnx", f"sha256={'0' * 64}"],
-            }
+            },
+            {
+                "name": "model-config",
+                "namespace": "model-serving",
+                "behavior": "merge",
+                "literals": ["log_level=debug"],
+            },
         ],
     }
     (own / "kustomization.yaml").write_text(yaml.safe_dump(text))
     after = Rendering("another-model", objects_of(kustomize(own)))
     old = Rendering("cpu", before)
     problems = after.check()
-    named = [
-        {item["name"] for item in all_of(it.pod, "configMapKeyRef") if item["key"] in ("uri", "sha256", "path")}
-        for it in (old, after)
-    ]
-    if len(named[0]) != 1 or len(named[1]) != 1 or named[0] == named[1]:
-        problems.append(f"another model is no rollout: {named}")
+    for what, keys in (("model", ("uri", "sha256", "path")), ("setting", ("log_level", "otlp_endpoint"))):
+        named = [
+            {item["name"] for item in all_of(it.pod, "configMapKeyRef") if item["key"] in keys} for it in (old, after)
+        ]
+        if len(named[0]) != 1 or len(named[1]) != 1 or named[0] == named[1]:
+            problems.append(f"another {what} is no rollout: {named}")
     settings = after.variables(after.fetch or {})
     if settings.get("MODEL_URI") != "gs://bucket/digits/2/best.onnx" or settings.get("MODEL_SHA256") != "0" * 64:
         problems.append(f"an overlay's own model is not the one that is fetched: {settings}")

@@ -269,15 +269,9 @@ fn selectors_find_the_pods_and_names_lead_to_objects() {
     }
 }
 
-/// What a `ConfigMap` has that a variable refers to: one that is a manifest, or one that kustomize makes.
+/// What a `ConfigMap` has that a variable refers to. Kustomize makes it, so that another value is a rollout.
 fn configured(base: &[Value], reference: &Value) -> String {
     let (name, key) = (text(&reference["name"]), text(&reference["key"]));
-    let config = find(base, "ConfigMap");
-    if config["metadata"]["name"] == name {
-        let value = config["data"].get(key);
-        let value = value.unwrap_or_else(|| panic!("the ConfigMap has no {key}"));
-        return text(value).to_owned();
-    }
     let generators = base.iter().flat_map(|it| all(it, "configMapGenerator"));
     let mut generators = generators.flat_map(|list| list.as_array().unwrap());
     let generator = generators.find(|generator| generator["name"] == name);

@@ -9,7 +9,7 @@ import yaml
 
 # Objects of k8s/ that the chart does not make, as patterns.
 NOT_IN_CHART = {
-    "ConfigMap model-config": "the chart writes the settings into the Deployment, so that each change is a rollout",
+    "ConfigMap model-config-*": "the chart writes the settings into the Deployment, so that each change is a rollout",
     "ConfigMap model-source-*": "the same",
     "LimitRange model-serving": "limits of a namespace are those of whoever owns it",
     "Namespace model-serving": "Helm makes it with --create-namespace; whoever owns it sets its labels",

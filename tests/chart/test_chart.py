@@ -60,6 +60,11 @@ class Values(unittest.TestCase):
             (MINIMAL | {"terminationGracePeriodSeconds": 19}, "before it has drained"),
             (MINIMAL | {"preStopSeconds": 21}, "before it has drained"),
             (MINIMAL | {"settings": {"DRAIN_TIMEOUT": "19s"}}, "the drain (19 s)"),
+            (MINIMAL | {"settings": {"DRAIN_TIMEOUT": "2m", "DRAIN_DELAY": "20s"}}, "the drain (140 s)"),
+            (MINIMAL | {"settings": {"DRAIN_TIMEOUT": "19000ms"}}, "the drain (19 s)"),
+            (MINIMAL | {"settings": {"DRAIN_DELAY": "11s"}}, "the drain (19 s)"),
+            (MINIMAL | {"settings": {"DRAIN_TIMEOUT": "1.5s"}}, "settings.DRAIN_TIMEOUT: write 1.5s in whole ms"),
+            (MINIMAL | {"extraArgs": ["--drain-timeout=60s"]}, "set it in settings"),
             (MINIMAL | {"settings": {"MODEL_PATH": "/other"}}, "settings.MODEL_PATH would contradict"),
             (MINIMAL | {"settings": {"DEVICE": "cpu"}, "gpu": {"enabled": True}}, "settings.DEVICE would contradict"),
             (MINIMAL | {"route": {"enabled": True}}, "route.parentRefs is empty"),
@@ -281,6 +286,23 @@ class Pods(unittest.TestCase):
             server = server_of(chart.objects(MINIMAL | {"startupSeconds": seconds}))
             probe = server["startupProbe"]
             self.assertEqual((probe["periodSeconds"], probe["failureThreshold"]), (5, failures))
+
+    def test_a_rollout_is_given_up_later_than_the_slowest_start(self):
+        for seconds in (300, 3600):
+            found = chart.objects(MINIMAL | {"startupSeconds": seconds})
+            self.assertEqual(chart.find(found, "Deployment")["spec"]["progressDeadlineSeconds"], seconds + 900)
+
+    def test_disk_is_asked_for_in_both_containers_where_that_is_said_and_a_model_is_fetched(self):
+        fetch = {"fetch": {"ephemeralStorage": "6Gi"}}
+        for gpu in (False, True):
+            found = chart.objects(IMAGE | {"model": MODEL["model"] | fetch, "gpu": {"enabled": gpu}})
+            for container in pod_of(found)["containers"] + pod_of(found)["initContainers"]:
+                for figures in container["resources"].values():
+                    self.assertEqual(figures["ephemeral-storage"], "6Gi")
+                    self.assertIn("memory", figures)
+            self.assertEqual("nvidia.com/gpu" in server_of(found)["resources"]["limits"], gpu)
+        self.assertNotIn("ephemeral-storage", json.dumps(chart.objects(MINIMAL)))
+        self.assertNotIn("ephemeral-storage", json.dumps(chart.objects(IMAGE | {"model": {"configMap": "m"} | fetch})))
 
     def test_keys_come_from_a_secret_that_only_the_server_mounts(self):
         found = chart.objects(MINIMAL | {"apiKeys": {"existingSecret": "keys", "key": "list"}})

@@ -102,6 +102,29 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- toYaml (merge $settings $computed) -}}
 {{- end -}}
 
+{{/* A container's resources, with the disk that a fetched model takes. */}}
+{{- define "model-serving.withDisk" -}}
+{{- $values := (index . 0).Values -}}
+{{- $resources := deepCopy (index . 1) -}}
+{{- if and $values.model.uri $values.model.fetch.ephemeralStorage -}}
+{{- range list "requests" "limits" -}}
+{{- $_ := set $resources . (merge (dict "ephemeral-storage" $values.model.fetch.ephemeralStorage) (get $resources . | default dict)) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $resources -}}
+{{- end -}}
+
+{{/* A time of the server's settings in whole milliseconds, so that times can be compared; its name says what is wrong. */}}
+{{- define "model-serving.milliseconds" -}}
+{{- $name := index . 0 -}}
+{{- $text := index . 1 | toString -}}
+{{- if not (regexMatch "^[0-9]+(ms|s|m|h)$" $text) -}}
+{{- fail (printf "settings.%s: write %s in whole ms, s, m or h, such as 15s, so that it can be compared with terminationGracePeriodSeconds" $name $text) -}}
+{{- end -}}
+{{- $factors := dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000 -}}
+{{- mul (regexFind "^[0-9]+" $text) (get $factors (regexFind "[a-z]+$" $text)) -}}
+{{- end -}}
+
 {{- define "model-serving.probePort" -}}
 {{- ternary "admin" "http" .Values.admin.enabled -}}
 {{- end -}}
@@ -124,12 +147,18 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and .Values.gpu.enabled (ne .Values.gpu.resource "nvidia.com/gpu") (hasKey (merge (dict) .Values.gpu.nodeSelector .Values.nodeSelector) "cloud.google.com/gke-accelerator") -}}
 {{- fail (printf "no node of GKE has %s: slices and shares are nvidia.com/gpu there, chosen by cloud.google.com/gke-gpu-partition-size or -sharing-strategy" .Values.gpu.resource) -}}
 {{- end -}}
-{{- $drain := 8 -}}
-{{- with regexFind "^[0-9]+s$" (index .Values.settings "DRAIN_TIMEOUT" | default "" | toString) -}}
-{{- $drain = trimSuffix "s" . | int -}}
+{{- $drain := 0 -}}
+{{- range $name, $default := dict "DRAIN_DELAY" "0s" "DRAIN_TIMEOUT" "8s" -}}
+{{- $text := index $.Values.settings $name | default $default -}}
+{{- $drain = add $drain (include "model-serving.milliseconds" (list $name $text)) -}}
 {{- end -}}
-{{- if le (int .Values.terminationGracePeriodSeconds) (add .Values.preStopSeconds $drain 1 | int) -}}
-{{- fail (printf "terminationGracePeriodSeconds must be more than preStopSeconds, the drain (%d s) and 1 s together, or a pod is killed before it has drained" $drain) -}}
+{{- if le (mul .Values.terminationGracePeriodSeconds 1000) (add (mul .Values.preStopSeconds 1000) $drain 1000) -}}
+{{- fail (printf "terminationGracePeriodSeconds must be more than preStopSeconds, the drain (%v s) and 1 s together, or a pod is killed before it has drained" (divf $drain 1000)) -}}
+{{- end -}}
+{{- range .Values.extraArgs -}}
+{{- if regexMatch "^--drain-(delay|timeout)" . -}}
+{{- fail (printf "extraArgs: %s is not compared with terminationGracePeriodSeconds; set it in settings" .) -}}
+{{- end -}}
 {{- end -}}
 {{- if and .Values.route.enabled (not .Values.route.parentRefs) -}}
 {{- fail "route.parentRefs is empty: name the gateway" -}}
