@@ -54,6 +54,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("cpu", ["canary", "gateway"]),
     ("knative", ["scale-by-latency"]),
     ("knative", ["gpu"]),
+    ("knative", ["keda"]),
 ]
 
 # How long the server drains unless DRAIN_TIMEOUT says otherwise, and how long the last spans may take.
@@ -371,6 +372,8 @@ class Rendering:
         for scaler in scalers:
             target = scaler["spec"]["scaleTargetRef"]["name"]
             self.expect(target == self.workload["metadata"]["name"], f"{scaler['kind']} scales {target}")
+            if scaler["kind"] == "ScaledObject":
+                self.keda(scaler)
             if scaler["kind"] == "HorizontalPodAutoscaler":
                 asked = sorted(
                     item.get("pods", {}).get("metric", {}).get("name", "cpu") for item in scaler["spec"]["metrics"]
@@ -380,6 +383,30 @@ class Rendering:
                     wanted = by_latency if "scale-by-latency" in COMBINATIONS[self.name][1] else by_cpu
                     self.expect(asked == wanted, f"the autoscaler asks for {asked}, and not for {wanted}")
                 self.expect(asked in (by_cpu, by_latency), f"the autoscaler asks for {asked}")
+
+    def keda(self, scaler: Object) -> None:
+        """KEDA takes over an autoscaler that a cluster has, asks about these pods alone, and ends one pod at a time."""
+        annotations = scaler["metadata"].get("annotations", {})
+        self.expect(
+            annotations.get("scaledobject.keda.sh/transfer-hpa-ownership") == "true",
+            "KEDA is refused where the HorizontalPodAutoscaler is still there",
+        )
+        config = scaler["spec"]["advanced"]["horizontalPodAutoscalerConfig"]
+        self.expect(config.get("name") == "model-serving-hpa", "KEDA makes a second HorizontalPodAutoscaler")
+        slowly = {"type": "Pods", "value": 1, "periodSeconds": 60}
+        policies = config["behavior"]["scaleDown"].get("policies")
+        self.expect(policies == [slowly], f"KEDA takes pods away by {policies}")
+        workload = self.workload["metadata"]
+        # As Kubernetes names them; with the name of a canary's pods beside them.
+        own, others = f"{workload['name']}-6d4cf56db6-x7k2p", f"{workload['name']}-canary-6d4cf56db6-x7k2p"
+        for query in all_of(scaler["spec"], "query"):
+            namespace = re.search(r'namespace="([^"]*)"', query)
+            self.expect(
+                namespace and namespace[1] == workload["namespace"], f"KEDA asks about another namespace: {query}"
+            )
+            pods = re.search(r'pod=~"([^"]*)"', query)
+            found = pods and re.fullmatch(pods[1], own) and not re.fullmatch(pods[1], others)
+            self.expect(found, f"KEDA asks about other pods too: {query}")
 
     def policies(self) -> None:
         """All pods are behind policies that deny by default and say who may come in; names and models can be had."""

@@ -312,14 +312,16 @@ fn adapter_queries() -> [String; 2] {
     })
 }
 
-/// What KEDA asks for instead, with our pod's namespace.
+/// What KEDA asks for instead, with our pod's namespace and name.
 fn keda_queries() -> [String; 2] {
     let path = repository("k8s/components/keda/scaled-object.yaml");
     let text = std::fs::read_to_string(path).unwrap();
     let mut queries = text.split("query: ").skip(1).map(|rest| {
         let query = rest.split("threshold:").next().unwrap();
         let query = query.trim_start_matches('|').trim().replace('\n', " ");
-        query.replace(r#"namespace="model-serving""#, r#"namespace="default""#)
+        let pods = r#"namespace="model-serving",pod=~"model-serving-[a-z0-9]+-[a-z0-9]{5}""#;
+        assert!(query.contains(pods), "{query}");
+        query.replace(pods, r#"namespace="default",pod=~"server""#)
     });
     [queries.next().unwrap(), queries.next().unwrap()]
 }

@@ -1,6 +1,5 @@
 """The chart and k8s/ are two ways to the same objects."""
 
-import re
 import shutil
 import unittest
 
@@ -51,13 +50,22 @@ class Monitoring(unittest.TestCase):
         (theirs,) = manifests("ScaledObject")
         ours = chart.find(chart.objects(chart.values("keda")), "ScaledObject")
         for each in (theirs, ours):
-            # The chart asks about the release's pods only, since others may be in the namespace.
             for trigger in each["spec"]["triggers"]:
                 trigger["metadata"].pop("serverAddress", None)
                 if "query" in trigger["metadata"]:
-                    query = re.sub(r',pod=~"[^"]*"', "", trigger["metadata"]["query"])
-                    trigger["metadata"]["query"] = " ".join(query.split())
+                    trigger["metadata"]["query"] = " ".join(trigger["metadata"]["query"].split())
         self.assertEqual(ours["spec"], theirs["spec"])
+        self.assertEqual(ours["metadata"]["annotations"], theirs["metadata"]["annotations"])
+
+    def test_keda_takes_over_the_autoscaler_that_was_there_and_scales_down_as_it_did(self):
+        for by_cpu, keda in (
+            (chart.objects(chart.values("cpu")), chart.objects(chart.values("keda"))),
+            (manifests("HorizontalPodAutoscaler"), manifests("ScaledObject")),
+        ):
+            before = next(each for each in by_cpu if "behavior" in each.get("spec", {}))
+            after = chart.find(keda, "ScaledObject")["spec"]["advanced"]["horizontalPodAutoscalerConfig"]
+            self.assertEqual(after["name"], before["metadata"]["name"])
+            self.assertEqual(after["behavior"], before["spec"]["behavior"])
 
     def test_scaling_by_latency_asks_for_what_the_adapter_offers(self):
         found = chart.objects(chart.values("latency"))

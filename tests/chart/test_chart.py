@@ -593,6 +593,14 @@ class Notes(unittest.TestCase):
         self.assertNotIn("WARNING", pinned)
         self.assertNotIn("image.digest=", pinned)
         self.assertIn("prometheus-adapter", pinned)
+        missing = "They come from a PodMonitor"
+        self.assertNotIn(missing, pinned)
+        self.assertNotIn(missing, notes(MINIMAL))
+        self.assertIn(missing, notes(chart.values("keda")))
+        monitor = {"podMonitor": {"enabled": True}}
+        self.assertNotIn(missing, notes(chart.values("keda") | {"monitoring": monitor}))
+        self.assertIn(missing, notes(chart.values("latency") | {"monitoring": monitor}))
+        self.assertIn("nothing ever scales down", notes(MINIMAL | {"autoscaling": {"by": "latency"}}))
         self.assertIn("Authorization: Bearer", notes(chart.values("claim")))
         self.assertIn("networkPolicy.from", notes(chart.values("keda")))
         self.assertNotIn("networkPolicy.from", notes(MINIMAL))
