@@ -45,6 +45,7 @@ COMBINATIONS: dict[str, tuple[str, list[str]]] = {
     "gpu-time-slicing": ("gpu", ["gpu-time-slicing"]),
     "local": ("local", []),
     "knative": ("knative", []),
+    "knative-monitoring": ("knative", ["knative-monitoring"]),
     "monitoring": ("monitoring", []),
     "monitoring-stack": ("monitoring", ["kube-prometheus-stack"]),
 }
@@ -55,6 +56,8 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("knative", ["scale-by-latency"]),
     ("knative", ["gpu"]),
     ("knative", ["keda"]),
+    ("knative", ["api-keys"]),
+    ("knative", ["bundled-model"]),
 ]
 
 # How long the server drains unless DRAIN_TIMEOUT says otherwise, and how long the last spans may take.
@@ -460,8 +463,27 @@ class Rendering:
             self.expect(
                 monitor["spec"].get("jobLabel") == "app", "the operator would name the job after the PodMonitor"
             )
+            knative = self.workload is not None and is_knative(self.workload)
             for endpoint in monitor["spec"]["podMetricsEndpoints"]:
-                self.expect(endpoint["port"] == "admin", f"scrapes go to {endpoint['port']}")
+                port = "user-port" if knative else "admin"
+                self.expect(endpoint["port"] == port, f"scrapes go to {endpoint['port']}")
+                relabelings = endpoint.get("relabelings", [])
+                pending = {"action": "drop", "sourceLabels": ["__meta_kubernetes_pod_phase"], "regex": "Pending"}
+                self.expect(pending in relabelings, "a pod that pulls its image or its model pages somebody")
+                jobs = [it.get("replacement", "") for it in relabelings if it.get("targetLabel") == "job"]
+                ends = any("knative" in job for job in jobs)
+                self.expect(ends == knative, f"the alert about jobs that are gone knows pods of Knative by {jobs}")
+            if knative:
+                # The server's own port: the others are those of the proxy beside it.
+                number = self.server["ports"][0]["containerPort"]
+                ingress = [
+                    it for policy in of_kind(self.objects, "NetworkPolicy") for it in policy["spec"].get("ingress", [])
+                ]
+                peers = [
+                    peer for rule in ingress for peer in rule["from"] if number in [it["port"] for it in rule["ports"]]
+                ]
+                named = set(all_of(peers, "kubernetes.io/metadata.name"))
+                self.expect("monitoring" in named, f"no policy lets Prometheus in at port {number}")
         if self.known and self.name.startswith("monitoring"):
             boards = [
                 it

@@ -210,6 +210,27 @@ fn dashboards_and_rules_ask_only_for_metrics_that_the_server_has() {
     }
 }
 
+#[test]
+fn every_recording_rule_is_asked_for_by_an_alert_a_dashboard_or_an_autoscaler() {
+    let rules = read("monitoring/rules/model-serving.yml");
+    let mut askers: Vec<String> = files("monitoring/dashboards", "json")
+        .iter()
+        .map(read)
+        .collect();
+    askers.push(read("k8s/components/scale-by-latency/adapter-values.yaml"));
+    let lines = rules.lines().filter(|line| !line.contains("- record: "));
+    askers.extend(lines.map(str::to_owned));
+    let records = values(&rules, "record");
+    assert!(records.len() >= 9);
+    for record in records {
+        let asked = askers.iter().any(|text| {
+            let is_of_a_name = |it: char| it.is_ascii_alphanumeric() || "_:".contains(it);
+            text.split(|it| !is_of_a_name(it)).any(|it| it == record)
+        });
+        assert!(asked, "nothing asks for {record}");
+    }
+}
+
 /// Panics if `text` groups by a label that no metric has: such a query is no error, and answers nonsense.
 fn check_labels(path: &Path, text: &str) {
     // Those that Prometheus and the operator add.

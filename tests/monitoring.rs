@@ -415,7 +415,7 @@ fn check_rules(prometheus: &Prometheus) {
     let rules = rules();
     let (records, alerts): (Vec<&Value>, Vec<&Value>) =
         rules.iter().partition(|rule| rule["type"] == "recording");
-    assert!(records.len() >= 10 && alerts.len() >= 5, "{rules:?}");
+    assert!(records.len() >= 9 && alerts.len() >= 5, "{rules:?}");
     for record in records {
         let name = record["name"].as_str().unwrap();
         support::until(name, || {
