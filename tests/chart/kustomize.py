@@ -28,6 +28,13 @@ DIFFERENT: list[tuple[str, object, object, str]] = [
         "the chart says what is the default, since it can be changed",
     ),
     (
+        'NetworkPolicy.allowed.ingress {"podSelector": {"matchLabels": {"app.kubernetes.io/instance": "model-serving", '
+        '"app.kubernetes.io/name": "model-serving-test"}}} {"port": "http", "protocol": "TCP"}',
+        None,
+        True,
+        "for 'helm test', which kustomize has not",
+    ),
+    (
         'NetworkPolicy.allowed.egress {"namespaceSelector": {}} {"port": 4318, "protocol": "TCP"}',
         True,
         None,

@@ -67,6 +67,17 @@ class Values(unittest.TestCase):
             (MINIMAL | {"extraArgs": ["--drain-timeout=60s"]}, "set it in settings"),
             (MINIMAL | {"settings": {"MODEL_PATH": "/other"}}, "settings.MODEL_PATH would contradict"),
             (MINIMAL | {"settings": {"DEVICE": "cpu"}, "gpu": {"enabled": True}}, "settings.DEVICE would contradict"),
+            (MINIMAL | {"podLabels": {"app": "vision"}}, "podLabels.app is the chart's own"),
+            (MINIMAL | {"podLabels": {"app.kubernetes.io/instance": "a"}}, "is the chart's own"),
+            (MINIMAL | {"admin": {"port": 8000}}, "which is the main port"),
+            (
+                MINIMAL | {"extraEnv": [{"name": "MODEL_PATH", "value": "/other"}]},
+                "extraEnv: MODEL_PATH would contradict",
+            ),
+            (MINIMAL | {"extraEnv": [{"name": "LOG_LEVEL", "value": "debug"}]}, "extraEnv: LOG_LEVEL would contradict"),
+            (MINIMAL | {"extraEnv": [{"name": "PORT", "value": "80"}]}, "extraEnv: PORT would contradict"),
+            (MINIMAL | {"extraEnv": [{"name": "DRAIN_TIMEOUT", "value": "60s"}]}, "set it in settings"),
+            (IMAGE | {"model": source | {"fetch": {"env": [{"name": "MODEL_URI"}]}}}, "model.fetch.env: MODEL_URI"),
             (MINIMAL | {"route": {"enabled": True}}, "route.parentRefs is empty"),
             (MINIMAL | {"ingress": {"enabled": True}}, "ingress.hosts is empty"),
             (MINIMAL | {"gpu": SLICE | {"nodeSelector": GKE}}, "no node of GKE has nvidia.com/mig-1g.10gb"),
@@ -123,6 +134,13 @@ class Values(unittest.TestCase):
         for block in blocks:
             with self.subTest(block=block):
                 self.assertTrue(chart.objects(yaml.safe_load(block)))
+
+    def test_the_digest_of_a_folder_leaves_out_what_fetch_does_on_every_page(self):
+        pages = [*(chart.ROOT / "docs").glob("*.md"), chart.ROOT / "README.md"]
+        commands = [line for page in pages for line in page.read_text().splitlines() if "find * -type f" in line]
+        self.assertGreaterEqual(len(commands), 3)
+        for command in commands:
+            self.assertIn("-not -path '*/.*'", command)
 
     def test_the_page_about_helm_names_the_oldest_kubernetes(self):
         oldest = METADATA["kubeVersion"].removeprefix(">=").removesuffix(".0-0")
@@ -183,6 +201,13 @@ class Model(unittest.TestCase):
         self.assertNotIn("envFrom", server_of(found))
         self.assertFalse([name for name in environment(server_of(found)) if name.startswith("AWS_")])
 
+    def test_a_container_of_azure_s_is_named_with_its_account(self):
+        for name in chart.VALUE_SETS:
+            found = chart.objects(chart.values(name))
+            for fetch in pod_of(found).get("initContainers", []):
+                if environment(fetch)["MODEL_URI"].startswith("az://"):
+                    self.assertIn("AZURE_STORAGE_ACCOUNT_NAME", environment(fetch))
+
     def test_another_digest_is_another_pod_template_and_the_old_one_brings_the_old_template_back(self):
         def template(digest: str) -> dict:
             model = {"uri": "gs://bucket/best.onnx", "sha256": digest * 64}
@@ -234,7 +259,7 @@ class Pods(unittest.TestCase):
         for name in chart.VALUE_SETS:
             pod = pod_of(chart.objects(chart.values(name)))
             for container in pod["containers"] + pod.get("initContainers", []):
-                own = {variable for variable in environment(container) if not variable.startswith("AWS_")}
+                own = {variable for variable in environment(container) if not variable.startswith(("AWS_", "AZURE_"))}
                 checked |= own - {"SSL_CERT_FILE"}
         self.assertGreater(len(checked), 10)
         self.assertEqual(checked - read, set(), "the server does not read them")
@@ -256,6 +281,11 @@ class Pods(unittest.TestCase):
             "MODEL_PATH": "/models/best.onnx",
         }
         self.assertEqual(found, expected)
+
+    def test_numbers_are_written_out(self):
+        for number in (64, 1048576, 2000000, 10**15):
+            found = environment(server_of(chart.objects(MINIMAL | {"settings": {"MAX_QUEUE_SIZE": number}})))
+            self.assertEqual(found["MAX_QUEUE_SIZE"], str(number))
 
     def test_probes_and_scrapes_go_to_the_admin_port_or_where_it_is_off_to_the_main_one(self):
         monitored = {"monitoring": {"podMonitor": {"enabled": True}}}
@@ -461,10 +491,26 @@ class Together(unittest.TestCase):
         namespace = {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}
         pods = {"matchLabels": {"app.kubernetes.io/name": "prometheus"}}
         monitoring = [{"namespaceSelector": namespace, "podSelector": pods}]
-        self.assertEqual(sources({}), [([{"podSelector": {}}], "http"), (monitoring, "admin")])
-        self.assertEqual(sources({"from": []}), [(monitoring, "admin")])
-        self.assertEqual(sources({"from": [], "monitoringFrom": []}), [])
+        labels = {"app.kubernetes.io/name": "model-serving-test", "app.kubernetes.io/instance": "model-serving"}
+        tester = {"podSelector": {"matchLabels": labels}}
+        self.assertEqual(sources({}), [([{"podSelector": {}}, tester], "http"), (monitoring, "admin")])
+        self.assertEqual(sources({"from": []}), [([tester], "http"), (monitoring, "admin")])
+        self.assertEqual(sources({"from": [], "monitoringFrom": []}), [([tester], "http")])
         self.assertEqual(sources({"fromAnywhere": True}), [(None, "http"), (monitoring, "admin")])
+
+    def test_helm_s_own_test_gets_through_whoever_else_may_predict(self):
+        for name in chart.VALUE_SETS:
+            found = chart.objects(chart.values(name), {"name": "vision", "namespace": "models"})
+            policy = chart.find(found, "NetworkPolicy")
+            if not policy:
+                continue
+            tester = chart.find(found, "Pod")["metadata"]["labels"]
+            peers = [
+                peer["podSelector"].get("matchLabels", {})
+                for peer in policy["spec"]["ingress"][0]["from"]
+                if "namespaceSelector" not in peer
+            ]
+            self.assertTrue([peer for peer in peers if peer and peer.items() <= tester.items()], name)
 
     def test_the_policy_lets_out_what_the_model_s_source_and_the_settings_need(self):
         def ports(given: dict) -> set[int]:

@@ -95,8 +95,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- $settings := dict -}}
 {{- range $name, $value := .Values.settings -}}
-{{- if ne (toString $value) "" -}}
-{{- $_ := set $settings $name (toString $value) -}}
+{{- /* Numbers are floating ones here, which are written as 1e+06 from a million on. */ -}}
+{{- $text := kindIs "float64" $value | ternary (int64 $value | toString) (toString $value) -}}
+{{- if ne $text "" -}}
+{{- $_ := set $settings $name $text -}}
 {{- end -}}
 {{- end -}}
 {{- toYaml (merge $settings $computed) -}}
@@ -154,6 +156,28 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- if le (mul .Values.terminationGracePeriodSeconds 1000) (add (mul .Values.preStopSeconds 1000) $drain 1000) -}}
 {{- fail (printf "terminationGracePeriodSeconds must be more than preStopSeconds, the drain (%v s) and 1 s together, or a pod is killed before it has drained" (divf $drain 1000)) -}}
+{{- end -}}
+{{- range $name, $_ := .Values.podLabels -}}
+{{- if has $name (list "app" "app.kubernetes.io/name" "app.kubernetes.io/instance") -}}
+{{- fail (printf "podLabels.%s is the chart's own: selectors and alerts find the pods by it" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.admin.enabled (eq (int .Values.admin.port) 8000) -}}
+{{- fail "admin.port is 8000, which is the main port" -}}
+{{- end -}}
+{{- $known := include "model-serving.environment" . | fromYaml -}}
+{{- range .Values.extraEnv -}}
+{{- if or (hasKey $known .name) (has .name (list "ADMIN_PORT" "API_KEY_FILE" "WATCH_MODEL" "HOST" "PORT")) -}}
+{{- fail (printf "extraEnv: %s would contradict what the chart or settings set" .name) -}}
+{{- end -}}
+{{- if hasPrefix "DRAIN_" .name -}}
+{{- fail (printf "extraEnv: %s is not compared with terminationGracePeriodSeconds; set it in settings" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- range .Values.model.fetch.env -}}
+{{- if has .name (list "LOG_LEVEL" "MODEL_DIR" "MODEL_SHA256" "MODEL_URI") -}}
+{{- fail (printf "model.fetch.env: %s would contradict what the chart sets" .name) -}}
+{{- end -}}
 {{- end -}}
 {{- range .Values.extraArgs -}}
 {{- if regexMatch "^--drain-(delay|timeout)" . -}}
