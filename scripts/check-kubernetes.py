@@ -271,6 +271,15 @@ class Rendering:
         probe = self.server["startupProbe"]
         loading = probe["periodSeconds"] * probe["failureThreshold"]
         gives_up = self.workload["spec"].get("progressDeadlineSeconds", 600)
+        # Else more pods are ending at once than the quota has room for: each takes as long as its hook sleeps.
+        hook = self.server["lifecycle"]["preStop"]["sleep"]["seconds"]
+        ready = self.workload["spec"].get("minReadySeconds", 0)
+        self.expect(ready * TERMINATING >= hook, f"pods follow each other after {ready} s, and take {hook} s to go")
+        # Nothing in the volume is worth a node that stays.
+        annotations = self.workload["spec"]["template"]["metadata"].get("annotations", {})
+        local = annotations.get("cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes", "").split(",")
+        empty = [it["name"] for it in self.pod["volumes"] if "emptyDir" in it]
+        self.expect(set(empty) <= set(local), f"the volumes {empty} keep nodes from being removed")
         # An image and a model of some gigabytes take ten minutes on a slow day.
         self.expect(
             gives_up >= loading + 600, f"a rollout is given up after {gives_up} s, loading may take {loading} s"

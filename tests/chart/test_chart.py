@@ -19,6 +19,8 @@ MODEL = {"model": {"uri": "gs://bucket/best.onnx"}}
 MINIMAL = IMAGE | MODEL
 SLICE = {"enabled": True, "resource": "nvidia.com/mig-1g.10gb"}
 GKE = {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}
+CPU_STRATEGY = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+GPU_STRATEGY = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
 # As long as Helm allows.
 LONG = {"name": "a" * 53, "namespace": "models"}
 
@@ -322,6 +324,17 @@ class Pods(unittest.TestCase):
             found = chart.objects(MINIMAL | {"startupSeconds": seconds})
             self.assertEqual(chart.find(found, "Deployment")["spec"]["progressDeadlineSeconds"], seconds + 900)
 
+    def test_a_fetched_model_keeps_no_node_from_being_removed(self):
+        local = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
+        for given, expected in (
+            (MINIMAL, {local: "models"}),
+            (MINIMAL | {"podAnnotations": {"owner": "vision"}}, {local: "models", "owner": "vision"}),
+            (MINIMAL | {"podAnnotations": {local: "models,scratch"}}, {local: "models,scratch"}),
+            (IMAGE | {"model": {"configMap": "digits"}}, None),
+        ):
+            template = chart.find(chart.objects(given), "Deployment")["spec"]["template"]
+            self.assertEqual(template["metadata"].get("annotations"), expected)
+
     def test_disk_is_asked_for_in_both_containers_where_that_is_said_and_a_model_is_fetched(self):
         fetch = {"fetch": {"ephemeralStorage": "6Gi"}}
         for gpu in (False, True):
@@ -353,13 +366,13 @@ class Pods(unittest.TestCase):
         self.assertEqual(pod["nodeSelector"], {"nvidia.com/gpu.present": "true"})
         self.assertEqual([toleration["key"] for toleration in pod["tolerations"]], ["nvidia.com/gpu"])
         strategy = chart.find(found, "Deployment")["spec"]["strategy"]
-        self.assertEqual(strategy, {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}})
+        self.assertEqual(strategy, GPU_STRATEGY)
         # Without a GPU nothing of it stays.
         found = chart.objects(MINIMAL | {"gpu": {"nodeSelector": {"a": "b"}, "runtimeClassName": "nvidia"}})
         self.assertNotIn("nvidia", json.dumps(found))
         self.assertNotIn("nodeSelector", pod_of(found))
         strategy = chart.find(found, "Deployment")["spec"]["strategy"]
-        self.assertEqual(strategy, {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}})
+        self.assertEqual(strategy, CPU_STRATEGY)
 
     def test_the_image_is_the_chart_s_version_for_the_device_unless_it_is_said(self):
         repository = "registry.example.com/model-serving"
