@@ -184,14 +184,13 @@ play-kube: onnxruntime $(LINTERS)/ready ## The pod of the CPU overlay under podm
 advisories: $(LINTERS)/ready ## Known vulnerabilities of dependencies; needs the advisory database from the internet
 	$(LINTERS)/bin/cargo-deny --locked check --hide-inclusion-graph advisories
 
-# On a copy, so that nothing is written into the tree. A lock file that is there is held to.
+# On a copy, so that nothing is written into the tree. The lock files are held to.
 validate-terraform: ## Terraform's own check of terraform/; needs its providers from the internet
 	rm -rf target/terraform
+	mkdir -p target
 	cp -r terraform target/terraform
 	@for environment in target/terraform/environments/*; do \
-		lock=-lockfile=readonly; \
-		[ -e $$environment/.terraform.lock.hcl ] || { lock=; echo "no lock file in $$environment: make lock-terraform writes it"; }; \
-		(set -x; terraform -chdir=$$environment init -backend=false -input=false $$lock; terraform -chdir=$$environment validate); \
+		(set -x; terraform -chdir=$$environment init -backend=false -input=false -lockfile=readonly; terraform -chdir=$$environment validate); \
 	done
 
 lock-terraform: ## Write the lock files of Terraform's providers, to be committed; needs the internet

@@ -633,6 +633,38 @@ fn names_in_google_cloud_are_not_too_long() {
 }
 
 #[test]
+fn the_lock_files_pin_every_provider_for_both_environments() {
+    let locks = ENVIRONMENTS.map(|name| {
+        read(format!(
+            "terraform/environments/{name}/.terraform.lock.hcl"
+        ))
+    });
+    assert_eq!(locks[0], locks[1]);
+    let blocks: Vec<&str> = locks[0].split("\nprovider ").skip(1).collect();
+    let versions = read(format!("{MODULE}/versions.tf"));
+    let sources: Vec<&str> = versions
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("source "))
+        .filter_map(|line| line.split('"').nth(1))
+        .collect();
+    assert_eq!((blocks.len(), sources.len()), (2, 2));
+    // Terraform writes `>= 7.19, < 9` so.
+    assert_eq!(versions.matches("version = \">= 7.19, < 9\"").count(), 2);
+    for source in sources {
+        let block = blocks
+            .iter()
+            .find(|block| block.starts_with(&format!("\"registry.terraform.io/{source}\"")))
+            .unwrap_or_else(|| panic!("nothing pins {source}"));
+        assert!(block.contains("constraints = \">= 7.19.0, < 9.0.0\""));
+        // Of the unpacked provider for some platforms, and of the archives for all.
+        assert!(block.matches("\"h1:").count() >= 3, "{block}");
+        assert!(block.matches("\"zh:").count() >= 11, "{block}");
+    }
+    assert!(read("Makefile").contains("-lockfile=readonly"));
+    assert!(read(".github/workflows/terraform.yml").contains("-lockfile=readonly"));
+}
+
+#[test]
 fn dependabot_looks_at_actions_and_providers() {
     let text = read(".github/dependabot.yml");
     for folder in [
