@@ -14,6 +14,15 @@ use sd_notify::NotifyState;
 /// Whether the log tells that it cannot be reached.
 static TOLD: AtomicBool = AtomicBool::new(false);
 
+/// How long a start may take from when it is told that there is progress: as long as the unit allows a whole one.
+const START: Duration = Duration::from_secs(600);
+
+/// The server is not ready yet, and is getting on.
+pub fn starting() {
+    let microseconds = u32::try_from(START.as_micros()).unwrap_or(u32::MAX);
+    tell(&[NotifyState::ExtendTimeoutUsec(microseconds)]);
+}
+
 /// The models are served.
 pub fn ready() {
     tell(&[NotifyState::Ready]);
@@ -66,11 +75,7 @@ fn send(states: &[NotifyState<'_>]) -> std::io::Result<()> {
     let socket = UnixDatagram::unbound()?;
     socket.connect_addr(&address)?;
     let lines: Vec<String> = states.iter().map(ToString::to_string).collect();
-    let text = lines.join(
-        "
-",
-    ) + "
-";
+    let text = lines.join("\n") + "\n";
     socket.send(text.as_bytes()).map(drop)
 }
 

@@ -18,6 +18,7 @@ mod web;
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -1035,4 +1036,105 @@ fn an_object_that_is_replaced_after_it_was_listed_is_not_taken_beside_the_others
             .iter()
             .all(|(name, _)| name.starts_with(".fetch/"))
     );
+}
+
+#[test]
+fn a_stop_is_heeded_while_a_large_file_is_hashed() {
+    let server = WebServer::start(|_, _| unreachable!());
+    let folder = tempfile::tempdir().unwrap();
+    // All holes: it takes no room, and many minutes to read.
+    let large = std::fs::File::create(folder.path().join("m.onnx")).unwrap();
+    large.set_len(1 << 40).unwrap();
+    let digest = sha256(b"another");
+    let uri = server.url("/m.onnx");
+    let mut command = command(&server, &uri, folder.path(), &["--sha256", &digest]);
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let counts = format!("/proc/{}/io", child.id());
+    support::until("it reads the file", || {
+        let counts = std::fs::read_to_string(&counts).unwrap();
+        let read = counts.lines().find_map(|it| it.strip_prefix("rchar: "));
+        read.unwrap().parse::<u64>().unwrap() > 64 << 20
+    });
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+    support::until("it has ended", || child.try_wait().unwrap().is_some());
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(String::from_utf8(ended.stderr).unwrap().contains("SIGTERM"));
+}
+
+#[test]
+fn a_list_without_an_end_is_given_up() {
+    let object = "<Contents><Key>m/a.onnx</Key><LastModified>2026-11-27T20:00:00Z</LastModified><ETag>\"v1\"</ETag><Size>1</Size></Contents>";
+    for (objects, part) in [(0, "did not end"), (1_000, "more than 10000 objects")] {
+        let page = format!(
+            "<?xml version='1.0'?><ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>again</NextContinuationToken>{}</ListBucketResult>",
+            object.repeat(objects)
+        );
+        let server = WebServer::start(move |_, _| Answer::new(200, page.clone()));
+        let folder = tempfile::tempdir().unwrap();
+        // As long as a busy machine may take for ten pages; whoever waits for the end of the list would wait for ever.
+        let timeout = if objects == 0 { "2s" } else { "2m" };
+        let flags = ["--timeout", timeout];
+        let mut command = command(&server, "gs://b/m/", folder.path(), &flags);
+        command
+            .env("GOOGLE_BASE_URL", server.url(""))
+            .env("GOOGLE_SKIP_SIGNATURE", "true");
+        let done = run(command);
+        assert!(
+            done.code == Some(1) && done.error.contains(part),
+            "{done:?}"
+        );
+    }
+}
+
+#[test]
+fn whoever_has_no_credentials_is_told_which_to_set() {
+    let server = WebServer::start(|_, _| Answer::new(404, ""));
+    let folder = tempfile::tempdir().unwrap();
+    let address = server.url("");
+    let host = address.trim_start_matches("https://").to_owned();
+    for (uri, variables, part) in [
+        (
+            "s3://b/m.onnx",
+            &[("AWS_METADATA_ENDPOINT", address.as_str())][..],
+            "AWS_ACCESS_KEY_ID",
+        ),
+        // It is asked without TLS, which this one does not understand.
+        (
+            "gs://b/m.onnx",
+            &[
+                ("GCE_METADATA_HOST", host.as_str()),
+                ("GCE_METADATA_IP", host.as_str()),
+            ][..],
+            "GOOGLE_APPLICATION_CREDENTIALS",
+        ),
+    ] {
+        let mut command = command(&server, uri, folder.path(), &["--timeout", "1s"]);
+        command
+            .env("HOME", folder.path())
+            .envs(variables.iter().copied());
+        let done = run(command);
+        assert_eq!(done.code, Some(1), "{done:?}");
+        for part in ["no credentials are set", part, "SKIP_SIGNATURE"] {
+            assert!(done.error.contains(part), "{done:?}");
+        }
+    }
+}
+
+#[test]
+fn systemd_is_told_to_wait_while_a_model_comes() {
+    let server = WebServer::start(|asked, _| Answer::file(asked, b"model", TAG));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    let models = folder.path().join("models");
+    let mut command = command(&server, &server.url("/m.onnx"), &models, &[]);
+    command.env("NOTIFY_SOCKET", &path);
+    run(command).last();
+    socket.set_nonblocking(true).unwrap();
+    let mut buffer = [0; 100];
+    let length = socket.recv(&mut buffer).unwrap();
+    let told = std::str::from_utf8(&buffer[..length]).unwrap();
+    assert_eq!(told.trim(), "EXTEND_TIMEOUT_USEC=600000000");
 }

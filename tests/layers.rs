@@ -26,7 +26,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "units",
         ],
     ),
-    ("fetch", &["chance", "version"]),
+    ("fetch", &["chance", "service_manager", "version"]),
     ("healthcheck", &["address"]),
     ("listening", &["address"]),
     (
@@ -183,6 +183,8 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("object_store", &["fetch"]),
     ("rustls", &["fetch"]),
     ("indicatif", &["fetch/progress.rs"]),
+    ("httpdate", &["fetch/web.rs"]),
+    ("humantime", &["fetch/bucket.rs"]),
     (
         "sha2",
         &["model/onnx.rs", "http/api_keys.rs", "fetch/digest.rs"],

@@ -119,6 +119,11 @@ const WRONG: &[Wrong] = &[
         USAGE,
     ),
     shape(
+        "fetch https://host/m.onnx",
+        "fetch needs --to DIR, which is missing",
+        "usage: model-serving fetch [OPTIONS] --to <DIR> [URI] [-- SERVE FLAGS] (more: model-serving fetch --help)",
+    ),
+    shape(
         "INSPECT model.onnx",
         "there is no command 'INSPECT'; did you mean inspect?",
         USAGE,
@@ -356,15 +361,15 @@ const WRONG: &[Wrong] = &[
     ),
     flags(
         "inspect s3://bucket/m.onnx",
-        "the argument MODEL.onnx: 's3://bucket/m.onnx' is an address, and this server fetches nothing; copy it first (aws s3 cp URL .), and give the path of the file",
+        "the argument MODEL.onnx: 's3://bucket/m.onnx' is an address, and this server fetches nothing; bring it first (model-serving fetch URL --to DIR), and give the path of the file",
     ),
     flags(
         "tune hf://org/name --time 1s",
-        "the argument MODEL.onnx: 'hf://org/name' is an address, and this server fetches nothing; download it first (hf download REPOSITORY FILE --local-dir .), and give the path of the file",
+        "the argument MODEL.onnx: 'hf://org/name' is an address, and this server fetches nothing; bring it first (model-serving fetch URL --to DIR), and give the path of the file",
     ),
     flags(
         "--model https://me:secret@host/m.onnx?token=secret",
-        "the flag --model (variable MODEL_PATH): 'https://host/m.onnx' is an address, and this server fetches nothing; download it first (curl -LO URL), and set --model (MODEL_PATH) to the file",
+        "the flag --model (variable MODEL_PATH): 'https://host/m.onnx' is an address, and this server fetches nothing; bring it first (model-serving fetch URL --to DIR), and set --model (MODEL_PATH) to the file",
     ),
     at_run_time(
         "--onnxruntime FOLDER",
@@ -487,7 +492,7 @@ const WRONG: &[Wrong] = &[
     variables(
         "",
         &[("MODEL_PATH", "hf://org/name")],
-        "the variable MODEL_PATH (flag --model): 'hf://org/name' is an address, and this server fetches nothing; download it first (hf download REPOSITORY FILE --local-dir .), and set --model (MODEL_PATH) to the file",
+        "the variable MODEL_PATH (flag --model): 'hf://org/name' is an address, and this server fetches nothing; bring it first (model-serving fetch URL --to DIR), and set --model (MODEL_PATH) to the file",
     ),
     variables(
         "",

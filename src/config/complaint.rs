@@ -315,9 +315,9 @@ pub(super) fn given_flags(arguments: &[OsString]) -> Vec<(String, OsString)> {
     given
 }
 
-/// `URL`, of `[URL]` or `<URL>`.
-fn bare(argument: &str) -> &str {
-    argument.trim_matches(['<', '>', '[', ']'])
+/// `URL`, of `[URL]` or `<URL>`; `--to DIR`, of `--to <DIR>`.
+fn bare(argument: &str) -> String {
+    argument.replace(['<', '>', '[', ']'], "")
 }
 
 /// `port`, of `--port <PORT>`.

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::client::{HttpClient, HttpConnector};
@@ -25,6 +25,17 @@ use super::origin::{Opened, Place, RemoteFile};
 use super::part::{Resume, Version};
 use super::uri::{self, Provider, StoreSource};
 use super::web::follow_nobody;
+
+/// The most objects of a folder. A model has a handful; a store that lists more may never end.
+const MOST_OBJECTS: usize = 10_000;
+
+/// Where the platforms' own servers give out credentials: of Amazon, Google and Azure.
+const PLATFORM_PATHS: [&str; 4] = [
+    "/latest/api/token",
+    "/latest/meta-data/",
+    "/computeMetadata/",
+    "/metadata/identity/",
+];
 
 /// A bucket, and the place in it.
 #[derive(Clone)]
@@ -105,7 +116,7 @@ impl Bucket {
                 let name = key.rsplit('/').next().unwrap_or(key);
                 Ok(vec![remote(name, found)])
             }
-            Err(error) => match Failure::of_store(&error) {
+            Err(error) => match self.failure(&error) {
                 // Whoever leaves the slash out may mean a folder all the same.
                 Failure::NotFound(reason) => match self.below(&path).await {
                     Ok(files) if files.is_empty() => Err(Failure::NotFound(reason)),
@@ -118,14 +129,52 @@ impl Bucket {
         }
     }
 
+    /// What an error means. Where no credentials were set, the platform's own server was asked for some.
+    fn failure(&self, error: &object_store::Error) -> Failure {
+        let fix = match self.source.provider {
+            Provider::Google => {
+                "GOOGLE_APPLICATION_CREDENTIALS names a file of them, and GOOGLE_SKIP_SIGNATURE=true"
+            }
+            Provider::Amazon => {
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are some (profiles in ~/.aws are not read), and AWS_SKIP_SIGNATURE=true"
+            }
+            Provider::Azure => {
+                "AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_KEY is one, and AZURE_SKIP_SIGNATURE=true"
+            }
+        };
+        let explain = |reason: String| {
+            if PLATFORM_PATHS.iter().any(|path| reason.contains(path)) {
+                format!(
+                    "no credentials are set, and the platform gives none; {fix} is for what is public ({reason})"
+                )
+            } else {
+                reason
+            }
+        };
+        match Failure::of_store(error) {
+            Failure::Transient { reason, pause } => Failure::Transient {
+                reason: explain(reason),
+                pause,
+            },
+            Failure::Permanent(reason) => Failure::Permanent(explain(reason)),
+            other => other,
+        }
+    }
+
     async fn below(&self, prefix: &Path) -> Result<Vec<RemoteFile>, Failure> {
         let inside = (!prefix.as_ref().is_empty()).then_some(prefix);
         let found: Vec<ObjectMeta> = self
             .store
             .list(inside)
+            .take(MOST_OBJECTS + 1)
             .try_collect()
             .await
-            .map_err(|error| Failure::of_store(&error))?;
+            .map_err(|error| self.failure(&error))?;
+        if found.len() > MOST_OBJECTS {
+            return Err(Failure::Permanent(format!(
+                "more than {MOST_OBJECTS} objects lie below it; name the folder of one model"
+            )));
+        }
         let mut files = Vec::with_capacity(found.len());
         for object in found {
             let location = object.location.as_ref();
@@ -167,14 +216,15 @@ impl Bucket {
             object_store::Error::Precondition { .. } if resume.is_none() => {
                 Failure::Permanent("it was replaced after it was listed; fetch again".to_owned())
             }
-            error => Failure::of_store(error),
+            error => self.failure(error),
         })?;
         let version = Version {
             validator: got.meta.e_tag.clone(),
             total: Some(got.meta.size),
         };
         let from = got.range.start;
-        let bytes = got.into_stream().map_err(|error| Failure::of_store(&error));
+        let bytes = got.into_stream();
+        let bytes = bytes.map_err(|error| Failure::of_store(&error));
         Ok(Opened {
             from,
             version,
@@ -202,7 +252,10 @@ impl HttpConnector for Connector {
             "false" | "0" => false,
             other => return Err(wrong(format!("'{other}' is neither true nor false").into())),
         };
-        let client = follow_nobody(self.idle, allowed);
+        // The library waits shorter for the platform's own server of credentials, which is near or not there at all.
+        let connect = options.get_config_value(&ClientConfigKey::ConnectTimeout);
+        let connect = connect.and_then(|time| humantime::parse_duration(&time).ok());
+        let client = follow_nobody(self.idle, connect, allowed);
         Ok(HttpClient::new(
             client.map_err(|error| wrong(Box::new(error)))?,
         ))

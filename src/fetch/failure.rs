@@ -23,6 +23,9 @@ pub(super) enum Failure {
     Permanent(String),
 }
 
+/// Why an attempt failed that met another version than the one before.
+pub(super) const CHANGED: &str = "it changed while it was fetched";
+
 /// The most of a server's own words that is repeated.
 const LONGEST: usize = 300;
 

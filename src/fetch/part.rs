@@ -1,15 +1,18 @@
-//! A file that has not all arrived yet, beside a note of which version of it this is the beginning of.
+//! A file that has not all arrived yet, beside a note of which version of it this is the beginning of, and of its digest.
 //!
-//! Invariant: bytes of two versions are never put together. Where the note is missing or says something else, the file
-//! begins anew.
+//! Invariant: bytes of two versions are never put together, and what was not written as it arrived is not gone on with:
+//! where the note is missing or says something else, the file begins anew.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::digest::{self, Digest, Hasher};
+
+/// How many bytes arrive between two notes: as many are fetched again after a crash.
+const NOTED_EVERY: u64 = 16 << 20;
 
 /// What has arrived of a file.
 pub(super) struct Part {
@@ -17,7 +20,20 @@ pub(super) struct Part {
     file: File,
     hasher: Hasher,
     length: u64,
+    /// How much of it the note tells of.
+    noted: u64,
     version: Version,
+}
+
+/// What the note says. A file that has the right length can still have lost what was written last: with the power, say.
+#[derive(Debug, Serialize, Deserialize)]
+struct Note {
+    #[serde(flatten)]
+    version: Version,
+    /// The bytes that were there.
+    length: u64,
+    /// Their SHA-256.
+    sha256: String,
 }
 
 /// Which version of a file it is, and how long that is, as far as the server said.
@@ -63,22 +79,49 @@ impl Part {
             file,
             hasher: Hasher::default(),
             length: 0,
+            noted: 0,
             version: Version::default(),
         };
         let note = std::fs::read(part.note()).ok();
-        let version = note.and_then(|note| serde_json::from_slice::<Version>(&note).ok());
-        match version {
-            Some(version) if version.validator.is_some() => {
-                part.version = version;
-                part.length = digest::read_into(&mut part.hasher, &mut part.file)?;
-                // What is complete was about to be put into its place; it may have been replaced since.
-                if part.version.total.is_some_and(|total| part.length >= total) {
-                    part.begin(Version::default())?;
-                }
+        let note = note.and_then(|note| serde_json::from_slice::<Note>(&note).ok());
+        match note {
+            Some(note) if part.is_as_noted(&note)? => {
+                part.file.set_len(note.length)?;
+                part.length = note.length;
+                part.noted = note.length;
+                part.version = note.version;
             }
             _ => part.begin(Version::default())?,
         }
         Ok(part)
+    }
+
+    /// Whether what is there begins with what `note` tells of, and is to be gone on with. It is in the hasher then.
+    fn is_as_noted(&mut self, note: &Note) -> io::Result<bool> {
+        // What is complete was about to be put into its place; it may have been replaced since.
+        let is_complete = note.version.total.is_some_and(|total| note.length >= total);
+        if is_complete || note.version.validator.is_none() {
+            return Ok(false);
+        }
+        let mut beginning = Read::by_ref(&mut self.file).take(note.length);
+        let read = digest::read_into(&mut self.hasher, &mut beginning)?;
+        let digest = self.hasher.clone().finish().to_string();
+        Ok(read == note.length && digest == note.sha256)
+    }
+
+    /// Writes down what is there, if it can be gone on with.
+    fn note_down(&mut self) -> io::Result<()> {
+        if self.version.validator.is_none() {
+            return Ok(());
+        }
+        let note = Note {
+            version: self.version.clone(),
+            length: self.length,
+            sha256: self.hasher.clone().finish().to_string(),
+        };
+        std::fs::write(self.note(), serde_json::to_vec(&note)?)?;
+        self.noted = self.length;
+        Ok(())
     }
 
     fn note(&self) -> PathBuf {
@@ -110,12 +153,9 @@ impl Part {
         self.file.set_len(0)?;
         self.hasher = Hasher::default();
         self.length = 0;
-        match serde_json::to_vec(&version) {
-            Ok(note) if version.validator.is_some() => std::fs::write(self.note(), note)?,
-            _ => remove(&self.note())?,
-        }
+        self.noted = 0;
         self.version = version;
-        Ok(())
+        remove(&self.note())
     }
 
     /// Adds what comes next.
@@ -123,18 +163,31 @@ impl Part {
         self.file.write_all(bytes)?;
         self.hasher.update(bytes);
         self.length += bytes.len() as u64;
+        if self.length - self.noted >= NOTED_EVERY {
+            self.note_down()?;
+        }
         Ok(())
     }
 
     /// All has arrived, and is on the disk.
-    pub(super) fn finish(self) -> io::Result<Arrived> {
+    pub(super) fn finish(mut self) -> io::Result<Arrived> {
         self.file.sync_all()?;
         remove(&self.note())?;
+        self.noted = self.length;
         Ok(Arrived {
-            path: self.path,
-            digest: self.hasher.finish(),
+            path: self.path.clone(),
+            digest: self.hasher.clone().finish(),
             length: self.length,
         })
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if self.length > self.noted {
+            // Without a note the next fetch begins anew, and nothing else is lost.
+            let _ = self.note_down();
+        }
     }
 }
 
@@ -203,6 +256,43 @@ mod tests {
             1,
             "the note stays behind"
         );
+    }
+
+    #[test]
+    fn only_what_is_still_there_as_it_arrived_is_gone_on_with() {
+        // What lies there, and how much of it is gone on with: it was "abc".
+        for (there, length) in [("abc", 3), ("abcXYZ", 3), ("abX", 0), ("ab", 0), ("", 0)] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut part = Part::open(folder.path(), "k").unwrap();
+            part.begin(version(Some("\"v1\""), 6)).unwrap();
+            part.write(b"abc").unwrap();
+            drop(part);
+            let path = folder.path().join("k.part");
+            std::fs::write(&path, there).unwrap();
+            let mut part = Part::open(folder.path(), "k").unwrap();
+            assert_eq!(part.length(), length, "{there}");
+            assert_eq!(part.resume().is_some(), length > 0, "{there}");
+            if length > 0 {
+                part.write(b"def").unwrap();
+                let arrived = part.finish().unwrap();
+                assert_eq!(std::fs::read(&path).unwrap(), b"abcdef");
+                assert_eq!(digest::of_file(&path).unwrap(), Some(arrived.digest));
+            }
+        }
+    }
+
+    #[test]
+    fn a_crash_costs_no_more_than_what_came_since_the_last_note() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut part = Part::open(folder.path(), "k").unwrap();
+        part.begin(version(Some("\"v1\""), 1 << 30)).unwrap();
+        let piece = vec![7; 1 << 20];
+        for _ in 0..20 {
+            part.write(&piece).unwrap();
+        }
+        std::mem::forget(part);
+        let part = Part::open(folder.path(), "k").unwrap();
+        assert_eq!(part.length(), NOTED_EVERY);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 use reqwest::header::{
-    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, IF_RANGE,
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, DATE, ETAG, HeaderMap, HeaderName, IF_RANGE,
     LAST_MODIFIED, RANGE, RETRY_AFTER,
 };
 use reqwest::redirect::{Attempt, Policy};
@@ -54,9 +54,7 @@ impl Web {
         if status.is_success() {
             return Ok(response);
         }
-        let pause = text(response.headers(), RETRY_AFTER);
-        let pause = pause.and_then(|it| it.trim().parse().ok());
-        Err(Failure::of_status(status, pause.map(Duration::from_secs)))
+        Err(Failure::of_status(status, retry_after(response.headers())))
     }
 
     pub(super) fn get(&self, url: Url) -> RequestBuilder {
@@ -122,9 +120,15 @@ fn builder(idle: Duration) -> ClientBuilder {
         .referer(false)
 }
 
-/// A client that follows no redirect, and speaks plain HTTP only if that is `allowed`.
-pub(super) fn follow_nobody(idle: Duration, allowed: bool) -> reqwest::Result<Client> {
+/// A client that follows no redirect, and speaks plain HTTP only if that is `allowed`. `connect` is how long a connection
+/// may take to come about, if that is another time than usually.
+pub(super) fn follow_nobody(
+    idle: Duration,
+    connect: Option<Duration>,
+    allowed: bool,
+) -> reqwest::Result<Client> {
     builder(idle)
+        .connect_timeout(connect.unwrap_or(CONNECT_TIMEOUT))
         .redirect(Policy::none())
         .https_only(!allowed)
         .build()
@@ -150,6 +154,17 @@ fn follow(attempt: Attempt) -> reqwest::redirect::Action {
 
 fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok()
+}
+
+/// How long `Retry-After` asks to wait: so many seconds, or until a date, which is compared with the server's own clock.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let asked = text(headers, RETRY_AFTER)?.trim();
+    if let Ok(seconds) = asked.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let then = httpdate::parse_http_date(asked).ok()?;
+    let now = httpdate::parse_http_date(text(headers, DATE)?).ok()?;
+    Some(then.duration_since(now).unwrap_or_default())
 }
 
 /// What names this version of a file well enough to put parts of it together: a strong entity tag, else its date.
@@ -186,6 +201,28 @@ mod tests {
             "bytes 3-5/x",
         ] {
             assert_eq!(content_range(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_server_asks_for_a_pause_in_seconds_or_by_a_date() {
+        let now = "Fri, 27 Nov 2026 22:00:00 GMT";
+        for (asked, date, pause) in [
+            (" 7 ", None, Some(7)),
+            ("0", None, Some(0)),
+            ("Fri, 27 Nov 2026 22:01:30 GMT", Some(now), Some(90)),
+            ("Fri, 27 Nov 2026 21:00:00 GMT", Some(now), Some(0)),
+            ("Fri, 27 Nov 2026 22:01:30 GMT", None, None),
+            ("-1", Some(now), None),
+            ("soon", Some(now), None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, asked.parse().unwrap());
+            if let Some(date) = date {
+                headers.insert(DATE, date.parse().unwrap());
+            }
+            let pause = pause.map(Duration::from_secs);
+            assert_eq!(retry_after(&headers), pause, "{asked}");
         }
     }
 

@@ -260,10 +260,9 @@ fn missing(path: &Path, source: std::io::Error) -> RepositoryError {
     if let Some((scheme, rest)) = path.to_str().and_then(|text| text.split_once("://")) {
         let fix = match scheme.to_ascii_lowercase().as_str() {
             "file" => "leave out file://",
-            "http" | "https" => "download it first (curl -LO URL)",
-            "s3" => "copy it first (aws s3 cp URL .)",
-            "gs" => "copy it first (gcloud storage cp URL .)",
-            "hf" => "download it first (hf download REPOSITORY FILE --local-dir .)",
+            "http" | "https" | "s3" | "gs" | "az" | "abfss" | "hf" => {
+                "bring it first (model-serving fetch URL --to DIR)"
+            }
             _ => "download it first",
         };
         // A signed address has its key behind the question mark, and a password stands before the host.

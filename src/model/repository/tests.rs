@@ -229,14 +229,13 @@ fn a_path_that_is_no_model_says_what_to_do() {
     for (path, parts) in [
         (
             "https://user:secret@host/m.onnx?key=secret",
-            ["https://host/m.onnx", "curl"],
+            ["https://host/m.onnx", "model-serving fetch"],
         ),
-        ("s3://bucket/m.onnx", ["s3://bucket/m.onnx", "aws s3 cp"]),
         (
-            "gs://bucket/m.onnx",
-            ["gs://bucket/m.onnx", "gcloud storage cp"],
+            "s3://bucket/m.onnx",
+            ["s3://bucket/m.onnx", "model-serving fetch"],
         ),
-        ("hf://org/name", ["hf://org/name", "hf download"]),
+        ("hf://org/name", ["hf://org/name", "model-serving fetch"]),
         ("file:///m.onnx", ["file:///m.onnx", "leave out file://"]),
     ] {
         let error = find(Path::new(path), None).unwrap_err().to_string();
