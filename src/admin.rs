@@ -6,9 +6,9 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use crate::http::accept::{self, ListenerConfig};
-use crate::http::connection::Site;
-use crate::http::drain::Drain;
+use crate::net::accept::{self, ListenerConfig};
+use crate::net::drain::Drain;
+use crate::net::site::{HttpService, Site};
 use crate::telemetry::metrics::Metrics;
 
 /// Connections to the admin port at once, beside those in reserve: a cluster's probes and several Prometheus servers.
@@ -28,9 +28,9 @@ impl Admin {
     ///
     /// # Errors
     /// When the operating system gives no thread, or nothing to wait with.
-    pub fn start(
+    pub fn start<S: HttpService>(
         listener: TcpListener,
-        site: Site,
+        site: Site<S>,
         config: ListenerConfig,
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {

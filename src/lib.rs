@@ -1,7 +1,7 @@
 //! model-serving: a small server for ONNX models.
 //!
 //! Read the modules in this order to follow one prediction. [`config`] and [`server`] put everything together. A
-//! request arrives at [`http`], where the accept loop, the connection and a handler turn bytes into a valid
+//! request arrives on a connection of [`net`], and at a route of [`http`], whose handler turns bytes into a valid
 //! [`batching::InferenceRequest`]. The handler looks its model up in the [`registry`] and submits the request to the
 //! model's [`batching::Scheduler`]. An idle instance thread takes it, with others, out of the queue and executes them
 //! in ONNX Runtime ([`runtime`]). The outputs travel back the same way, as views of the memory that ONNX Runtime
@@ -18,7 +18,6 @@ pub mod fetch;
 pub mod healthcheck;
 mod hints;
 pub mod inspect;
-pub mod listening;
 pub mod loading;
 pub mod process;
 pub mod reload;
@@ -31,6 +30,9 @@ pub mod watchdog;
 
 // The edge.
 pub mod http;
+
+// Connections, whatever is served on them.
+pub mod net;
 
 // Which models there are.
 pub mod registry;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
-use crate::http::drain::Drain;
+use crate::net::drain::Drain;
 use crate::registry::Registry;
 use crate::signals::Stop;
 

@@ -634,11 +634,8 @@ fn names_in_google_cloud_are_not_too_long() {
 
 #[test]
 fn the_lock_files_pin_every_provider_for_both_environments() {
-    let locks = ENVIRONMENTS.map(|name| {
-        read(format!(
-            "terraform/environments/{name}/.terraform.lock.hcl"
-        ))
-    });
+    let locks =
+        ENVIRONMENTS.map(|name| read(format!("terraform/environments/{name}/.terraform.lock.hcl")));
     assert_eq!(locks[0], locks[1]);
     let blocks: Vec<&str> = locks[0].split("\nprovider ").skip(1).collect();
     let versions = read(format!("{MODULE}/versions.tf"));

@@ -19,6 +19,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "healthcheck",
             "loading",
             "http",
+            "net",
             "runtime",
             "model",
             "telemetry",
@@ -28,7 +29,6 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("fetch", &["chance", "service_manager", "version"]),
     ("healthcheck", &["address"]),
-    ("listening", &["address"]),
     (
         "hints",
         &["curl", "registry", "telemetry", "address", "text_file"],
@@ -63,9 +63,9 @@ const LAYERS: &[(&str, &[&str])] = &[
             "signals",
             "hints",
             "reload",
-            "listening",
             "loading",
             "http",
+            "net",
             "registry",
             "batching",
             "gpu",
@@ -76,7 +76,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "version",
         ],
     ),
-    ("admin", &["http", "telemetry"]),
+    ("admin", &["net", "telemetry"]),
     (
         "watchdog",
         &[
@@ -88,7 +88,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "telemetry",
         ],
     ),
-    ("shutdown", &["signals", "http", "registry"]),
+    ("shutdown", &["signals", "net", "registry"]),
     ("service_manager", &[]),
     ("signals", &[]),
     ("process", &["runtime"]),
@@ -119,16 +119,17 @@ const LAYERS: &[(&str, &[&str])] = &[
         "http",
         &[
             "testkit",
+            "net",
             "registry",
             "batching",
             "model",
             "telemetry",
-            "chance",
             "tensor",
             "text_file",
             "units",
         ],
     ),
+    ("net", &["testkit", "telemetry", "address", "chance"]),
     ("registry", &["batching", "runtime", "model", "telemetry"]),
     (
         "batching",
@@ -153,10 +154,9 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     (
         "hyper",
         &[
-            "http/connection/mod.rs",
-            "http/connection/refusal.rs",
-            "http/connection/service.rs",
-            "http/connection/body.rs",
+            "net/connection/mod.rs",
+            "net/connection/service.rs",
+            "net/connection/body.rs",
             "healthcheck",
             "telemetry/collector.rs",
         ],
@@ -164,17 +164,14 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     (
         "hyper_util",
         &[
-            "http/connection/mod.rs",
+            "net/connection/mod.rs",
             "healthcheck",
             "telemetry/collector.rs",
         ],
     ),
-    ("tower", &["http"]),
+    ("tower", &["http", "net/site.rs"]),
     ("tower_http", &["http"]),
-    (
-        "socket2",
-        &["http/accept.rs", "http/connection/transport.rs"],
-    ),
+    ("socket2", &["net/accept.rs", "net/connection/transport.rs"]),
     ("ort", &["runtime"]),
     ("nvml_wrapper", &["gpu"]),
     ("prost", &["model/proto.rs"]),
@@ -202,7 +199,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("clap_complete", &["config"]),
     ("clap_mangen", &["config"]),
     ("sd_notify", &["service_manager"]),
-    ("libc", &["listening.rs", "process", "text_file.rs"]),
+    ("libc", &["net/listening.rs", "process", "text_file.rs"]),
 ];
 
 /// What is wrong with the file at `path` (relative to `src/`) that holds `text`.

@@ -26,12 +26,12 @@ use clap::CommandFactory as _;
 
 use crate::healthcheck::Target;
 use crate::http::HttpConfig;
-use crate::http::accept::{ListenerConfig, Port};
 use crate::http::api_keys::ApiKeys;
-use crate::http::connection::ConnectionConfig;
 use crate::loading::ModelsConfig;
 use crate::model::limits;
 use crate::model::repository::{self, RepositoryError};
+use crate::net::accept::{ListenerConfig, Port};
+use crate::net::connection::ConnectionConfig;
 use crate::server::Config;
 use crate::shutdown::DrainConfig;
 use crate::telemetry::logging::LogConfig;
@@ -151,7 +151,6 @@ impl ServeFlags {
                 .saturating_add(max_uri_size)
                 .saturating_mul(2),
             max_headers: self.max_headers.get().saturating_mul(2),
-            max_uri_bytes: max_uri_size,
             max_body_bytes: self.max_body_size.bytes(),
         };
         let execution = self.execution;

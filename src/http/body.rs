@@ -15,10 +15,10 @@ use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http_body_util::BodyExt;
 use tokio::time::Sleep;
 
-use super::connection::DeclaredTooLarge;
 use super::error::ApiError;
 use super::wire::json::quote;
 use crate::batching::Reservation;
+use crate::net::connection::DeclaredTooLarge;
 
 /// How far the buffer is grown on a client's word alone; beyond, only bytes that arrived make it grow. An image in JSON
 /// fits. What is never written to takes addresses and no memory.

@@ -22,8 +22,9 @@ use tower::{Layer, Service};
 use super::App;
 use super::error::ApiError;
 use super::headers;
-use super::places::NoPlace;
 use crate::batching::Timings;
+use crate::net::NoPlace;
+use crate::net::site::RefusedHead;
 use crate::registry::ServedModel;
 use crate::telemetry::panics;
 use crate::telemetry::request_ids::RequestIds;
@@ -120,12 +121,6 @@ where
 {
     let at = Instant::now();
     let route = request.extensions().get::<MatchedPath>().cloned();
-    if route.is_none()
-        && let Some(refused) = request.extensions_mut().remove::<RefusedHead>()
-    {
-        refused.tell(&app);
-        return Response::default();
-    }
     let route = Route(route);
     // Probes and scrapes come every few seconds from everywhere and say nothing when all is well.
     let quiet = app.quiet_routes.are_asked(request.method(), route.name());
@@ -223,31 +218,19 @@ impl Drop for Entry {
     }
 }
 
-/// A request of which hyper has refused the head, as the connection tells it.
-#[derive(Debug, Clone)]
-pub(super) struct RefusedHead {
-    /// What hyper has answered, if anything.
-    pub(super) status: Option<StatusCode>,
-    /// What was wrong, in hyper's words.
-    pub(super) reason: String,
-    /// The id that the answer has.
-    pub(super) id: Option<HeaderValue>,
-}
-
-impl RefusedHead {
-    fn tell(&self, app: &App) {
-        let status = self.status.as_ref().map_or(NO_STATUS, StatusCode::as_str);
-        app.metrics.count_response(UNMATCHED, status);
-        let request_id = self.id.clone().unwrap_or_else(new_id);
-        let (request_id, error) = (request_id.to_str().unwrap_or("-"), self.reason.as_str());
-        let route = UNMATCHED;
-        match self.status.map(|status| status.as_u16()) {
-            Some(status) => {
-                tracing::info!(target: "access", request_id, route, status, error, "request");
-            }
-            None => {
-                tracing::info!(target: "access", request_id, route, answered = false, reason = error, "request");
-            }
+/// Counts a request whose head was refused before it had a route, and writes its line.
+pub(super) fn tell_refused(app: &App, head: &RefusedHead) {
+    let status = head.status.as_ref().map_or(NO_STATUS, StatusCode::as_str);
+    app.metrics.count_response(UNMATCHED, status);
+    let request_id = head.id.clone().unwrap_or_else(new_id);
+    let (request_id, error) = (request_id.to_str().unwrap_or("-"), head.reason.as_str());
+    let route = UNMATCHED;
+    match head.status.map(|status| status.as_u16()) {
+        Some(status) => {
+            tracing::info!(target: "access", request_id, route, status, error, "request");
+        }
+        None => {
+            tracing::info!(target: "access", request_id, route, answered = false, reason = error, "request");
         }
     }
 }

@@ -1,23 +1,18 @@
 //! The edge: the only place that knows axum, HTTP and JSON. All routes stand on this page.
 //!
-//! A request passes the accept loop ([`accept`]), its connection ([`connection`]), what is common to all routes
-//! (`middleware`), and a handler. Invariant: every status comes from the one table in [`error`].
+//! A request comes from its connection ([`net`](crate::net)), passes what is common to all routes (`middleware`), and is
+//! answered by a handler; `edge` speaks for the routes where none is reached. Invariant: every status comes from the one table in [`error`].
 
-pub mod accept;
 pub mod api_keys;
 mod body;
-pub mod connection;
-pub mod drain;
+mod edge;
 pub mod error;
 mod exposition;
-mod giving_way;
 mod headers;
 mod health;
 mod media;
 mod metadata;
 mod middleware;
-mod phase;
-mod places;
 mod predict;
 mod quiet;
 pub mod wire;
@@ -32,12 +27,13 @@ use axum::routing::{MethodRouter, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::batching::MemoryBudget;
+use crate::net::drain::Drain;
+use crate::net::site::Site;
 use crate::registry::Registry;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Tracer;
 use api_keys::ApiKeys;
-use connection::Site;
-use drain::Drain;
+use edge::RouterEdge;
 use error::ApiError;
 use quiet::QuietRoutes;
 
@@ -83,7 +79,7 @@ pub struct App {
     /// How the server stops.
     drain: Drain,
     /// Probes and metrics.
-    quiet_routes: Arc<QuietRoutes>,
+    quiet_routes: QuietRoutes,
 }
 
 impl App {
@@ -105,7 +101,7 @@ impl App {
             config,
             tracer,
             drain,
-            quiet_routes: Arc::new(quiet_routes),
+            quiet_routes,
         }
     }
 }
@@ -201,16 +197,16 @@ pub fn model_of(path: &str) -> Option<&str> {
 
 /// What the main port serves: every route.
 #[must_use]
-pub fn site(app: Arc<App>) -> Site {
+pub fn site(app: Arc<App>) -> Site<Router> {
     Site {
-        quiet_routes: Arc::clone(&app.quiet_routes),
-        router: router(app),
+        edge: Arc::new(RouterEdge(Arc::clone(&app))),
+        service: router(app),
     }
 }
 
 /// What the admin port serves: probes and metrics, without a key.
 #[must_use]
-pub fn admin_site(app: &App) -> Site {
+pub fn admin_site(app: &App) -> Site<Router> {
     let app = App::new(
         Arc::clone(&app.registry),
         Arc::clone(&app.metrics),
@@ -230,8 +226,8 @@ pub fn admin_site(app: &App) -> Site {
         .collect();
     let missing = "no such route on the admin port, which has probes and metrics alone";
     Site {
-        quiet_routes: Arc::clone(&app.quiet_routes),
-        router: assemble(app, quiet.into_iter().chain(probes), missing),
+        edge: Arc::new(RouterEdge(Arc::clone(&app))),
+        service: assemble(app, quiet.into_iter().chain(probes), missing),
     }
 }
 

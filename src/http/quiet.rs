@@ -3,10 +3,10 @@
 //!
 //! Invariant: a prediction is none of them, whatever path a platform asks it to have.
 
-use axum::http::Method;
+use http::Method;
 
 /// The paths of probes and metrics.
-pub struct QuietRoutes {
+pub(super) struct QuietRoutes {
     paths: Vec<String>,
     /// Those that predictions are posted to as well.
     shared: Vec<String>,

@@ -7,22 +7,22 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
-use axum::BoxError;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use thiserror::Error;
 
 use super::shared::Shared;
-use crate::http::phase::Event;
+use crate::net::phase::Event;
+use crate::net::site::BoxError;
 
 /// Why a body is not received: a chunk declares more bytes than a body may have.
 #[derive(Debug, Error)]
 #[error("a chunk is larger than a body may be")]
-pub(in crate::http) struct DeclaredTooLarge;
+pub struct DeclaredTooLarge;
 
 /// A request's body that notes whether it was read to its end.
-pub(super) struct RequestBody {
+pub struct RequestBody {
     body: Incoming,
     ended: bool,
     shared: Arc<Shared>,
@@ -89,25 +89,25 @@ impl Drop for RequestBody {
 }
 
 /// An answer's body. hyper drops it when it has all of it in its buffers, which is long before a slow peer has it.
-pub(super) struct AnswerBody {
-    body: axum::body::Body,
+pub(super) struct AnswerBody<B> {
+    body: B,
     shared: Arc<Shared>,
 }
 
-impl AnswerBody {
-    pub(super) fn new(body: axum::body::Body, shared: Arc<Shared>) -> Self {
+impl<B> AnswerBody<B> {
+    pub(super) fn new(body: B, shared: Arc<Shared>) -> Self {
         Self { body, shared }
     }
 }
 
-impl Body for AnswerBody {
+impl<B: Body<Data = Bytes> + Unpin> Body for AnswerBody<B> {
     type Data = Bytes;
-    type Error = axum::Error;
+    type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         Pin::new(&mut self.body).poll_frame(context)
     }
 
@@ -120,7 +120,7 @@ impl Body for AnswerBody {
     }
 }
 
-impl Drop for AnswerBody {
+impl<B> Drop for AnswerBody<B> {
     fn drop(&mut self) {
         self.shared.note(Event::AnswerComplete);
     }

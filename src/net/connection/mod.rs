@@ -7,7 +7,6 @@
 
 mod body;
 mod chunks;
-mod refusal;
 mod service;
 mod shared;
 mod stream;
@@ -20,7 +19,7 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
-use axum::Router;
+use http::StatusCode;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -29,9 +28,9 @@ use super::drain::Drain;
 use super::giving_way;
 use super::phase::{Limits, Micros, Phase, Verdict, micros};
 use super::places::Place;
-use super::quiet::QuietRoutes;
+use super::site::{HttpService, RefusedHead, Site};
 use crate::chance::chance;
-pub(super) use body::DeclaredTooLarge;
+pub use body::{DeclaredTooLarge, RequestBody};
 use service::WatchedService;
 pub(super) use shared::Shared;
 use stream::WatchedStream;
@@ -54,8 +53,6 @@ pub struct ConnectionConfig {
     pub max_head_bytes: usize,
     /// The most headers that are read at all.
     pub max_headers: usize,
-    /// The longest URI that is taken, in bytes.
-    pub max_uri_bytes: usize,
     /// The most bytes that a chunked body may declare.
     pub max_body_bytes: usize,
 }
@@ -71,19 +68,10 @@ impl ConnectionConfig {
     }
 }
 
-/// What is served on every connection of a listener.
-#[derive(Clone)]
-pub struct Site {
-    /// The routes.
-    pub router: Router,
-    /// Probes and scrapes, which are answered even when every regular place is taken.
-    pub quiet_routes: Arc<QuietRoutes>,
-}
-
 /// Serves one connection until it ends, breaks a deadline, gives way, or is stopped.
-pub(super) async fn serve(
+pub(super) async fn serve<S: HttpService>(
     stream: TcpStream,
-    site: Site,
+    site: Site<S>,
     config: ConnectionConfig,
     drain: Drain,
     place: Place,
@@ -93,9 +81,9 @@ pub(super) async fn serve(
     serve_stream(stream, site, config, drain, Arc::new(place)).await;
 }
 
-async fn serve_stream<S: Transport>(
-    stream: S,
-    site: Site,
+async fn serve_stream<T: Transport, S: HttpService>(
+    stream: T,
+    site: Site<S>,
     config: ConnectionConfig,
     drain: Drain,
     place: Arc<Place>,
@@ -108,17 +96,14 @@ async fn serve_stream<S: Transport>(
     })
     .await;
     place.belongs_to(&shared);
-    let Site {
-        router,
-        quiet_routes,
-    } = site;
-    let stream = WatchedStream::new(stream, Arc::clone(&shared), &config);
+    let Site { service, edge } = site;
+    let stream = WatchedStream::new(stream, Arc::clone(&shared), Arc::clone(&edge), &config);
     let service = WatchedService {
-        router: router.clone(),
+        service,
+        edge: Arc::clone(&edge),
         shared: Arc::clone(&shared),
         drain: drain.clone(),
         place: Arc::clone(&place),
-        quiet_routes,
     };
     let connection = http1::Builder::new()
         .keep_alive(true)
@@ -144,8 +129,8 @@ async fn serve_stream<S: Transport>(
         tokio::select! {
             biased;
             ended = connection.as_mut() => {
-                if let Err(error) = ended {
-                    refusal::tell(router, &error, shared.refused()).await;
+                if let Some(refused) = ended.err().and_then(|error| refused(&error, &shared)) {
+                    edge.refused(&refused);
                 }
                 return;
             }
@@ -162,8 +147,8 @@ async fn serve_stream<S: Transport>(
                 // What has arrived until now is read first, and whoever has sent a request stays.
                 let polled = poll_fn(|context| Poll::Ready(connection.as_mut().poll(context)));
                 if let Poll::Ready(ended) = polled.await {
-                    if let Err(error) = ended {
-                        refusal::tell(router, &error, shared.refused()).await;
+                    if let Some(refused) = ended.err().and_then(|error| refused(&error, &shared)) {
+                        edge.refused(&refused);
                     }
                     return;
                 }
@@ -179,6 +164,26 @@ async fn serve_stream<S: Transport>(
             () = timer.as_mut() => {}
         }
     }
+}
+
+/// What hyper has answered, as its own table has it.
+fn refused(error: &hyper::Error, shared: &Shared) -> Option<RefusedHead> {
+    if !error.is_parse() {
+        return None;
+    }
+    let reason = error.to_string();
+    let status = if error.is_parse_version_h2() {
+        // It closes the connection without a word.
+        None
+    } else if !error.is_parse_too_large() {
+        Some(StatusCode::BAD_REQUEST)
+    } else if reason.contains("URI") {
+        Some(StatusCode::URI_TOO_LONG)
+    } else {
+        Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
+    };
+    let id = shared.refused().filter(|_| status.is_some());
+    Some(RefusedHead { status, reason, id })
 }
 
 /// `age`, give or take a tenth: connections that came about together need not all be made again together.
@@ -200,16 +205,18 @@ async fn asked_to_give_way(shared: &Shared) {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::StatusCode;
+    use axum::Router;
     use axum::routing::{get, post};
     use bytes::Bytes;
+    use http::{HeaderMap, HeaderValue, Method};
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
     use tokio::task::JoinHandle;
     use tokio::time::Instant;
 
     use super::*;
-    use crate::http::accept::{ListenerConfig, Port};
-    use crate::http::places::Places;
+    use crate::net::accept::{ListenerConfig, Port};
+    use crate::net::places::Places;
+    use crate::net::site::{Edge, Refusal};
     use crate::telemetry::metrics::Metrics;
 
     const BIG: usize = 200_000;
@@ -222,7 +229,6 @@ mod tests {
         max_age: None,
         max_head_bytes: 8192,
         max_headers: 100,
-        max_uri_bytes: 1000,
         max_body_bytes: 1 << 20,
     };
 
@@ -232,6 +238,25 @@ mod tests {
         let (least, most) = (ages.iter().min().unwrap(), ages.iter().max().unwrap());
         assert!(least.as_secs() >= 90 && most.as_secs() <= 110, "{ages:?}");
         assert!(most.abs_diff(*least).as_secs() >= 10, "{ages:?}");
+    }
+
+    /// An edge without probes or words of its own.
+    struct NoEdge;
+
+    impl Edge for NoEdge {
+        fn is_quiet(&self, _: &Method, _: &str) -> bool {
+            false
+        }
+
+        fn request_id<'h>(&self, _: &'h HeaderMap) -> Option<&'h HeaderValue> {
+            None
+        }
+
+        fn refusal(&self, _: StatusCode) -> Option<Refusal> {
+            None
+        }
+
+        fn refused(&self, _: &RefusedHead) {}
     }
 
     /// A peer of a connection, which holds a kilobyte on its way, in a time that passes only while everybody waits.
@@ -260,8 +285,8 @@ mod tests {
             let (stream, far_end) = tokio::io::duplex(1024);
             let drain = Drain::default();
             let site = Site {
-                router,
-                quiet_routes: Arc::new(QuietRoutes::new(&[], &[])),
+                service: router,
+                edge: Arc::new(NoEdge),
             };
             let metrics = Arc::new(Metrics::new().unwrap());
             let listener = ListenerConfig {

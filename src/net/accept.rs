@@ -10,9 +10,10 @@ use socket2::{SockFilter, SockRef};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
-use super::connection::{self, ConnectionConfig, Site};
+use super::connection::{self, ConnectionConfig};
 use super::drain::Drain;
 use super::places::{Place, Places};
+use super::site::{HttpService, Site};
 use crate::telemetry::metrics::Metrics;
 
 /// How long accepting pauses after a failure such as a full table of file descriptors: long enough not to spin, short
@@ -87,9 +88,9 @@ impl ListenerConfig {
 }
 
 /// Serves `site` on `listener` until `drain` stops it and the last connection is gone.
-pub async fn serve(
+pub async fn serve<S: HttpService>(
     listener: TcpListener,
-    site: Site,
+    site: Site<S>,
     config: ListenerConfig,
     drain: Drain,
     metrics: Arc<Metrics>,
@@ -232,7 +233,6 @@ mod tests {
             max_age: None,
             max_head_bytes: 0,
             max_headers: 0,
-            max_uri_bytes: 1000,
             max_body_bytes: 0,
         };
         let config = ListenerConfig {

@@ -9,14 +9,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
+use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::ConnectionConfig;
 use super::chunks::ChunkWatch;
-use super::refusal;
 use super::shared::Shared;
 use super::transport::{Reset, Transport};
-use crate::http::phase::{Event, Phase};
+use crate::net::phase::{Event, Phase};
+use crate::net::site::Edge;
 
 /// How many bytes are read and thrown away after the last answer.
 const LINGERING_BYTES: usize = 4 << 20;
@@ -44,26 +45,31 @@ pub(super) struct WatchedStream<S> {
     /// Ends when the peer is gone for good, while the end of what it sends is withheld, or it has sent what nobody reads yet.
     reset: Option<Reset>,
     last_read: LastRead,
-    /// What is still to be written in the place of an answer of hyper's own.
+    /// Says what is written in the place of an answer of hyper's own.
+    edge: Arc<dyn Edge>,
+    /// What is still to be written in its place.
     refusal: Vec<u8>,
     chunks: ChunkWatch,
-    /// The longest URI that is taken, in bytes.
-    max_uri: usize,
     discarded: usize,
     write_closed: bool,
 }
 
 impl<S> WatchedStream<S> {
-    pub(super) fn new(stream: S, shared: Arc<Shared>, config: &ConnectionConfig) -> Self {
+    pub(super) fn new(
+        stream: S,
+        shared: Arc<Shared>,
+        edge: Arc<dyn Edge>,
+        config: &ConnectionConfig,
+    ) -> Self {
         Self {
             stream,
             shared,
             end_withheld: false,
             reset: None,
             last_read: LastRead::Done,
+            edge,
             refusal: Vec::new(),
             chunks: ChunkWatch::new(config.max_body_bytes.try_into().unwrap_or(u64::MAX)),
-            max_uri: config.max_uri_bytes,
             discarded: 0,
             write_closed: false,
         }
@@ -121,9 +127,11 @@ impl<S: Transport> WatchedStream<S> {
             ) {
                 return None;
             }
-            let (id, refusal) = refusal::in_words(answer, self.max_uri)?;
-            self.shared.note_refusal(id);
-            self.refusal = refusal;
+            let status = answer.strip_prefix(b"HTTP/1.1 ")?.get(..3)?;
+            let status = StatusCode::from_bytes(status).ok()?;
+            let refusal = self.edge.refusal(status)?;
+            self.shared.note_refusal(refusal.id);
+            self.refusal = refusal.bytes;
         }
         while !self.refusal.is_empty() {
             let written = Pin::new(&mut self.stream).poll_write(context, &self.refusal);

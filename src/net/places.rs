@@ -29,7 +29,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// In a request's extensions: there is no place for it, and it is to be refused.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct NoPlace;
+pub struct NoPlace;
 
 /// The places of one listener.
 pub(super) struct Places {

@@ -2,7 +2,7 @@
 //!
 //! Invariant: the state changes by an event only, as `phase` says.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -10,17 +10,18 @@ use http::HeaderValue;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::http::phase::{Event, Micros, Phase, State, micros};
-use crate::http::places::Departure;
+use crate::net::phase::{Event, Micros, Phase, State, micros};
+use crate::net::places::Departure;
 
 /// What the stream, the service and the bodies of one connection know of each other. All live on one task, so plain
 /// atomic loads and stores suffice. Others only look: whoever needs a place, for one that can give way.
-pub(in crate::http) struct Shared {
+pub(in crate::net) struct Shared {
     pub(super) start: Instant,
     /// When the connection is so old that the next answer is to be its last.
     old_at: Option<Instant>,
     /// The fields of a [`State`].
     phase: AtomicU8,
+    open: AtomicU32,
     since: AtomicU64,
     /// One more than the time; zero if the peer takes bytes.
     blocked: AtomicU64,
@@ -38,7 +39,7 @@ pub(in crate::http) struct Shared {
     /// Whether bytes were there, when last looked for, that nobody has read.
     pub(super) unread_bytes: AtomicBool,
     /// How the connection is asked to give way.
-    pub(in crate::http) departure: Departure,
+    pub(in crate::net) departure: Departure,
     /// The id of the request whose answer was begun last.
     answering: Mutex<Option<HeaderValue>>,
     /// The id with which a head was refused that no handler has seen.
@@ -53,6 +54,7 @@ impl Shared {
             start,
             old_at: max_age.map(|age| start + age),
             phase: AtomicU8::new(0),
+            open: AtomicU32::new(0),
             since: AtomicU64::new(0),
             blocked: AtomicU64::new(0),
             arrears: AtomicU64::new(0),
@@ -70,7 +72,7 @@ impl Shared {
         shared
     }
 
-    pub(in crate::http) fn now(&self) -> Micros {
+    pub(in crate::net) fn now(&self) -> Micros {
         micros(self.start.elapsed())
     }
 
@@ -83,9 +85,10 @@ impl Shared {
         self.start + Duration::from_micros(at)
     }
 
-    pub(in crate::http) fn state(&self) -> State {
+    pub(in crate::net) fn state(&self) -> State {
         State {
             phase: Phase::from_index(self.phase.load(Ordering::Relaxed)),
+            open: self.open.load(Ordering::Relaxed),
             since: self.since.load(Ordering::Relaxed),
             blocked: self.blocked.load(Ordering::Relaxed).checked_sub(1),
             arrears: self.arrears.load(Ordering::Relaxed),
@@ -94,6 +97,7 @@ impl Shared {
 
     fn store(&self, state: State) {
         self.phase.store(state.phase.index(), Ordering::Relaxed);
+        self.open.store(state.open, Ordering::Relaxed);
         self.since.store(state.since, Ordering::Relaxed);
         let blocked = state.blocked.map_or(0, |since| since.saturating_add(1));
         self.blocked.store(blocked, Ordering::Relaxed);

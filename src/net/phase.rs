@@ -30,9 +30,9 @@ pub(super) enum Phase {
     AwaitingFirstByte,
     /// Some of a request's head has come.
     ReadingHead,
-    /// A request is being received, handled, or its answer produced. It keeps its own deadlines.
+    /// Some request is being received, handled, or its answer produced. It keeps its own deadlines.
     InRequest,
-    /// The answer is complete, and the socket does not have all of it yet.
+    /// All answers are complete, and the socket does not have all of them yet.
     Sending,
     /// Between an answer and the next request.
     Idle,
@@ -115,6 +115,8 @@ pub(super) enum Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct State {
     pub(super) phase: Phase,
+    /// Requests whose answers are not complete: one at most over HTTP/1.1, many over HTTP/2.
+    pub(super) open: u32,
     /// When the phase began. Of phases without a deadline nobody asks, and it is not kept.
     pub(super) since: Micros,
     /// Since when the peer has taken no bytes, if some wait for it.
@@ -127,6 +129,7 @@ impl State {
     pub(super) const fn new() -> Self {
         Self {
             phase: Phase::AwaitingFirstByte,
+            open: 0,
             since: 0,
             blocked: None,
             arrears: 0,
@@ -141,10 +144,12 @@ impl State {
             // Also while the answer before waits to be written, where the client did not wait for it.
             (Event::RequestBegan, _) => Self {
                 phase: InRequest,
+                open: self.open.saturating_add(1),
                 ..self
             },
             (Event::AnswerComplete, InRequest) => Self {
-                phase: Sending,
+                phase: if self.open > 1 { InRequest } else { Sending },
+                open: self.open.saturating_sub(1),
                 ..self
             },
             (Event::BytesTaken(bytes), _) => {
@@ -330,6 +335,27 @@ mod tests {
                 "{events:?} {event:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_connection_with_several_requests_waits_for_nobody_until_all_are_answered() {
+        let two = [(1, BytesArrived), (1, RequestBegan), (2, RequestBegan)];
+        let one = [&two[..], &[(3, AnswerComplete), (3, AllWritten)]].concat();
+        let none = [&one[..], &[(4, AnswerComplete)]].concat();
+        let idle = [&none[..], &[(5, AllWritten)]].concat();
+        for (events, phase, ends) in [
+            (&two[..], InRequest, None),
+            (&one, InRequest, None),
+            (&none, Sending, None),
+            (&idle, Idle, Some(80)),
+        ] {
+            let state = after(events);
+            assert_eq!(state.phase, phase, "{events:?}");
+            assert_eq!(closed_at(&state, None), ends, "{events:?}");
+        }
+        // A peer that takes none of the answers is late, however many requests are open.
+        let blocked = [&one[..], &[(6, WriteBlocked)]].concat();
+        assert_eq!(closed_at(&after(&blocked), None), Some(36));
     }
 
     #[test]

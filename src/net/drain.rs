@@ -44,7 +44,7 @@ impl Drain {
     }
 
     /// Whether stage 3 is reached.
-    pub(super) fn is_aborting(&self) -> bool {
+    pub(crate) fn is_aborting(&self) -> bool {
         self.aborting.is_reached()
     }
 
