@@ -11,15 +11,14 @@ mod support;
 use std::fmt::Display;
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
-use model_serving::batching::{InferenceResponse, OutputRows, Reservation, Timings};
-use model_serving::http::wire::{BodyFormat, DecodeLimits, Form, decode, encode_json, encode_raw};
+use model_serving::inference::{OutputRows, Reservation};
 use model_serving::model::ModelMetadata;
 use model_serving::tensor::{DataType, OutputTensor, Shape, TensorData};
+use model_serving::wire::{BodyFormat, DecodeLimits, Form, decode, encode_json, encode_raw};
 use support::{IMAGE, metadata, numbers};
 
 const LIMITS: DecodeLimits = DecodeLimits {
@@ -68,10 +67,9 @@ fn bench_decode(
     format: BodyFormat,
     metadata: &ModelMetadata,
 ) {
-    let deadline = Instant::now();
     let decode = |body: Bytes| {
-        let budget = Reservation::none();
-        decode(body, format, None, metadata, LIMITS, deadline, budget).expect("a valid body")
+        let mut memory = Reservation::none();
+        decode(body, format, None, metadata, LIMITS, &mut memory).expect("a valid body")
     };
     group.throughput(Throughput::Bytes(body.len() as u64));
     group.bench_function(name, |bencher| {
@@ -148,31 +146,26 @@ fn decoding(criterion: &mut Criterion) {
 }
 
 /// An answer of `rows` rows of `width` numbers.
-fn response(rows: usize, width: usize) -> InferenceResponse {
+fn outputs(rows: usize, width: usize) -> Vec<OutputRows> {
     let data = Arc::new(TensorData::from(numbers(rows * width)));
     let output = OutputTensor::new(Shape::from_slice(&[rows, width]), data).unwrap();
-    InferenceResponse {
-        outputs: vec![OutputRows::whole(output)],
-        timings: Timings::default(),
-        started_at: Instant::now(),
-        batch_rows: rows,
-    }
+    vec![OutputRows::whole(output)]
 }
 
 fn encoding(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("encode");
     for (rows, width) in [(1, 4), (1, 10), (32, 1000)] {
         let metadata = metadata(DataType::Fp32, &[4], &[width]);
-        let response = response(rows, width);
+        let outputs = outputs(rows, width);
         let json = || {
-            let response = black_box(&response);
-            encode_json(response, &metadata, None, Form::Columns, MAX_BYTES).unwrap()
+            let outputs = black_box(&outputs);
+            encode_json(outputs, &metadata, None, Form::Columns, MAX_BYTES).unwrap()
         };
         let in_rows = || {
-            let response = black_box(&response);
-            encode_json(response, &metadata, None, Form::Rows(rows), MAX_BYTES).unwrap()
+            let outputs = black_box(&outputs);
+            encode_json(outputs, &metadata, None, Form::Rows(rows), MAX_BYTES).unwrap()
         };
-        let raw = || encode_raw(black_box(&response), &metadata, None, MAX_BYTES).unwrap();
+        let raw = || encode_raw(black_box(&outputs), &metadata, None, MAX_BYTES).unwrap();
         group.throughput(Throughput::Bytes(json().len() as u64));
         group.bench_function(format!("json/{rows}x{width}"), |bencher| bencher.iter(json));
         group.throughput(Throughput::Bytes(in_rows().len() as u64));

@@ -2,7 +2,7 @@
 //!
 //! Read the modules in this order to follow one prediction. [`config`] and [`server`] put everything together. A
 //! request arrives on a connection of [`net`], and at a route of [`http`], whose handler turns bytes into a valid
-//! [`batching::InferenceRequest`]. The handler looks its model up in the [`registry`] and submits the request to the
+//! [`inference::InferenceRequest`]. The handler looks its model up in the [`registry`] and submits the request to the
 //! model's [`batching::Scheduler`]. An idle instance thread takes it, with others, out of the queue and executes them
 //! in ONNX Runtime ([`runtime`]). The outputs travel back the same way, as views of the memory that ONNX Runtime
 //! wrote.
@@ -34,11 +34,17 @@ pub mod http;
 // Connections, whatever is served on them.
 pub mod net;
 
+// Codecs.
+pub mod wire;
+
 // Which models there are.
 pub mod registry;
 
 // Queues and waiting.
 pub mod batching;
+
+// What is asked and answered.
+pub mod inference;
 
 // Devices.
 pub mod gpu;

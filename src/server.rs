@@ -15,11 +15,11 @@ use tokio::sync::oneshot;
 
 use crate::address::Host;
 use crate::admin::Admin;
-use crate::batching::MemoryBudget;
 use crate::container;
 use crate::gpu;
 use crate::hints;
 use crate::http::{self, App, HttpConfig};
+use crate::inference::MemoryBudget;
 use crate::loading::{Loader, LoadingError, ModelsConfig};
 use crate::model::default::DefaultModel;
 use crate::model::faults;

@@ -4,9 +4,9 @@ use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use model_serving::batching::Reservation;
-use model_serving::http::wire::{self, BodyFormat, DecodeLimits};
+use model_serving::inference::Reservation;
 use model_serving::model::ModelMetadata;
+use model_serving::wire::{self, BodyFormat, DecodeLimits};
 use serde_json::json;
 
 use crate::{as_f64, made_up, median};
@@ -42,8 +42,7 @@ pub(crate) fn measure(metadata: &ModelMetadata, time: Duration) {
                 None,
                 metadata,
                 limits,
-                began + Duration::from_secs(60),
-                Reservation::none(),
+                &mut Reservation::none(),
             );
             durations.push(began.elapsed().as_secs_f64());
             assert!(std::hint::black_box(decoded).is_ok());

@@ -10,8 +10,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use model_serving::batching::ScheduleError;
 use model_serving::batching::queue::Pending;
-use model_serving::batching::{InferenceRequest, InferenceResponse, Reservation, ScheduleError};
+use model_serving::inference::{InferenceRequest, InferenceResponse, Reservation};
 use model_serving::model::{Batchability, Dim, ModelMetadata, TensorSpec};
 use model_serving::tensor::{DataType, Shape, Tensor, TensorData};
 use smallvec::smallvec;

@@ -5,9 +5,10 @@
 use std::ops::Range;
 use std::time::Instant;
 
+use super::ScheduleError;
 use super::output_sizes::RowSize;
 use super::queue::Pending;
-use super::request::{OutputRows, ScheduleError};
+use crate::inference::OutputRows;
 use crate::model::ModelMetadata;
 use crate::runtime::{BatchInput, InputView, RuntimeError};
 use crate::tensor::{Division, OutputTensor, Shape, TensorData};

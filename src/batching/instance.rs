@@ -11,12 +11,13 @@ use parking_lot::Mutex;
 use smallvec::{SmallVec, smallvec};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
+use super::ScheduleError;
 use super::batch::{Batch, InputBuffers};
 use super::output_sizes::OutputSizes;
 use super::parts::{self, InParts, PartRule, Stop};
 use super::queue::{Pending, RequestQueue};
-use super::request::{InferenceRequest, InferenceResponse, OutputRows, ScheduleError, Timings};
 use super::request_list::RequestList;
+use crate::inference::{InferenceRequest, InferenceResponse, OutputRows, Timings};
 use crate::model::ModelMetadata;
 use crate::runtime::buckets::Buckets;
 use crate::runtime::device_health::DeviceHealth;

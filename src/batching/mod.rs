@@ -7,14 +7,13 @@
 //! Invariant: whoever submits a request gets exactly one answer, and leaves no trace by ceasing to wait for it.
 
 pub mod batch;
-mod budget;
+mod error;
 mod forecast;
 mod instance;
 mod output_sizes;
 mod parts;
 pub mod policy;
 pub mod queue;
-mod request;
 mod request_list;
 mod run_times;
 #[cfg(test)]
@@ -33,13 +32,10 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
-pub use budget::{Exhausted, MemoryBudget, Reservation};
+pub use error::ScheduleError;
 pub use instance::InstanceHealth;
-pub use request::{
-    InferenceRequest, InferenceResponse, InvalidRequest, OutputRows, ScheduleError, Timings,
-};
-pub(crate) use request::{no_rows, too_many_rows};
 
+use crate::inference::{InferenceRequest, InferenceResponse};
 use crate::model::{Batchability, ModelMetadata};
 use crate::runtime::Model;
 use crate::runtime::buckets::Buckets;

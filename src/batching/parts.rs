@@ -10,9 +10,10 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use super::ScheduleError;
 use super::batch::InputBuffers;
 use super::queue::Pending;
-use super::request::{InferenceRequest, InferenceResponse, OutputRows, ScheduleError, Timings};
+use crate::inference::{InferenceRequest, InferenceResponse, OutputRows, Timings};
 use crate::runtime::buckets::Buckets;
 use crate::runtime::{BatchInput, InputView, RuntimeError};
 use crate::tensor::{Division, OutputTensor, Shape, TensorData, TensorView};

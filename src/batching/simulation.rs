@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 use smallvec::smallvec;
 use tokio::sync::oneshot;
 
-use super::budget::Reservation;
 use super::instance::to_f64;
 use super::policy::BatchPolicy;
 use super::queue::{Look, Pending, QueueConfig, QueueState};
-use super::request::InferenceRequest;
 use super::run_times::{RunEnd, seconds};
 use super::testing::{Answer, metadata};
+use crate::inference::{InferenceRequest, Reservation};
 use crate::model::ModelMetadata;
 use crate::tensor::{Shape, Tensor, TensorData};
 

@@ -1,6 +1,5 @@
 //! Stand-ins for the tests of this layer: a model that adds one, waits at a gate, refuses or panics on demand.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -9,48 +8,18 @@ use parking_lot::{Condvar, Mutex};
 use smallvec::smallvec;
 use tokio::sync::oneshot;
 
-use super::budget::Reservation;
+use super::ScheduleError;
 use super::policy::BatchPolicy;
 use super::queue::{Pending, QueueConfig};
-use super::request::{InferenceRequest, InferenceResponse, ScheduleError};
-use crate::model::{Batchability, Dim, ModelMetadata, TensorSpec};
+use crate::inference::{InferenceRequest, InferenceResponse, Reservation};
+use crate::model::ModelMetadata;
+pub(crate) use crate::model::testing::metadata;
 use crate::runtime::{BatchInput, BatchOutput, Interrupt, Model, RuntimeError};
 use crate::telemetry::metrics::{BatchingMetrics, Metrics};
-use crate::tensor::{DataType, OutputTensor, Shape, Tensor, TensorData, TensorView};
+use crate::tensor::{OutputTensor, Shape, Tensor, TensorData, TensorView};
 
 /// The receiving end of a request's answer.
 pub(crate) type Answer = oneshot::Receiver<Result<InferenceResponse, ScheduleError>>;
-
-/// Metadata of a model with FP32 tensors of these names and dimensions (a number, a symbol, or nothing).
-pub(crate) fn metadata(inputs: &[(&str, &[&str])], outputs: &[(&str, &[&str])]) -> ModelMetadata {
-    let specs = |tensors: &[(&str, &[&str])]| -> Vec<TensorSpec> {
-        let dim = |dim: &&str| match dim.parse() {
-            Ok(size) => Dim::Fixed(size),
-            Err(_) => Dim::Dynamic((!dim.is_empty()).then(|| (*dim).to_owned())),
-        };
-        let spec = |(name, dims): &(&str, &[&str])| TensorSpec {
-            name: (*name).to_owned(),
-            datatype: DataType::Fp32,
-            dims: Some(dims.iter().map(dim).collect()),
-            labels: Vec::new(),
-        };
-        tensors.iter().map(spec).collect()
-    };
-    let (inputs, outputs) = (specs(inputs), specs(outputs));
-    ModelMetadata {
-        name: "fake".to_owned(),
-        version: "1".to_owned(),
-        description: String::new(),
-        batchability: Batchability::of(&inputs),
-        inputs,
-        outputs,
-        sha256: String::new(),
-        file_size: 0,
-        opsets: BTreeMap::new(),
-        producer: String::new(),
-        properties: BTreeMap::new(),
-    }
-}
 
 /// Metrics that nobody scrapes.
 pub(crate) fn metrics() -> BatchingMetrics {

@@ -4,6 +4,7 @@ use tracing_subscriber::layer::SubscriberExt;
 
 use super::testing::{FakeModel, metadata, metrics, request};
 use super::*;
+use crate::inference::{MemoryBudget, Reservation};
 use crate::tensor::{Shape, Tensor, TensorData};
 
 fn config() -> BatchingConfig {

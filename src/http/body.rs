@@ -16,9 +16,9 @@ use http_body_util::BodyExt;
 use tokio::time::Sleep;
 
 use super::error::ApiError;
-use super::wire::json::quote;
-use crate::batching::Reservation;
+use crate::inference::Reservation;
 use crate::net::connection::DeclaredTooLarge;
+use crate::wire::json::quote;
 
 /// How far the buffer is grown on a client's word alone; beyond, only bytes that arrived make it grow. An image in JSON
 /// fits. What is never written to takes addresses and no memory.
@@ -312,7 +312,7 @@ mod tests {
     use std::io::Write;
 
     use super::*;
-    use crate::batching::MemoryBudget;
+    use crate::inference::MemoryBudget;
 
     fn gzip(bytes: &[u8]) -> Bytes {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());

@@ -9,10 +9,11 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
-use super::wire::{DecodeError, EncodeError};
-use crate::batching::{Exhausted, InvalidRequest, ScheduleError};
+use crate::batching::ScheduleError;
+use crate::inference::{Exhausted, InvalidRequest};
 use crate::model::operators::Operators;
 use crate::telemetry::metrics::Outcome;
+use crate::wire::{DecodeError, EncodeError};
 
 /// The largest error body, in bytes.
 pub const MAX_BODY: usize = 512;

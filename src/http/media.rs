@@ -7,9 +7,9 @@ use http::{HeaderMap, HeaderValue};
 
 use super::error::ApiError;
 use super::headers;
-use super::wire::BodyFormat;
-use super::wire::json::quote;
 use crate::units::whole_number;
+use crate::wire::BodyFormat;
+use crate::wire::json::quote;
 
 /// The type of the body. None is JSON, because the field's own clients send none.
 pub(super) fn body_format(headers: &HeaderMap) -> Result<BodyFormat, ApiError> {

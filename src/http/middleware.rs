@@ -22,7 +22,7 @@ use tower::{Layer, Service};
 use super::App;
 use super::error::ApiError;
 use super::headers;
-use crate::batching::Timings;
+use crate::inference::Timings;
 use crate::net::NoPlace;
 use crate::net::site::RefusedHead;
 use crate::registry::ServedModel;

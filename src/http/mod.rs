@@ -15,7 +15,6 @@ mod metadata;
 mod middleware;
 mod predict;
 mod quiet;
-pub mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +25,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::batching::MemoryBudget;
+use crate::inference::MemoryBudget;
 use crate::net::drain::Drain;
 use crate::net::site::Site;
 use crate::registry::Registry;

@@ -20,14 +20,15 @@ use super::error::ApiError;
 use super::headers;
 use super::media;
 use super::middleware::{Arrival, PredictionRecord};
-use super::wire::{self, DecodeLimits, Decoded, Form, Selection};
-use crate::batching::{Exhausted, InferenceResponse, OutputRows, Reservation, ScheduleError};
+use crate::batching::ScheduleError;
+use crate::inference::{Exhausted, InferenceRequest, InferenceResponse, OutputRows, Reservation};
 use crate::model::ModelMetadata;
 use crate::registry::{Fault, Phase, ServedModel};
 use crate::telemetry::metrics::Outcome;
 use crate::telemetry::panics;
 use crate::telemetry::request_ids::RequestIds;
 use crate::units::whole_number;
+use crate::wire::{self, DecodeError, DecodeLimits, Form, Selection};
 
 /// Bodies from this size on are decoded on a thread of their own, so that probes and small requests do not wait.
 const LARGE_BODY: usize = 256 << 10;
@@ -300,14 +301,19 @@ impl Encoding {
     ) -> Result<Response, ApiError> {
         let selection = self.selection.as_ref();
         if self.raw {
-            let raw = wire::encode_raw(&response, metadata, selection, self.max_bytes)?;
+            let raw = wire::encode_raw(&response.outputs, metadata, selection, self.max_bytes)?;
             drop(response);
             memory.resize(raw.held_bytes).map_err(answer_too_large)?;
             let body = held(raw.body, memory);
             return Ok(raw_response(body, &raw.shape, raw.datatype));
         }
-        let mut text =
-            wire::encode_json(&response, metadata, selection, self.form, self.max_bytes)?;
+        let mut text = wire::encode_json(
+            &response.outputs,
+            metadata,
+            selection,
+            self.form,
+            self.max_bytes,
+        )?;
         drop(response);
         if text.len() > HELD_FROM {
             // It has grown by doubling.
@@ -422,6 +428,32 @@ fn requested_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> 
     }
 }
 
+/// What is to be computed, and how it is to be answered.
+struct Decoded {
+    request: InferenceRequest,
+    selection: Option<Selection>,
+    form: Form,
+}
+
+/// Decodes `body` into a request, which takes the reservation along.
+fn decode_now(
+    body: Bytes,
+    format: wire::BodyFormat,
+    shape: Option<&str>,
+    metadata: &ModelMetadata,
+    limits: DecodeLimits,
+    deadline: Instant,
+    mut reservation: Reservation,
+) -> Result<Decoded, DecodeError> {
+    let decoded = wire::decode(body, format, shape, metadata, limits, &mut reservation)?;
+    let (inputs, max_rows) = (decoded.inputs, limits.max_rows);
+    Ok(Decoded {
+        request: InferenceRequest::new(metadata, inputs, max_rows, deadline, reservation)?,
+        selection: decoded.selection,
+        form: decoded.form,
+    })
+}
+
 /// Inflates and decodes `body`; on a thread of its own where that takes long.
 async fn decode(
     app: &App,
@@ -445,7 +477,7 @@ async fn decode(
     let long = coding != Coding::Identity
         || (format == wire::BodyFormat::Json && body.len() >= LARGE_BODY);
     if !long {
-        return Ok(wire::decode(
+        return Ok(decode_now(
             body,
             format,
             shape.as_deref(),
@@ -458,7 +490,7 @@ async fn decode(
     let metadata = Arc::clone(&model.metadata);
     let work = move || {
         let body = body::inflate(body, coding, max_bytes, &mut reservation)?;
-        Ok(wire::decode(
+        Ok(decode_now(
             body,
             format,
             shape.as_deref(),

@@ -14,6 +14,8 @@ pub mod repository;
 pub mod rows;
 pub mod sidecar;
 pub mod stamp;
+#[cfg(test)]
+pub(crate) mod testing;
 mod work;
 
 use std::collections::BTreeMap;

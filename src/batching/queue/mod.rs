@@ -18,7 +18,7 @@ pub use pending::Pending;
 pub use state::PushError;
 pub(super) use state::{Look, QueueState};
 
-use super::request::ScheduleError;
+use super::ScheduleError;
 use super::run_times::RunEnd;
 
 /// The queue of one model.

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use crate::batching::request::{InferenceRequest, InferenceResponse, ScheduleError};
+use crate::batching::ScheduleError;
+use crate::inference::{InferenceRequest, InferenceResponse};
 
 /// One request in the queue, with the way back to its client.
 #[derive(Debug)]

@@ -1,10 +1,11 @@
 //! The wire formats as a whole: bodies in, answers out.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::*;
-use crate::batching::{Timings, testing};
+use crate::inference::InferenceRequest;
+use crate::model::testing;
 use crate::tensor::{OutputTensor, TensorData, TensorView};
 
 const LIMITS: DecodeLimits = DecodeLimits {
@@ -12,23 +13,28 @@ const LIMITS: DecodeLimits = DecodeLimits {
     max_json_depth: 8,
 };
 
+/// Decodes `body`, and holds its tensors against the signature, as every edge does.
+fn decode_and_check(
+    body: Bytes,
+    format: BodyFormat,
+    shape: Option<&str>,
+    metadata: &ModelMetadata,
+) -> Result<Decoded, DecodeError> {
+    let mut reservation = Reservation::none();
+    let decoded = decode(body, format, shape, metadata, LIMITS, &mut reservation)?;
+    let deadline = Instant::now() + Duration::from_secs(1);
+    let (inputs, max_rows) = (decoded.inputs.clone(), LIMITS.max_rows);
+    InferenceRequest::new(metadata, inputs, max_rows, deadline, reservation)?;
+    Ok(decoded)
+}
+
 fn decode_with(
     metadata: &ModelMetadata,
     body: &str,
     format: BodyFormat,
 ) -> Result<Decoded, String> {
-    let deadline = Instant::now() + Duration::from_secs(1);
     let body = Bytes::copy_from_slice(body.as_bytes());
-    decode(
-        body,
-        format,
-        None,
-        metadata,
-        LIMITS,
-        deadline,
-        Reservation::none(),
-    )
-    .map_err(|error| match error {
+    decode_and_check(body, format, None, metadata).map_err(|error| match error {
         DecodeError::Invalid(error) => error.0,
         DecodeError::OutOfMemory(_) => "out of memory".to_owned(),
     })
@@ -43,7 +49,7 @@ fn two() -> ModelMetadata {
 }
 
 fn first(decoded: &Decoded) -> (Vec<usize>, Vec<f32>) {
-    let tensor = &decoded.request.inputs()[0];
+    let tensor = &decoded.inputs[0];
     match tensor.view() {
         TensorView::Fp32(values) => (tensor.shape().to_vec(), values.to_vec()),
         other => panic!("{other:?}"),
@@ -73,10 +79,7 @@ fn columns_and_rows_give_the_same_tensors() {
         (vec![2, 3], vec![1.0, 2.0, 3.0, 5.0, 6.0, 0.0])
     );
     assert_eq!(decoded.form, Form::Rows(2));
-    assert_eq!(
-        decoded.request.inputs()[1].view(),
-        TensorView::Fp32(&[4.0, 7.0])
-    );
+    assert_eq!(decoded.inputs[1].view(), TensorView::Fp32(&[4.0, 7.0]));
 }
 
 #[test]
@@ -332,16 +335,7 @@ fn depth_costs_nothing_and_ends_in_an_error() {
 fn raw_bodies_tell_their_rows() {
     let decode = |body: &[u8], shape| {
         let body = Bytes::copy_from_slice(body);
-        let deadline = Instant::now() + Duration::from_secs(1);
-        decode(
-            body,
-            BodyFormat::Raw,
-            shape,
-            &one(),
-            LIMITS,
-            deadline,
-            Reservation::none(),
-        )
+        decode_and_check(body, BodyFormat::Raw, shape, &one())
     };
     let bytes: Vec<u8> = [1.0_f32, 2.0, 3.0, 4.0]
         .iter()
@@ -366,19 +360,13 @@ fn raw_bodies_tell_their_rows() {
     }
 }
 
-fn response(values: Vec<f32>) -> InferenceResponse {
+fn answer(values: Vec<f32>) -> Vec<OutputRows> {
     let rows = values.len() / 2;
     let z: Vec<i64> = (0..).take(rows).collect();
     let output = |shape: &[usize], data: TensorData| {
         OutputRows::whole(OutputTensor::new(Shape::from_slice(shape), Arc::new(data)).unwrap())
     };
-    let outputs = vec![output(&[rows, 2], values.into()), output(&[rows], z.into())];
-    InferenceResponse {
-        outputs,
-        timings: Timings::default(),
-        started_at: std::time::Instant::now(),
-        batch_rows: rows,
-    }
+    vec![output(&[rows, 2], values.into()), output(&[rows], z.into())]
 }
 
 fn encode(
@@ -389,7 +377,7 @@ fn encode(
 ) -> Result<String, EncodeError> {
     let selection = selection.map(Selection::from_slice);
     let text = encode_json(
-        &response(values.to_vec()),
+        &answer(values.to_vec()),
         &one(),
         selection.as_ref(),
         form,
@@ -458,7 +446,7 @@ fn what_json_cannot_say_is_an_error_and_raw_says_it_exactly() {
     );
     assert!(encode(&values, Some(&[1]), Form::Columns, 1000).is_ok());
     let raw = encode_raw(
-        &response(values.to_vec()),
+        &answer(values.to_vec()),
         &one(),
         Some(&Selection::from_slice(&[0])),
         1000,
@@ -467,7 +455,7 @@ fn what_json_cannot_say_is_an_error_and_raw_says_it_exactly() {
     assert_eq!(raw.body.as_ref(), bytemuck::cast_slice::<f32, u8>(&values));
     assert_eq!((raw.shape.as_slice(), raw.datatype), (&[2, 2][..], "FP32"));
     assert_eq!(
-        encode_raw(&response(vec![0.0; 2]), &one(), None, 1000).unwrap_err(),
+        encode_raw(&answer(vec![0.0; 2]), &one(), None, 1000).unwrap_err(),
         EncodeError::SeveralOutputs
     );
 }
@@ -479,12 +467,8 @@ fn a_small_part_of_an_execution_does_not_keep_the_rest_in_memory() {
         let data = TensorData::from(vec![0.5_f32; 8 * ROW]);
         let tensor = OutputTensor::new(Shape::from_slice(&[8, ROW]), Arc::new(data)).unwrap();
         let part = OutputRows::part(tensor, rows).unwrap();
-        let response = InferenceResponse {
-            outputs: vec![part],
-            ..response(Vec::new())
-        };
         let selection = Selection::from_slice(&[0]);
-        encode_raw(&response, &one(), Some(&selection), usize::MAX).unwrap()
+        encode_raw(&[part], &one(), Some(&selection), usize::MAX).unwrap()
     };
     let small = rows(3..4);
     assert_eq!((small.body.len(), small.held_bytes), (4 * ROW, 4 * ROW));
@@ -500,7 +484,7 @@ fn answers_are_bounded() {
         Err(EncodeError::TooLarge { max_bytes: 10_000 })
     );
     let selection = Selection::from_slice(&[0]);
-    let raw = encode_raw(&response(values), &one(), Some(&selection), 10_000);
+    let raw = encode_raw(&answer(values), &one(), Some(&selection), 10_000);
     assert_eq!(
         raw.unwrap_err(),
         EncodeError::TooLarge { max_bytes: 10_000 }

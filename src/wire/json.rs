@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use super::number::Number;
-use crate::batching::InvalidRequest;
+use crate::inference::InvalidRequest;
 
 /// How much of a client's own text an error repeats.
 const QUOTE_LIMIT: usize = 40;

@@ -7,7 +7,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::json::quote;
 use super::{EncodeError, listed};
-use crate::batching::{InvalidRequest, OutputRows};
+use crate::inference::{InvalidRequest, OutputRows};
 use crate::model::{Dim, ModelMetadata, TensorSpec};
 use crate::tensor::{
     DataType, Elements, Shape, Tensor, TensorData, TensorView, element_count,
@@ -224,7 +224,7 @@ pub(super) fn write(rows: &OutputRows, max_bytes: usize) -> Result<(Bytes, usize
     Ok((body, length))
 }
 
-/// Output memory that the HTTP layer sends without a copy.
+/// Output memory that is sent without a copy.
 struct SharedRows(OutputRows);
 
 impl AsRef<[u8]> for SharedRows {

@@ -11,7 +11,7 @@ use super::json::{Reader, quote};
 use super::listed;
 use super::number::{FromNumber, Number, NumberError};
 use super::short_number::ShortNumber;
-use crate::batching::{InvalidRequest, too_many_rows};
+use crate::inference::{InvalidRequest, too_many_rows};
 use crate::model::{Dim, ModelMetadata, TensorSpec};
 use crate::tensor::{DataType, Elements, Shape, Tensor, TensorData, for_each_plain_datatype};
 

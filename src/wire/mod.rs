@@ -1,6 +1,7 @@
-//! Wire formats of `/predict`: from bytes to a valid request, and from outputs to bytes.
+//! Codecs: from bytes and a signature to tensors, and from tensors to bytes.
 //!
-//! Invariant: this is the only place that knows how tensors look on the wire; it knows nothing of routes and queues.
+//! Invariant: this is the only place that knows how tensors look on the wire; it knows nothing of protocols, requests and
+//! queues.
 
 mod columns;
 pub(crate) mod json;
@@ -13,16 +14,13 @@ mod short_number;
 mod tests;
 
 use std::fmt::Write as _;
-use std::time::Instant;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::batching::{
-    Exhausted, InferenceRequest, InferenceResponse, InvalidRequest, OutputRows, Reservation,
-};
+use crate::inference::{Exhausted, InvalidRequest, OutputRows, Reservation};
 use crate::model::ModelMetadata;
-use crate::tensor::{DataType, Shape};
+use crate::tensor::{DataType, Shape, Tensor};
 
 /// Positions of the outputs that the client asked for, in its order.
 pub type Selection = SmallVec<[usize; 4]>;
@@ -48,8 +46,8 @@ pub enum BodyFormat {
 /// A decoded body.
 #[derive(Debug)]
 pub struct Decoded {
-    /// What is to be computed.
-    pub request: InferenceRequest,
+    /// The tensors in the order of the signature. Whether they fit it is still to be checked.
+    pub inputs: SmallVec<[Tensor; 2]>,
     /// The outputs that were asked for; `None` means all.
     pub selection: Option<Selection>,
     /// How the answer is to be written.
@@ -135,7 +133,7 @@ fn tensor_bytes(body: &[u8], format: BodyFormat, metadata: &ModelMetadata) -> us
 /// Decodes `body` for the model that `metadata` describes.
 ///
 /// `shape` is the client's `X-Tensor-Shape`, for raw bodies. `reservation` already covers the body itself; it is grown
-/// by what its tensors take, and given back with the request.
+/// by what its tensors take.
 ///
 /// # Errors
 /// See [`DecodeError`].
@@ -145,8 +143,7 @@ pub fn decode(
     shape: Option<&str>,
     metadata: &ModelMetadata,
     limits: DecodeLimits,
-    deadline: Instant,
-    mut reservation: Reservation,
+    reservation: &mut Reservation,
 ) -> Result<Decoded, DecodeError> {
     reservation
         .grow(tensor_bytes(&body, format, metadata))
@@ -159,9 +156,8 @@ pub fn decode(
         }
         BodyFormat::Raw => (raw::parse(body, metadata, shape)?, None, Form::Columns),
     };
-    let request = InferenceRequest::new(metadata, inputs, limits.max_rows, deadline, reservation)?;
     Ok(Decoded {
-        request,
+        inputs,
         selection,
         form,
     })
@@ -225,7 +221,7 @@ struct Selected<'a> {
 }
 
 fn selected<'a>(
-    response: &'a InferenceResponse,
+    outputs: &'a [OutputRows],
     metadata: &'a ModelMetadata,
     selection: Option<&Selection>,
 ) -> SmallVec<[Selected<'a>; 4]> {
@@ -233,7 +229,7 @@ fn selected<'a>(
         name: &spec.name,
         rows,
     };
-    let all = metadata.outputs.iter().zip(&response.outputs);
+    let all = metadata.outputs.iter().zip(outputs);
     match selection {
         None => all.map(output).collect(),
         Some(selection) => selection
@@ -244,18 +240,18 @@ fn selected<'a>(
     }
 }
 
-/// Writes `response` as JSON.
+/// Writes `outputs`, which are in the order of the signature, as JSON.
 ///
 /// # Errors
 /// See [`EncodeError`].
 pub fn encode_json(
-    response: &InferenceResponse,
+    outputs: &[OutputRows],
     metadata: &ModelMetadata,
     selection: Option<&Selection>,
     form: Form,
     max_bytes: usize,
 ) -> Result<Vec<u8>, EncodeError> {
-    let outputs = selected(response, metadata, selection);
+    let outputs = selected(outputs, metadata, selection);
     json_response::write(&metadata.name, &metadata.version, &outputs, form, max_bytes)
 }
 
@@ -272,17 +268,17 @@ pub struct RawOutput {
     pub datatype: &'static str,
 }
 
-/// Writes the one selected output of `response` raw.
+/// Writes the one selected output of `outputs` raw.
 ///
 /// # Errors
 /// See [`EncodeError`].
 pub fn encode_raw(
-    response: &InferenceResponse,
+    outputs: &[OutputRows],
     metadata: &ModelMetadata,
     selection: Option<&Selection>,
     max_bytes: usize,
 ) -> Result<RawOutput, EncodeError> {
-    match selected(response, metadata, selection).as_slice() {
+    match selected(outputs, metadata, selection).as_slice() {
         [output] => {
             let (body, held_bytes) = raw::write(output.rows, max_bytes)?;
             Ok(RawOutput {

@@ -1,21 +1,19 @@
-//! What travels through the queue: requests that are valid by construction, and their answers.
+//! What is asked of a model: requests that are valid by construction.
 //!
 //! Invariant: an [`InferenceRequest`] has exactly the tensors that its model's signature asks for, of fitting
 //! datatype, rank and dimensions. Nothing behind this file checks a request again. Sizes that the signature leaves open
 //! are the model's affair: nothing is refused here that it might compute.
 
-use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use ndarray::ArrayViewD;
 use smallvec::SmallVec;
 use thiserror::Error;
 
 use super::budget::{Exhausted, Reservation};
 use crate::model::{Dim, ModelMetadata, TensorSpec};
 use crate::telemetry::request_ids::RequestIds;
-use crate::tensor::{Element, OutputTensor, Shape, Tensor, TensorData, TensorView, element_count};
+use crate::tensor::{Shape, Tensor, element_count};
 
 /// Why a request was refused: one sentence that says what, where, what was expected and what was got.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -100,7 +98,7 @@ impl InferenceRequest {
     }
 
     /// The same, if the signature tells the size of every output.
-    pub(super) fn told_output_bytes(&self, metadata: &ModelMetadata) -> Option<usize> {
+    pub(crate) fn told_output_bytes(&self, metadata: &ModelMetadata) -> Option<usize> {
         self.output_bytes(metadata)
             .try_fold(0, |sum: usize, bytes| Some(sum.saturating_add(bytes?)))
     }
@@ -293,155 +291,15 @@ fn check(spec: &TensorSpec, tensor: &Tensor) -> Result<(), InvalidRequest> {
     Ok(())
 }
 
-/// Where the time of one request went.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Timings {
-    /// From being queued to the start of its execution.
-    pub queue: Duration,
-    /// Gathering the inputs of the batch.
-    pub compute_input: Duration,
-    /// ONNX Runtime's run.
-    pub compute_infer: Duration,
-}
-
-/// One output of one request: some rows of an execution's output, without a copy unless they were detached from it.
-#[derive(Debug, Clone)]
-pub struct OutputRows {
-    tensor: OutputTensor,
-    shape: Shape,
-    /// Those of `tensor`'s elements that belong to the request.
-    elements: Range<usize>,
-}
-
-impl OutputRows {
-    /// All of `tensor`.
-    #[must_use]
-    pub fn whole(tensor: OutputTensor) -> Self {
-        Self {
-            shape: Shape::from_slice(tensor.shape()),
-            elements: 0..tensor.view().len(),
-            tensor,
-        }
-    }
-
-    /// The `rows` of `tensor` along its first dimension; `None` if it does not have them.
-    #[must_use]
-    pub fn part(tensor: OutputTensor, rows: Range<usize>) -> Option<Self> {
-        let (all, row) = tensor.shape().split_first()?;
-        if rows.start > rows.end || rows.end > *all {
-            return None;
-        }
-        let row_len = element_count(row)?;
-        let elements = rows.start.checked_mul(row_len)?..rows.end.checked_mul(row_len)?;
-        let mut shape = Shape::from_slice(&[rows.len()]);
-        shape.extend_from_slice(row);
-        Some(Self {
-            tensor,
-            shape,
-            elements,
-        })
-    }
-
-    /// The shape of these rows.
-    #[must_use]
-    pub fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    /// The bytes that are kept as long as these rows are: those of the whole execution that they are part of.
-    #[must_use]
-    pub fn held_bytes(&self) -> usize {
-        self.tensor.view().byte_len()
-    }
-
-    /// The same rows in memory of their own, which keeps nothing of the execution; as they are if they are all of it.
-    #[must_use]
-    pub(super) fn detached(self) -> Self {
-        if self.is_whole() {
-            return self;
-        }
-        let mut data = TensorData::empty(self.view().datatype());
-        let copied = data.append(self.view());
-        let own = OutputTensor::new(self.shape.clone(), Arc::new(data)).filter(|_| copied);
-        own.map_or(self, Self::whole)
-    }
-
-    /// Whether these are all rows of the execution.
-    pub(super) fn is_whole(&self) -> bool {
-        self.elements.len() == self.tensor.view().len()
-    }
-
-    /// These rows as an array; `None` when the elements are of another type.
-    #[must_use]
-    pub fn array<T: Element>(&self) -> Option<ArrayViewD<'_, T>> {
-        self.view().as_array(self.shape())
-    }
-
-    /// The elements of these rows, and never anything else: what does not fit is nothing.
-    #[must_use]
-    pub fn view(&self) -> TensorView<'_> {
-        self.tensor.view().slice_or_empty(self.elements.clone())
-    }
-}
-
-/// The answer to one request.
-#[derive(Debug, Clone)]
-pub struct InferenceResponse {
-    /// The outputs in the order of the signature.
-    pub outputs: Vec<OutputRows>,
-    /// Where the time went.
-    pub timings: Timings,
-    /// When the execution that it rode in began.
-    pub started_at: Instant,
-    /// Rows of the execution that it rode in.
-    pub batch_rows: usize,
-}
-
-/// Why a request was not answered.
-#[derive(Debug, Clone, Error)]
-pub enum ScheduleError {
-    /// Too much is waiting, or the deadline cannot be met.
-    #[error("the server is overloaded: {reason}")]
-    Overloaded {
-        /// What is full.
-        reason: &'static str,
-        /// When it is worth trying again.
-        retry_after: Duration,
-    },
-    /// The server is about to stop.
-    #[error("the server is draining")]
-    ShuttingDown,
-    /// Not answered within the deadline.
-    #[error("the deadline passed before the answer was ready")]
-    DeadlineExceeded,
-    /// The model refused the values.
-    #[error("the model refused the values")]
-    Refused {
-        /// What ONNX Runtime said, which is not for clients.
-        reason: Arc<str>,
-        /// Names, datatypes and shapes of the inputs that it was given.
-        inputs: Arc<str>,
-    },
-    /// The values make the model take more memory than runs may.
-    #[error("the values take more memory than runs may")]
-    TooLarge,
-    /// The model refused inputs that disagree with each other.
-    #[error("{0}")]
-    Disagreement(Arc<str>),
-    /// The GPU is lost, and only a restart may help.
-    #[error("the GPU is lost")]
-    DeviceLost,
-    /// Our fault.
-    #[error("the execution failed")]
-    Internal(Arc<str>),
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use smallvec::smallvec;
 
     use super::*;
-    use crate::batching::testing;
+    use crate::model::testing;
+    use crate::tensor::TensorData;
 
     fn tensor(shape: &[usize]) -> Tensor {
         let count = shape.iter().product();
@@ -546,25 +404,6 @@ mod tests {
             both(&[("y", &["N"]), ("u", &["N", "L"])]),
         );
         assert_eq!((one.1, all.1), (None, Some(3 * 4 + 3 * 5 * 4)));
-    }
-
-    #[test]
-    fn rows_that_an_output_does_not_have_are_nobody_s_rows() {
-        let output = |shape: &[usize], values: Vec<f32>| {
-            let data = Arc::new(TensorData::from(values));
-            OutputTensor::new(Shape::from_slice(shape), data).unwrap()
-        };
-        let three = output(&[3, 2], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-        let part = OutputRows::part(three.clone(), 1..3).unwrap();
-        assert_eq!(part.shape(), [2, 2]);
-        assert_eq!(part.view(), TensorView::Fp32(&[3.0, 4.0, 5.0, 6.0]));
-        let none = OutputRows::part(three.clone(), 2..2).unwrap();
-        assert_eq!((none.shape(), none.view().len()), (&[0, 2][..], 0));
-        #[expect(clippy::reversed_empty_ranges, reason = "such a range is refused")]
-        for rows in [0..4, 3..4, 2..1, 5..5, usize::MAX - 1..usize::MAX] {
-            assert!(OutputRows::part(three.clone(), rows).is_none());
-        }
-        assert!(OutputRows::part(output(&[], vec![1.0]), 0..1).is_none());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use super::columns::Columns;
 use super::json::{Reader, quote};
 use super::{Form, Selection, listed};
-use crate::batching::{InvalidRequest, no_rows, too_many_rows};
+use crate::inference::{InvalidRequest, no_rows, too_many_rows};
 use crate::model::{ModelMetadata, TensorSpec};
 use crate::tensor::Tensor;
 
