@@ -18,7 +18,8 @@ use model_serving::batching::batch::{Batch, InputBuffers};
 use model_serving::batching::policy::{BatchPolicy, Waiting};
 use model_serving::batching::queue::{Pending, QueueConfig, RequestQueue};
 use model_serving::model::ModelMetadata;
-use model_serving::tensor::{DataType, Elements, OutputTensor, Shape, TensorData};
+use model_serving::runtime::ModelOutput;
+use model_serving::tensor::{DataType, Elements, Shape, TensorData};
 use support::{Answer, IMAGE, deadline, metadata, numbers, pending};
 
 /// The largest execution in these benches.
@@ -129,7 +130,7 @@ fn scatter(criterion: &mut Criterion) {
         ));
         for count in [1, 8, 32] {
             let data = Arc::new(TensorData::from(numbers(count * width)));
-            let output = OutputTensor::new(Shape::from_slice(&[count, width]), data).unwrap();
+            let output = ModelOutput::new(Shape::from_slice(&[count, width]), data).unwrap();
             let outputs = [output];
             group.throughput(Throughput::Elements(count as u64));
             group.bench_function(format!("{count}x{width}"), |bencher| {

@@ -15,9 +15,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
-use model_serving::inference::{OutputRows, Reservation};
+use model_serving::inference::Reservation;
 use model_serving::model::ModelMetadata;
-use model_serving::tensor::{DataType, OutputTensor, Shape, TensorData};
+use model_serving::tensor::{DataType, Shape, Tensor, TensorData};
 use model_serving::wire::{BodyFormat, DecodeLimits, Form, decode, encode_json, encode_raw};
 use support::{IMAGE, metadata, numbers};
 
@@ -146,10 +146,10 @@ fn decoding(criterion: &mut Criterion) {
 }
 
 /// An answer of `rows` rows of `width` numbers.
-fn outputs(rows: usize, width: usize) -> Vec<OutputRows> {
+fn outputs(rows: usize, width: usize) -> Vec<Tensor> {
     let data = Arc::new(TensorData::from(numbers(rows * width)));
-    let output = OutputTensor::new(Shape::from_slice(&[rows, width]), data).unwrap();
-    vec![OutputRows::whole(output)]
+    let output = Tensor::shared(Shape::from_slice(&[rows, width]), data).unwrap();
+    vec![output]
 }
 
 fn encoding(criterion: &mut Criterion) {

@@ -8,10 +8,10 @@ use std::time::Instant;
 use super::ScheduleError;
 use super::output_sizes::RowSize;
 use super::queue::Pending;
-use crate::inference::OutputRows;
 use crate::model::ModelMetadata;
 use crate::runtime::{BatchInput, InputView, RuntimeError};
-use crate::tensor::{Division, OutputTensor, Shape, TensorData};
+use crate::runtime::{Division, ModelOutput};
+use crate::tensor::{Shape, Tensor, TensorData};
 
 /// Requests that execute together.
 #[derive(Debug)]
@@ -204,8 +204,8 @@ impl Batch {
     /// Whether `outputs` of an execution of `padded` rows can be handed out: to a single member as they are, and to
     /// several if each has as many rows, or belongs to everybody.
     #[must_use]
-    pub fn can_scatter(&self, outputs: &[OutputTensor], padded: usize) -> bool {
-        let divides = |output: &OutputTensor| match output.division() {
+    pub fn can_scatter(&self, outputs: &[ModelOutput], padded: usize) -> bool {
+        let divides = |output: &ModelOutput| match output.division() {
             Division::Rows => output.shape().first() == Some(&padded),
             Division::Shared => true,
             Division::Alone => false,
@@ -222,19 +222,19 @@ impl Batch {
     /// [`can_scatter`](Self::can_scatter) rules out.
     pub fn scatter(
         self,
-        outputs: &[OutputTensor],
+        outputs: &[ModelOutput],
         padded: usize,
-    ) -> impl Iterator<Item = (Pending, Option<Vec<OutputRows>>)> {
+    ) -> impl Iterator<Item = (Pending, Option<Vec<Tensor>>)> {
         let alone = self.is_whole(padded);
         let mut start = 0;
         self.members.into_iter().map(move |member| {
             let rows: Range<usize> = start..start + member.request.rows();
             start = rows.end;
-            let part = |output: &OutputTensor| {
+            let part = |output: &ModelOutput| {
                 if alone || output.division() == Division::Shared {
-                    Some(OutputRows::whole(output.clone()))
+                    Some(output.tensor().clone())
                 } else {
-                    OutputRows::part(output.clone(), rows.clone())
+                    output.tensor().rows(rows.clone())
                 }
             };
             (member, outputs.iter().map(part).collect())
@@ -275,7 +275,7 @@ mod tests {
             let all: Vec<f32> = values.concat();
             assert_eq!(input[0].shape.as_slice(), [all.len(), 1]);
             assert_eq!(input[0].elements, TensorView::Fp32(&all));
-            let output = OutputTensor::new(
+            let output = ModelOutput::new(
                 input[0].shape.clone(),
                 Arc::new(TensorData::from(all.clone())),
             )
@@ -283,7 +283,7 @@ mod tests {
             drop(input);
             let rows = batch.rows();
             assert!(batch.can_scatter(std::slice::from_ref(&output), rows));
-            let parts: Vec<Vec<OutputRows>> = batch
+            let parts: Vec<Vec<Tensor>> = batch
                 .scatter(&[output], rows)
                 .map(|(_, rows)| rows.unwrap())
                 .collect();
@@ -322,7 +322,7 @@ mod tests {
             assert_eq!(input[0].elements, TensorView::Fp32(&padded));
             drop(input);
             let data = Arc::new(TensorData::from(padded.to_vec()));
-            let output = OutputTensor::new(Shape::from_slice(&[4, 1]), data).unwrap();
+            let output = ModelOutput::new(Shape::from_slice(&[4, 1]), data).unwrap();
             assert!(batch.can_scatter(std::slice::from_ref(&output), 4));
             let outputs = [output];
             let parts = batch.scatter(&outputs, 4).map(|(_, rows)| rows.unwrap());
@@ -334,7 +334,7 @@ mod tests {
 
     #[test]
     fn outputs_without_the_batch_s_rows_cannot_be_handed_out() {
-        let output = OutputTensor::new(
+        let output = ModelOutput::new(
             Shape::from_slice(&[4]),
             Arc::new(TensorData::from(vec![0.0_f32; 4])),
         )
@@ -348,7 +348,7 @@ mod tests {
     fn an_output_that_everybody_shares_is_handed_out_whole_and_one_for_a_single_request_is_not() {
         let output = |shape: &[usize], division| {
             let data = TensorData::from(vec![7.0_f32; shape.iter().product()]);
-            let mut output = OutputTensor::new(Shape::from_slice(shape), Arc::new(data)).unwrap();
+            let mut output = ModelOutput::new(Shape::from_slice(shape), Arc::new(data)).unwrap();
             output.divide(division);
             output
         };

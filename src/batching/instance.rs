@@ -17,15 +17,16 @@ use super::output_sizes::OutputSizes;
 use super::parts::{self, InParts, PartRule, Stop};
 use super::queue::{Pending, RequestQueue};
 use super::request_list::RequestList;
-use crate::inference::{InferenceRequest, InferenceResponse, OutputRows, Timings};
+use crate::inference::{InferenceRequest, InferenceResponse, Timings};
 use crate::model::ModelMetadata;
 use crate::runtime::buckets::Buckets;
 use crate::runtime::device_health::DeviceHealth;
 use crate::runtime::{BatchInput, BatchOutput, Interrupt, Model, RuntimeError};
+use crate::runtime::{Division, ModelOutput};
 use crate::telemetry::metrics::BatchingMetrics;
 use crate::telemetry::panics;
 use crate::telemetry::request_ids::RequestIds;
-use crate::tensor::{Division, OutputTensor};
+use crate::tensor::Tensor;
 
 /// When it is worth trying again to get memory for a run.
 const MEMORY_RETRY: Duration = Duration::from_secs(1);
@@ -545,17 +546,17 @@ impl Instance {
 
 /// `outputs` of `request` in memory of their own. If none can be reserved for them, they are left where they are: it is for
 /// the edge to refuse such an answer, and to say why.
-fn detached(request: &mut InferenceRequest, outputs: Vec<OutputRows>) -> Vec<OutputRows> {
+fn detached(request: &mut InferenceRequest, outputs: Vec<Tensor>) -> Vec<Tensor> {
     let parts = outputs.iter().filter(|rows| !rows.is_whole());
     let bytes = parts.map(|rows| rows.view().byte_len()).sum();
     if request.reserve(bytes).is_err() {
         return outputs;
     }
-    outputs.into_iter().map(OutputRows::detached).collect()
+    outputs.into_iter().map(Tensor::detached).collect()
 }
 
 /// The bytes of a row of `outputs` of an execution of `padded` rows, without those that are the same for all rows.
-fn bytes_of_row(outputs: &[OutputTensor], padded: usize) -> usize {
+fn bytes_of_row(outputs: &[ModelOutput], padded: usize) -> usize {
     let of_rows = outputs
         .iter()
         .filter(|output| output.division() != Division::Shared);

@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 use super::ScheduleError;
 use super::batch::InputBuffers;
 use super::queue::Pending;
-use crate::inference::{InferenceRequest, InferenceResponse, OutputRows, Timings};
+use crate::inference::{InferenceRequest, InferenceResponse, Timings};
 use crate::runtime::buckets::Buckets;
 use crate::runtime::{BatchInput, InputView, RuntimeError};
-use crate::tensor::{Division, OutputTensor, Shape, TensorData, TensorView};
+use crate::runtime::{Division, ModelOutput};
+use crate::tensor::{Shape, TensorData, TensorView};
 
 /// Which requests are executed in parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +80,7 @@ impl InParts {
     /// Why the request cannot go on in parts.
     pub(super) fn take(
         &mut self,
-        outputs: &[OutputTensor],
+        outputs: &[ModelOutput],
         padded: usize,
         timings: Timings,
     ) -> Result<(), Stop> {
@@ -120,7 +121,10 @@ impl InParts {
     pub(super) fn answer(self) {
         let answer = match self.joined.finish() {
             Some(outputs) => Ok(InferenceResponse {
-                outputs: outputs.into_iter().map(OutputRows::whole).collect(),
+                outputs: outputs
+                    .iter()
+                    .map(|output| output.tensor().clone())
+                    .collect(),
                 timings: self.timings,
                 started_at: self.started_at,
                 batch_rows: self.rule.rows,
@@ -223,12 +227,12 @@ impl Joined {
     /// there.
     fn fitting<'o>(
         &self,
-        outputs: &'o [OutputTensor],
+        outputs: &'o [ModelOutput],
         rows: usize,
         padded: usize,
     ) -> Option<Vec<OutputPart<'o>>> {
         let is_first = self.outputs.is_empty();
-        let part = |(index, output): (usize, &'o OutputTensor)| {
+        let part = |(index, output): (usize, &'o ModelOutput)| {
             let before = self.outputs.get(index);
             if !is_first && before.is_none() {
                 return None;
@@ -279,17 +283,16 @@ impl Joined {
     }
 
     /// The outputs as tensors.
-    fn finish(self) -> Option<Vec<OutputTensor>> {
-        let whole = |output: JoinedOutput| {
-            OutputTensor::new(output.shape, std::sync::Arc::new(output.data))
-        };
+    fn finish(self) -> Option<Vec<ModelOutput>> {
+        let whole =
+            |output: JoinedOutput| ModelOutput::new(output.shape, std::sync::Arc::new(output.data));
         self.outputs.into_iter().map(whole).collect()
     }
 }
 
 /// The first `rows` rows of `output`, which has `padded`, if they continue `before`.
 fn rows_of<'o>(
-    output: &'o OutputTensor,
+    output: &'o ModelOutput,
     before: Option<&JoinedOutput>,
     rows: usize,
     padded: usize,
@@ -311,7 +314,7 @@ fn rows_of<'o>(
 }
 
 /// All of `output`, or nothing to be added if it is there `before`, with the same shape.
-fn shared<'o>(output: &'o OutputTensor, before: Option<&JoinedOutput>) -> Option<OutputPart<'o>> {
+fn shared<'o>(output: &'o ModelOutput, before: Option<&JoinedOutput>) -> Option<OutputPart<'o>> {
     let all = output.view();
     let elements = match before {
         None => all,
@@ -338,12 +341,12 @@ mod tests {
     use super::*;
     use crate::batching::testing;
 
-    fn output(shape: &[usize], data: impl Into<TensorData>) -> OutputTensor {
-        OutputTensor::new(Shape::from_slice(shape), Arc::new(data.into())).unwrap()
+    fn output(shape: &[usize], data: impl Into<TensorData>) -> ModelOutput {
+        ModelOutput::new(Shape::from_slice(shape), Arc::new(data.into())).unwrap()
     }
 
     /// Puts parts together; each is its rows, the rows that it was executed with, and its outputs.
-    fn join(parts: &[(usize, usize, Vec<OutputTensor>)]) -> Option<Vec<OutputTensor>> {
+    fn join(parts: &[(usize, usize, Vec<ModelOutput>)]) -> Option<Vec<ModelOutput>> {
         let mut joined = Joined::default();
         for (rows, padded, outputs) in parts {
             let fitting = joined.fitting(outputs, *rows, *padded)?;
@@ -406,7 +409,7 @@ mod tests {
         assert_eq!(all[0].view(), TensorView::Int64(&[0, 1, 2, 3, 4]));
         let texts = ["0", "1", "2", "3", "4"].map(str::to_owned);
         assert_eq!(all[1].view(), TensorView::Bytes(&texts));
-        let shapes: Vec<&[usize]> = all.iter().map(OutputTensor::shape).collect();
+        let shapes: Vec<&[usize]> = all.iter().map(ModelOutput::shape).collect();
         assert_eq!(shapes, [&[5][..], &[5, 1], &[5, 2, 3], &[5, 0]]);
     }
 
@@ -434,7 +437,7 @@ mod tests {
 
     #[test]
     fn an_output_that_is_the_same_for_all_parts_is_that_of_the_first() {
-        let divided = |mut output: OutputTensor, division| {
+        let divided = |mut output: ModelOutput, division| {
             output.divide(division);
             output
         };
@@ -454,7 +457,7 @@ mod tests {
             (values.len(), padded, outputs)
         };
         let all = join(&[part(&[1, 2], 2), part(&[3, 4], 2), part(&[5], 2)]).unwrap();
-        let shapes: Vec<&[usize]> = all.iter().map(OutputTensor::shape).collect();
+        let shapes: Vec<&[usize]> = all.iter().map(ModelOutput::shape).collect();
         assert_eq!(shapes, [&[5][..], &[2, 1], &[], &[0]]);
         assert_eq!(all[0].view(), TensorView::Int64(&[1, 2, 3, 4, 5]));
         assert_eq!(all[1].view(), TensorView::Fp32(&[0.25, 0.75]));
@@ -470,7 +473,7 @@ mod tests {
         assert!(join(&[by_rows(), one()]).is_none(), "no rows after all");
         let alone = row(divided(output(&[1, 1], vec![1.0_f32]), Division::Alone));
         assert!(join(&[alone]).is_none(), "of one execution only");
-        let none: (usize, usize, Vec<OutputTensor>) = (1, 1, Vec::new());
+        let none: (usize, usize, Vec<ModelOutput>) = (1, 1, Vec::new());
         assert!(join(&[one(), none]).is_none(), "another number of outputs");
     }
 

@@ -14,9 +14,10 @@ use super::queue::{Pending, QueueConfig};
 use crate::inference::{InferenceRequest, InferenceResponse, Reservation};
 use crate::model::ModelMetadata;
 pub(crate) use crate::model::testing::metadata;
+use crate::runtime::ModelOutput;
 use crate::runtime::{BatchInput, BatchOutput, Interrupt, Model, RuntimeError};
 use crate::telemetry::metrics::{BatchingMetrics, Metrics};
-use crate::tensor::{OutputTensor, Shape, Tensor, TensorData, TensorView};
+use crate::tensor::{Shape, Tensor, TensorData, TensorView};
 
 /// The receiving end of a request's answer.
 pub(crate) type Answer = oneshot::Receiver<Result<InferenceResponse, ScheduleError>>;
@@ -209,7 +210,7 @@ impl Model for FakeModel {
         self.executions.lock().push(values.len());
         let outputs: Vec<f32> = values.iter().map(|value| value + 1.0).collect();
         Ok(vec![
-            OutputTensor::new(input[0].shape.clone(), Arc::new(TensorData::from(outputs))).unwrap(),
+            ModelOutput::new(input[0].shape.clone(), Arc::new(TensorData::from(outputs))).unwrap(),
         ])
     }
 

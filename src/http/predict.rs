@@ -21,12 +21,13 @@ use super::headers;
 use super::media;
 use super::middleware::{Arrival, PredictionRecord};
 use crate::batching::ScheduleError;
-use crate::inference::{Exhausted, InferenceRequest, InferenceResponse, OutputRows, Reservation};
+use crate::inference::{Exhausted, InferenceRequest, InferenceResponse, Reservation};
 use crate::model::ModelMetadata;
 use crate::registry::{Fault, Phase, ServedModel};
 use crate::telemetry::metrics::Outcome;
 use crate::telemetry::panics;
 use crate::telemetry::request_ids::RequestIds;
+use crate::tensor::Tensor;
 use crate::units::whole_number;
 use crate::wire::{self, DecodeError, DecodeLimits, Form, Selection};
 
@@ -232,7 +233,7 @@ async fn run(
         form,
         max_bytes: app.config.max_output_size,
     };
-    let views = || response.outputs.iter().map(OutputRows::view);
+    let views = || response.outputs.iter().map(Tensor::view);
     let elements: usize = views().map(|view| view.len()).sum();
     let outputs: usize = views().map(|view| view.byte_len()).sum();
     let text = if encoding.raw {

@@ -9,4 +9,4 @@ mod response;
 pub use budget::{Exhausted, MemoryBudget, Reservation};
 pub use request::{InferenceRequest, InvalidRequest};
 pub(crate) use request::{no_rows, too_many_rows};
-pub use response::{InferenceResponse, OutputRows, Timings};
+pub use response::{InferenceResponse, Timings};

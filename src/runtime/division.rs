@@ -7,7 +7,8 @@
 use smallvec::SmallVec;
 
 use super::BatchInput;
-use crate::tensor::{Division, OutputTensor, Shape};
+use super::{Division, ModelOutput};
+use crate::tensor::Shape;
 
 /// What a dimension of an output must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +38,7 @@ impl OutputPlan {
     /// How `output` of an execution of inputs of these shapes is handed out.
     fn division_of<'a>(
         &self,
-        output: &OutputTensor,
+        output: &ModelOutput,
         input_shape: impl Fn(usize) -> Option<&'a Shape>,
     ) -> Division {
         let skipped = usize::from(self.division == Division::Rows);
@@ -66,7 +67,7 @@ pub struct DivisionPlan {
 
 impl DivisionPlan {
     /// Has `outputs` of an execution of `input` handed out as planned.
-    pub(super) fn apply(&self, outputs: &mut [OutputTensor], input: &BatchInput<'_>) {
+    pub(super) fn apply(&self, outputs: &mut [ModelOutput], input: &BatchInput<'_>) {
         for (output, plan) in outputs.iter_mut().zip(&self.outputs) {
             let shape = |index: usize| input.get(index).map(|view| &view.shape);
             output.divide(plan.division_of(output, shape));
@@ -92,7 +93,7 @@ mod tests {
 
     fn division(plan: &OutputPlan, shape: &[usize]) -> Division {
         let data = TensorData::from(vec![0.0_f32; shape.iter().product()]);
-        let output = OutputTensor::new(Shape::from_slice(shape), Arc::new(data)).unwrap();
+        let output = ModelOutput::new(Shape::from_slice(shape), Arc::new(data)).unwrap();
         let input: Shape = smallvec![2, 5];
         plan.division_of(&output, |index| (index == 0).then_some(&input))
     }

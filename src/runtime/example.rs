@@ -4,9 +4,10 @@
 
 use std::time::{Duration, Instant};
 
+use super::ModelOutput;
 use super::made_up::{self, Size};
 use super::{Model, RuntimeError};
-use crate::tensor::{DataType, OutputTensor, TensorData, TensorView, for_each_plain_datatype};
+use crate::tensor::{DataType, TensorData, TensorView, for_each_plain_datatype};
 
 /// Sizes of open dimensions that are tried, besides the batch.
 const SIZES: [usize; 16] = [
@@ -163,7 +164,7 @@ fn is_time_for_another(last: Duration, left: Duration) -> bool {
 }
 
 /// Whether JSON can express all elements.
-fn is_finite(output: &OutputTensor) -> bool {
+fn is_finite(output: &ModelOutput) -> bool {
     match output.view() {
         TensorView::Fp16(elements) => elements.iter().all(|element| element.is_finite()),
         TensorView::Bf16(elements) => elements.iter().all(|element| element.is_finite()),

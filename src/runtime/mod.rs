@@ -14,6 +14,7 @@ pub mod example;
 pub mod library;
 mod load_fault;
 mod made_up;
+mod model_output;
 mod output;
 pub mod provider;
 pub mod session;
@@ -26,7 +27,8 @@ use smallvec::SmallVec;
 use thiserror::Error;
 
 use crate::model::ModelMetadata;
-use crate::tensor::{OutputTensor, Shape, TensorView};
+use crate::tensor::{Shape, TensorView};
+pub use model_output::{Division, ModelOutput};
 
 /// One input of an execution, borrowed from a request or from the gathered batch.
 #[derive(Debug, Clone)]
@@ -41,7 +43,7 @@ pub struct InputView<'a> {
 pub type BatchInput<'a> = SmallVec<[InputView<'a>; 4]>;
 
 /// The outputs of one execution, in the order of the model's signature.
-pub type BatchOutput = Vec<OutputTensor>;
+pub type BatchOutput = Vec<ModelOutput>;
 
 /// A loaded model that one thread executes.
 ///

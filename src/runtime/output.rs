@@ -10,9 +10,10 @@ use ort::session::SessionOutputs;
 use ort::value::{DynValue, TensorElementType, ValueType};
 use smallvec::SmallVec;
 
+use super::ModelOutput;
 use super::{BatchOutput, RuntimeError};
 use crate::tensor::{
-    DataType, OutputTensor, Shape, TensorBuffer, TensorData, TensorView, for_each_plain_datatype,
+    DataType, Shape, TensorBuffer, TensorData, TensorView, for_each_plain_datatype,
 };
 
 /// Our datatype for one of ONNX Runtime's; `None` for those that no request could carry.
@@ -106,7 +107,7 @@ pub(super) fn wrap_all(
 }
 
 /// Wraps the output `name` of a run.
-fn wrap(name: &str, value: DynValue, lent: &Lent) -> Result<OutputTensor, RuntimeError> {
+fn wrap(name: &str, value: DynValue, lent: &Lent) -> Result<ModelOutput, RuntimeError> {
     let broken = |what: &str| RuntimeError::Broken(format!("output {name} {what}"));
     let ValueType::Tensor { ty, shape, .. } = value.dtype() else {
         return Err(broken("is not a tensor"));
@@ -133,7 +134,7 @@ fn wrap(name: &str, value: DynValue, lent: &Lent) -> Result<OutputTensor, Runtim
             Arc::new(buffer)
         }
     };
-    OutputTensor::new(shape, buffer).ok_or_else(|| broken("does not hold what its shape says"))
+    ModelOutput::new(shape, buffer).ok_or_else(|| broken("does not hold what its shape says"))
 }
 
 #[cfg(test)]

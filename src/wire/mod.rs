@@ -18,7 +18,7 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::inference::{Exhausted, InvalidRequest, OutputRows, Reservation};
+use crate::inference::{Exhausted, InvalidRequest, Reservation};
 use crate::model::ModelMetadata;
 use crate::tensor::{DataType, Shape, Tensor};
 
@@ -217,15 +217,15 @@ pub fn select(
 /// One output of an answer, with its name.
 struct Selected<'a> {
     name: &'a str,
-    rows: &'a OutputRows,
+    rows: &'a Tensor,
 }
 
 fn selected<'a>(
-    outputs: &'a [OutputRows],
+    outputs: &'a [Tensor],
     metadata: &'a ModelMetadata,
     selection: Option<&Selection>,
 ) -> SmallVec<[Selected<'a>; 4]> {
-    let output = |(spec, rows): (&'a crate::model::TensorSpec, &'a OutputRows)| Selected {
+    let output = |(spec, rows): (&'a crate::model::TensorSpec, &'a Tensor)| Selected {
         name: &spec.name,
         rows,
     };
@@ -245,7 +245,7 @@ fn selected<'a>(
 /// # Errors
 /// See [`EncodeError`].
 pub fn encode_json(
-    outputs: &[OutputRows],
+    outputs: &[Tensor],
     metadata: &ModelMetadata,
     selection: Option<&Selection>,
     form: Form,
@@ -273,7 +273,7 @@ pub struct RawOutput {
 /// # Errors
 /// See [`EncodeError`].
 pub fn encode_raw(
-    outputs: &[OutputRows],
+    outputs: &[Tensor],
     metadata: &ModelMetadata,
     selection: Option<&Selection>,
     max_bytes: usize,

@@ -7,7 +7,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::json::quote;
 use super::{EncodeError, listed};
-use crate::inference::{InvalidRequest, OutputRows};
+use crate::inference::InvalidRequest;
 use crate::model::{Dim, ModelMetadata, TensorSpec};
 use crate::tensor::{
     DataType, Elements, Shape, Tensor, TensorData, TensorView, element_count,
@@ -194,7 +194,7 @@ fn read_strings(body: &[u8], spec: &TensorSpec) -> Result<TensorData, InvalidReq
 }
 
 /// The elements of `rows` as the body of an answer, and the bytes that are kept for it.
-pub(super) fn write(rows: &OutputRows, max_bytes: usize) -> Result<(Bytes, usize), EncodeError> {
+pub(super) fn write(rows: &Tensor, max_bytes: usize) -> Result<(Bytes, usize), EncodeError> {
     let view = rows.view();
     if view.byte_len() > max_bytes {
         return Err(EncodeError::TooLarge { max_bytes });
@@ -225,7 +225,7 @@ pub(super) fn write(rows: &OutputRows, max_bytes: usize) -> Result<(Bytes, usize
 }
 
 /// Output memory that is sent without a copy.
-struct SharedRows(OutputRows);
+struct SharedRows(Tensor);
 
 impl AsRef<[u8]> for SharedRows {
     fn as_ref(&self) -> &[u8] {

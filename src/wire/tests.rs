@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::inference::InferenceRequest;
 use crate::model::testing;
-use crate::tensor::{OutputTensor, TensorData, TensorView};
+use crate::tensor::{TensorData, TensorView};
 
 const LIMITS: DecodeLimits = DecodeLimits {
     max_rows: 4,
@@ -360,11 +360,11 @@ fn raw_bodies_tell_their_rows() {
     }
 }
 
-fn answer(values: Vec<f32>) -> Vec<OutputRows> {
+fn answer(values: Vec<f32>) -> Vec<Tensor> {
     let rows = values.len() / 2;
     let z: Vec<i64> = (0..).take(rows).collect();
     let output = |shape: &[usize], data: TensorData| {
-        OutputRows::whole(OutputTensor::new(Shape::from_slice(shape), Arc::new(data)).unwrap())
+        Tensor::shared(Shape::from_slice(shape), Arc::new(data)).unwrap()
     };
     vec![output(&[rows, 2], values.into()), output(&[rows], z.into())]
 }
@@ -465,8 +465,8 @@ fn a_small_part_of_an_execution_does_not_keep_the_rest_in_memory() {
     const ROW: usize = 4096;
     let rows = |rows: std::ops::Range<usize>| {
         let data = TensorData::from(vec![0.5_f32; 8 * ROW]);
-        let tensor = OutputTensor::new(Shape::from_slice(&[8, ROW]), Arc::new(data)).unwrap();
-        let part = OutputRows::part(tensor, rows).unwrap();
+        let tensor = Tensor::shared(Shape::from_slice(&[8, ROW]), Arc::new(data)).unwrap();
+        let part = tensor.rows(rows).unwrap();
         let selection = Selection::from_slice(&[0]);
         encode_raw(&[part], &one(), Some(&selection), usize::MAX).unwrap()
     };

@@ -4,7 +4,8 @@
 
 use half::{bf16, f16};
 
-use crate::tensor::{DataType, OutputTensor, TensorView, for_each_plain_datatype};
+use crate::runtime::ModelOutput;
+use crate::tensor::{DataType, TensorView, for_each_plain_datatype};
 
 /// Of the whole numbers of an output, this part may differ between batch sizes: a class that is chosen among nearly
 /// equal ones, or a quantised value on the edge between two.
@@ -74,7 +75,7 @@ pub(super) struct Elements<'a> {
 
 impl<'a> Elements<'a> {
     /// The row at `place` of an output of `rows` rows; `None` if that is not what the output has.
-    pub(super) fn row(output: &'a OutputTensor, place: usize, rows: usize) -> Option<Self> {
+    pub(super) fn row(output: &'a ModelOutput, place: usize, rows: usize) -> Option<Self> {
         let len = output.view().len().checked_div(rows)?;
         (output.shape().first() == Some(&rows)).then_some(Self {
             all: output.view(),
@@ -84,7 +85,7 @@ impl<'a> Elements<'a> {
     }
 
     /// All elements of an output.
-    pub(super) fn whole(output: &'a OutputTensor) -> Self {
+    pub(super) fn whole(output: &'a ModelOutput) -> Self {
         Self {
             all: output.view(),
             start: 0,

@@ -5,7 +5,7 @@
 use std::fmt;
 
 use crate::model::TensorSpec;
-use crate::tensor::OutputTensor;
+use crate::runtime::ModelOutput;
 
 /// Why the rows of different requests are not merged.
 #[derive(Debug, Clone, PartialEq)]
@@ -177,7 +177,7 @@ pub(super) fn no_rows(spec: &TensorSpec) -> Doubt {
     Doubt::Signature(format!("output {spec} has no dynamic first dimension"))
 }
 
-pub(super) fn lengths(spec: &TensorSpec, one: &OutputTensor, other: &OutputTensor) -> Doubt {
+pub(super) fn lengths(spec: &TensorSpec, one: &ModelOutput, other: &ModelOutput) -> Doubt {
     Doubt::Length {
         output: spec.name.clone(),
         one: one.shape().to_vec(),

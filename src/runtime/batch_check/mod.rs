@@ -39,7 +39,7 @@ use super::{BatchOutput, Model, RuntimeError};
 use crate::model::flow::Flow;
 use crate::model::operators::Operators;
 use crate::model::{Dim, ModelMetadata, TensorSpec};
-use crate::tensor::{Division, OutputTensor};
+use crate::runtime::{Division, ModelOutput};
 
 /// Different rows that are executed alone. Batches repeat them.
 const ROWS: usize = 3;
@@ -713,8 +713,8 @@ impl<'a> Trial<'a> {
                 continue;
             }
             let singles = shown.alone.iter().filter_map(|outputs| outputs.get(index));
-            let singles: Vec<&OutputTensor> = singles.cycle().take(rows).collect();
-            let same = |single: &&OutputTensor| single.shape().get(1..) == output.shape().get(1..);
+            let singles: Vec<&ModelOutput> = singles.cycle().take(rows).collect();
+            let same = |single: &&ModelOutput| single.shape().get(1..) == output.shape().get(1..);
             if !singles.iter().all(same) {
                 return Err(Doubt::Shape {
                     output: spec.name.clone(),
@@ -798,7 +798,7 @@ impl<'a> Trial<'a> {
         };
         let specs = self.metadata.outputs.iter();
         let outputs = self.axes.iter().zip(specs).zip(first);
-        let plan = |((axis, spec), output): ((&Axis, &TensorSpec), &OutputTensor)| {
+        let plan = |((axis, spec), output): ((&Axis, &TensorSpec), &ModelOutput)| {
             let sizes = output.shape().iter().enumerate();
             if axis.rows {
                 let sizes = sizes.skip(1);
@@ -883,7 +883,7 @@ fn worse(known: Option<Unusable>, next: Unusable) -> Unusable {
     }
 }
 
-fn bytes_of(output: &OutputTensor) -> usize {
+fn bytes_of(output: &ModelOutput) -> usize {
     let view = output.view();
     view.len()
         .saturating_mul(view.datatype().size().unwrap_or(size_of::<String>()))

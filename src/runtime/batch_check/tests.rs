@@ -91,8 +91,8 @@ fn metadata(input: &[&str], outputs: &[&[&str]]) -> ModelMetadata {
     }
 }
 
-fn tensor(shape: &[usize], values: Vec<f32>) -> OutputTensor {
-    OutputTensor::new(Shape::from_slice(shape), Arc::new(TensorData::from(values))).unwrap()
+fn tensor(shape: &[usize], values: Vec<f32>) -> ModelOutput {
+    ModelOutput::new(Shape::from_slice(shape), Arc::new(TensorData::from(values))).unwrap()
 }
 
 /// A trial of a model; what can be varied of it.
@@ -454,10 +454,10 @@ fn what_only_unlikely_rows_show_is_rounding_if_it_is_small_and_neighbours_do_not
 fn a_few_whole_numbers_may_flip_with_the_number_of_rows_but_not_with_the_neighbours() {
     let output = |values: Vec<i64>, rows: usize| {
         let shape = Shape::from_slice(&[rows, values.len() / rows]);
-        OutputTensor::new(shape, Arc::new(TensorData::from(values))).unwrap()
+        ModelOutput::new(shape, Arc::new(TensorData::from(values))).unwrap()
     };
     let alone = output(vec![7; 1000], 1);
-    let agreement = |together: &OutputTensor| -> Agreement {
+    let agreement = |together: &ModelOutput| -> Agreement {
         let row = |place| Elements::row(together, place, 2).unwrap();
         let one = Elements::row(&alone, 0, 1).unwrap();
         other_kernels(&[one, one], &[row(0), row(1)], false)

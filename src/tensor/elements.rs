@@ -1,32 +1,20 @@
-//! Plain tensors: element types, shapes and flat buffers. No policy lives here.
+//! Flat elements: every datatype that a tensor can have, buffers of them, and views into those.
 //!
-//! Invariant: a [`Tensor`] holds exactly as many elements as its shape says, in row-major order.
+//! Invariant: elements of one datatype are never seen as those of another.
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use ndarray::ArrayViewD;
-use smallvec::SmallVec;
+
+use super::element_count;
 
 /// Raw tensor bodies are little-endian and are reinterpreted in place, which is only right on such a machine.
 const _: () = assert!(
     cfg!(target_endian = "little"),
     "model-serving supports little-endian machines only"
 );
-
-/// The sizes of a tensor's dimensions, outermost first. Six dimensions fit without an allocation.
-pub type Shape = SmallVec<[usize; 6]>;
-
-/// The number of elements of `shape`, or `None` when that overflows.
-#[must_use]
-pub fn element_count(shape: &[usize]) -> Option<usize> {
-    // A zero anywhere makes the tensor empty, but a product that overflows on the way is still a hostile shape.
-    shape
-        .iter()
-        .try_fold(1_usize, |product, dim| product.checked_mul(*dim))
-}
 
 /// The elements of every datatype that a tensor can hold: one place that names them all.
 ///
@@ -365,129 +353,9 @@ impl<T: bytemuck::Pod> Elements<T> {
     }
 }
 
-/// A tensor with owned (or body-backed) elements.
-#[derive(Debug, Clone)]
-pub struct Tensor {
-    shape: Shape,
-    data: TensorData,
-}
-
-impl Tensor {
-    /// A tensor of `shape` over `data`; `None` when the number of elements differs from what the shape says.
-    #[must_use]
-    pub fn new(shape: Shape, data: TensorData) -> Option<Self> {
-        (element_count(&shape) == Some(data.view().len())).then_some(Self { shape, data })
-    }
-
-    /// The sizes of the dimensions.
-    #[must_use]
-    pub fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    /// The elements, row-major.
-    #[must_use]
-    pub fn view(&self) -> TensorView<'_> {
-        self.data.view()
-    }
-}
-
-/// Memory that holds the elements of an output tensor, wherever it was allocated.
-pub trait TensorBuffer: Send + Sync {
-    /// The elements, row-major.
-    fn view(&self) -> TensorView<'_>;
-}
-
-impl TensorBuffer for TensorData {
-    fn view(&self) -> TensorView<'_> {
-        Self::view(self)
-    }
-}
-
-/// How the output of an execution is handed out to the requests that shared it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Division {
-    /// Each gets its rows: the first dimension is the batch.
-    #[default]
-    Rows,
-    /// Each gets all of it: it is the same whatever is executed.
-    Shared,
-    /// Nobody does: it is right for a request that was executed alone only.
-    Alone,
-}
-
-/// One output of an execution. Cheap to clone, so every request of a batch can hold its rows without a copy.
-#[derive(Clone)]
-pub struct OutputTensor {
-    shape: Shape,
-    buffer: Arc<dyn TensorBuffer>,
-    division: Division,
-}
-
-impl OutputTensor {
-    /// An output of `shape` over `buffer`; `None` when the number of elements differs from what the shape says.
-    #[must_use]
-    pub fn new(shape: Shape, buffer: Arc<dyn TensorBuffer>) -> Option<Self> {
-        (element_count(&shape) == Some(buffer.view().len())).then_some(Self {
-            shape,
-            buffer,
-            division: Division::Rows,
-        })
-    }
-
-    /// Has it handed out as `division` says, instead of by rows.
-    pub fn divide(&mut self, division: Division) {
-        self.division = division;
-    }
-
-    /// How it is handed out.
-    #[must_use]
-    pub fn division(&self) -> Division {
-        self.division
-    }
-
-    /// The sizes of the dimensions.
-    #[must_use]
-    pub fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    /// The elements, row-major.
-    #[must_use]
-    pub fn view(&self) -> TensorView<'_> {
-        self.buffer.view()
-    }
-}
-
-impl fmt::Debug for OutputTensor {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("OutputTensor")
-            .field("shape", &self.shape)
-            .field("datatype", &self.view().datatype())
-            .finish_non_exhaustive()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn element_count_refuses_overflow_even_beside_a_zero() {
-        assert_eq!(element_count(&[]), Some(1));
-        assert_eq!(element_count(&[2, 3]), Some(6));
-        assert_eq!(element_count(&[0, 7]), Some(0));
-        assert_eq!(element_count(&[usize::MAX, 2, 0]), None);
-    }
-
-    #[test]
-    fn a_tensor_must_hold_what_its_shape_says() {
-        let data = || TensorData::from(vec![1.0_f32, 2.0, 3.0]);
-        assert!(Tensor::new(Shape::from_slice(&[3]), data()).is_some());
-        assert!(Tensor::new(Shape::from_slice(&[2, 2]), data()).is_none());
-        assert!(Tensor::new(Shape::from_slice(&[usize::MAX, usize::MAX]), data()).is_none());
-    }
 
     #[test]
     fn raw_bytes_are_borrowed_when_aligned_and_copied_when_not() {
