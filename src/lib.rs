@@ -31,6 +31,9 @@ pub mod watchdog;
 // The edge.
 pub mod http;
 
+// One prediction, whatever the protocol.
+pub mod service;
+
 // Connections, whatever is served on them.
 pub mod net;
 

@@ -32,6 +32,7 @@ use crate::registry::{Registry, ServedModel};
 use crate::reload::{Files, Notices, ReloadConfig, Reloader};
 use crate::runtime::device_health::DeviceHealth;
 use crate::runtime::session::RunMemory;
+use crate::service::Service;
 use crate::service_manager;
 use crate::shutdown::{self, DrainConfig};
 use crate::signals::{Signals, Stop};
@@ -174,11 +175,15 @@ pub async fn run(
             "--max-inflight-bytes (MAX_INFLIGHT_BYTES) is lowered to a quarter of the memory that there is"
         );
     }
-    let budget = MemoryBudget::new(run_memory.usual);
+    let service = Arc::new(Service::new(
+        Arc::clone(&registry),
+        MemoryBudget::new(run_memory.usual),
+        config.http.request_timeout,
+    ));
     let app = Arc::new(App::new(
         Arc::clone(&registry),
         Arc::clone(&metrics),
-        budget,
+        service,
         config.http.clone(),
         tracer,
         drain.clone(),

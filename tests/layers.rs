@@ -67,6 +67,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "http",
             "net",
             "registry",
+            "service",
             "inference",
             "gpu",
             "runtime",
@@ -120,6 +121,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "testkit",
             "net",
+            "service",
             "wire",
             "registry",
             "batching",
@@ -129,6 +131,17 @@ const LAYERS: &[(&str, &[&str])] = &[
             "tensor",
             "text_file",
             "units",
+        ],
+    ),
+    (
+        "service",
+        &[
+            "registry",
+            "batching",
+            "inference",
+            "model",
+            "telemetry",
+            "tensor",
         ],
     ),
     ("wire", &["inference", "model", "tensor", "units"]),

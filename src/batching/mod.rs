@@ -236,6 +236,22 @@ impl Scheduler {
         self.shared.statuses.len()
     }
 
+    /// Whether a request that comes now, and of which nothing is known but that it has a row, could be answered by
+    /// `deadline`. Nothing is queued: this is for refusing a request before its body is received.
+    ///
+    /// # Errors
+    /// Why it could not.
+    pub fn admit(&self, deadline: Instant) -> Result<(), ScheduleError> {
+        if self.shared.device.is_lost() {
+            return Err(ScheduleError::DeviceLost);
+        }
+        let now = Instant::now();
+        if deadline <= now {
+            return Err(ScheduleError::DeadlineExceeded);
+        }
+        self.shared.queue.admit(deadline, now).map_err(not_queued)
+    }
+
     /// Queues `request` and waits for its answer until its deadline. Dropping the future abandons the request.
     ///
     /// # Errors
@@ -272,20 +288,7 @@ impl Scheduler {
             respond,
             enqueued_at: now,
         };
-        let overloaded = |reason, retry_after| ScheduleError::Overloaded {
-            reason,
-            retry_after,
-        };
-        self.shared
-            .queue
-            .push(pending)
-            .map_err(|error| match error {
-                PushError::Full(wait) => overloaded("the queue is full", wait),
-                PushError::TooMuchAhead(wait) => overloaded("the deadline cannot be met", wait),
-                // No load is to blame, and trying again does not help.
-                PushError::TooShort => ScheduleError::DeadlineExceeded,
-                PushError::Closed => ScheduleError::ShuttingDown,
-            })?;
+        self.shared.queue.push(pending).map_err(not_queued)?;
         if expired.deadline() != deadline.into() {
             expired.as_mut().reset(deadline.into());
         }
@@ -375,5 +378,20 @@ impl Scheduler {
             .lock()
             .drain(..)
             .all(|thread| thread.join().is_ok())
+    }
+}
+
+/// What is told of a request that the queue does not take.
+fn not_queued(error: PushError) -> ScheduleError {
+    let overloaded = |reason, retry_after| ScheduleError::Overloaded {
+        reason,
+        retry_after,
+    };
+    match error {
+        PushError::Full(wait) => overloaded("the queue is full", wait),
+        PushError::TooMuchAhead(wait) => overloaded("the deadline cannot be met", wait),
+        // No load is to blame, and trying again does not help.
+        PushError::TooShort => ScheduleError::DeadlineExceeded,
+        PushError::Closed => ScheduleError::ShuttingDown,
     }
 }

@@ -313,6 +313,7 @@ mod tests {
 
     use super::*;
     use crate::inference::MemoryBudget;
+    use crate::service::error::ServeError;
 
     fn gzip(bytes: &[u8]) -> Bytes {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -334,7 +335,7 @@ mod tests {
         assert_eq!(error, ApiError::BodyTooLarge(1 << 20));
         let budget = MemoryBudget::new(1 << 20);
         let error = inflate(bomb, Coding::Gzip, 64 << 20, &mut budget.reservation()).unwrap_err();
-        assert_eq!(error, ApiError::MemoryTooLarge);
+        assert_eq!(error, ApiError::Serve(ServeError::RequestTooLarge));
         assert_eq!(budget.used(), 0);
     }
 

@@ -3,15 +3,13 @@
 //! Invariant: the text that a client sees is ours. It holds no path, address, version or library text, and at most
 //! [`MAX_BODY`] bytes of it are sent.
 
-use std::time::Duration;
-
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
-use crate::batching::ScheduleError;
 use crate::inference::{Exhausted, InvalidRequest};
-use crate::model::operators::Operators;
+use crate::registry::Fault;
+use crate::service::error::ServeError;
 use crate::telemetry::metrics::Outcome;
 use crate::wire::{DecodeError, EncodeError};
 
@@ -35,8 +33,6 @@ pub enum ApiError {
     BodyTimeout,
     /// 413: the body is larger than is taken, in bytes.
     BodyTooLarge(usize),
-    /// 429: the request by itself takes more memory than all requests together may.
-    MemoryTooLarge,
     /// 414: the URI is longer than is taken, in bytes.
     UriTooLong(usize),
     /// 431: the headers are larger than is taken.
@@ -45,23 +41,10 @@ pub enum ApiError {
     UnsupportedMediaType(String),
     /// 422: well-formed, but it cannot be computed, or not be answered in this form.
     Unprocessable(String),
-    /// 429: too much to do.
-    Overloaded {
-        /// What is full.
-        reason: &'static str,
-        /// When it is worth trying again.
-        retry_after: Duration,
-    },
     /// 500: our fault.
     Internal,
-    /// 503: the server starts, or something in it is broken.
-    NotReady(&'static str),
-    /// 503: the GPU is lost.
-    DeviceLost,
-    /// 503: the server is about to stop.
-    Draining,
-    /// 504: not answered within the deadline.
-    DeadlineExceeded,
+    /// The prediction could not be made.
+    Serve(ServeError),
 }
 
 impl ApiError {
@@ -100,28 +83,15 @@ impl ApiError {
                 "unprocessable",
                 Outcome::Invalid,
             ),
-            Self::Overloaded { .. } | Self::MemoryTooLarge => (
-                StatusCode::TOO_MANY_REQUESTS,
-                "overloaded",
-                Outcome::Overloaded,
-            ),
             Self::Internal => (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "internal",
                 Outcome::Error,
             ),
-            Self::NotReady(_) => (StatusCode::SERVICE_UNAVAILABLE, "not_ready", Outcome::Error),
-            Self::DeviceLost => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "device_lost",
-                Outcome::Error,
-            ),
-            Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining", Outcome::Error),
-            Self::DeadlineExceeded => (
-                StatusCode::GATEWAY_TIMEOUT,
-                "deadline_exceeded",
-                Outcome::Timeout,
-            ),
+            Self::Serve(error) => {
+                let (status, code) = row_of(error);
+                (status, code, error.outcome())
+            }
         }
     }
 
@@ -163,26 +133,9 @@ impl ApiError {
             Self::BodyTooLarge(limit) => format!(
                 "the request's body is larger than {limit} bytes (counted decompressed); send less in one request"
             ),
-            Self::MemoryTooLarge => {
-                "the request by itself takes more memory than --max-inflight-bytes allows for all requests; send fewer rows per request".to_owned()
-            }
             Self::UriTooLong(limit) => format!("the request's URI is longer than {limit} bytes"),
-            Self::Overloaded { reason, .. } => format!(
-                "the server is overloaded ({reason}); try again after the seconds in Retry-After"
-            ),
-            Self::Internal => {
-                "the server failed to answer; the failure is logged under this request's id"
-                    .to_owned()
-            }
-            Self::NotReady(reason) => format!("the server is not ready: {reason}"),
-            Self::DeviceLost => {
-                "the server has lost its GPU and waits to be restarted; try another replica"
-                    .to_owned()
-            }
-            Self::Draining => {
-                "the server is draining and takes no more requests; try another replica".to_owned()
-            }
-            Self::DeadlineExceeded => "the request was not answered within its deadline".to_owned(),
+            Self::Internal => INTERNAL.to_owned(),
+            Self::Serve(error) => message_of(error),
         }
     }
 
@@ -193,21 +146,101 @@ impl ApiError {
             Self::BodyTimeout
                 | Self::Framing(_)
                 | Self::BodyTooLarge(_)
-                | Self::MemoryTooLarge
+                | Self::Serve(ServeError::RequestTooLarge)
                 | Self::UriTooLong(_)
                 | Self::HeadersTooLarge(_)
         )
     }
 
     fn retry_after(&self) -> Option<u64> {
-        match self {
-            Self::Overloaded { retry_after, .. } => {
+        let Self::Serve(error) = self else {
+            return None;
+        };
+        match error {
+            ServeError::Overloaded { retry_after, .. } => {
                 Some(retry_after.as_millis().div_ceil(1000).clamp(1, 60) as u64)
             }
-            Self::NotReady(_) | Self::DeviceLost | Self::Draining | Self::MemoryTooLarge => Some(1),
+            ServeError::Starting
+            | ServeError::Broken(_)
+            | ServeError::Draining
+            | ServeError::RequestTooLarge => Some(1),
             _ => None,
         }
     }
+}
+
+/// The status and code of each cause that the service knows.
+fn row_of(error: &ServeError) -> (StatusCode, &'static str) {
+    match error {
+        ServeError::UnknownModel | ServeError::DefaultModelGone | ServeError::NoDefaultModel => {
+            (StatusCode::NOT_FOUND, "not_found")
+        }
+        ServeError::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid_request"),
+        ServeError::AnswerTooLarge | ServeError::ValuesTooLarge | ServeError::Refused { .. } => {
+            (StatusCode::UNPROCESSABLE_ENTITY, "unprocessable")
+        }
+        ServeError::Overloaded { .. } | ServeError::RequestTooLarge => {
+            (StatusCode::TOO_MANY_REQUESTS, "overloaded")
+        }
+        ServeError::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        ServeError::Starting => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
+        ServeError::Broken(fault) => (StatusCode::SERVICE_UNAVAILABLE, fault.code()),
+        ServeError::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+        ServeError::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded"),
+    }
+}
+
+/// What is told of a failure that is ours.
+const INTERNAL: &str = "the server failed to answer; the failure is logged under this request's id";
+
+/// One sentence for each cause that the service knows.
+fn message_of(error: &ServeError) -> String {
+    let text = match error {
+        ServeError::Invalid(message) => message,
+        ServeError::UnknownModel => "no such model; GET /ready lists the models",
+        ServeError::DefaultModelGone => {
+            "the default model is not served now; call one as /v1/models/{model}:predict (GET /ready lists them)"
+        }
+        ServeError::NoDefaultModel => {
+            "several models are served and none is the default one; call one as /v1/models/{model}:predict (GET /ready lists them), or have --default-model or a sidecar name it"
+        }
+        ServeError::Starting => "the server is not ready: the models are being loaded",
+        ServeError::Broken(Fault::DeviceLost) => {
+            "the server has lost its GPU and waits to be restarted; try another replica"
+        }
+        ServeError::Broken(fault) => {
+            return format!("the server is not ready: {}", fault.reason());
+        }
+        ServeError::Draining => {
+            "the server is draining and takes no more requests; try another replica"
+        }
+        ServeError::Overloaded { reason, .. } => {
+            return format!(
+                "the server is overloaded ({reason}); try again after the seconds in Retry-After"
+            );
+        }
+        ServeError::DeadlineExceeded => "the request was not answered within its deadline",
+        ServeError::RequestTooLarge => {
+            "the request by itself takes more memory than --max-inflight-bytes allows for all requests; send fewer rows per request"
+        }
+        ServeError::AnswerTooLarge => {
+            "the answer takes more memory than --max-inflight-bytes allows; send fewer rows per request"
+        }
+        ServeError::ValuesTooLarge => {
+            "these values make the model take more memory than --max-inflight-bytes allows; send fewer or smaller ones"
+        }
+        ServeError::Refused { operator, inputs } => {
+            let who = operator
+                .as_deref()
+                .map(|name| format!("the model's {name}"));
+            return format!(
+                "{} cannot compute these values (for example, an index is out of range, or sizes do not fit each other); the inputs were {inputs}",
+                who.as_deref().unwrap_or("the model")
+            );
+        }
+        ServeError::Internal => INTERNAL,
+    };
+    text.to_owned()
 }
 
 #[derive(Serialize)]
@@ -282,13 +315,13 @@ impl From<DecodeError> for ApiError {
 
 impl From<Exhausted> for ApiError {
     fn from(exhausted: Exhausted) -> Self {
-        match exhausted {
-            Exhausted::Now => Self::Overloaded {
-                reason: "request memory is full",
-                retry_after: Duration::from_secs(1),
-            },
-            Exhausted::Ever => Self::MemoryTooLarge,
-        }
+        ServeError::of_request_memory(exhausted).into()
+    }
+}
+
+impl From<ServeError> for ApiError {
+    fn from(error: ServeError) -> Self {
+        Self::Serve(error)
     }
 }
 
@@ -307,43 +340,6 @@ impl From<EncodeError> for ApiError {
             EncodeError::SeveralOutputs => {
                 Self::Invalid("a raw answer is one tensor, but several outputs are selected; select one with 'outputs'".to_owned())
             }
-        }
-    }
-}
-
-/// Says that `who` refused `inputs`.
-fn refused(who: &str, inputs: &str) -> ApiError {
-    ApiError::Unprocessable(format!(
-        "{who} cannot compute these values (for example, an index is out of range, or sizes do not fit each other); the inputs were {inputs}"
-    ))
-}
-
-impl ApiError {
-    /// The same as [`From`], by the operator that refused, where that can be told. `operators` are the model's.
-    pub(super) fn of(error: ScheduleError, operators: &Operators) -> Self {
-        match &error {
-            ScheduleError::Refused { reason, inputs } => match operators.named_in(reason) {
-                Some(operator) => refused(&format!("the model's {operator}"), inputs),
-                None => error.into(),
-            },
-            _ => error.into(),
-        }
-    }
-}
-
-impl From<ScheduleError> for ApiError {
-    fn from(error: ScheduleError) -> Self {
-        match error {
-            ScheduleError::Overloaded { reason, retry_after } => Self::Overloaded { reason, retry_after },
-            ScheduleError::ShuttingDown => Self::Draining,
-            ScheduleError::DeviceLost => Self::DeviceLost,
-            ScheduleError::DeadlineExceeded => Self::DeadlineExceeded,
-            ScheduleError::Refused { inputs, .. } => refused("the model", &inputs),
-            ScheduleError::TooLarge => Self::Unprocessable(
-                "these values make the model take more memory than --max-inflight-bytes allows; send fewer or smaller ones".to_owned(),
-            ),
-            ScheduleError::Disagreement(message) => Self::Invalid(message.to_string()),
-            ScheduleError::Internal(_) => Self::Internal,
         }
     }
 }
@@ -383,12 +379,13 @@ mod tests {
     fn client_data_is_never_a_server_error() {
         for error in [
             ApiError::from(InvalidRequest(String::new())),
-            ApiError::from(ScheduleError::Refused {
-                reason: "x".into(),
+            ApiError::from(ServeError::Refused {
+                operator: None,
                 inputs: "x".into(),
             }),
-            ApiError::from(ScheduleError::TooLarge),
-            ApiError::from(ScheduleError::Disagreement("x".into())),
+            ApiError::from(ServeError::ValuesTooLarge),
+            ApiError::from(ServeError::AnswerTooLarge),
+            ApiError::from(ServeError::Invalid("x".into())),
             ApiError::from(EncodeError::NotFinite {
                 output: String::new(),
             }),

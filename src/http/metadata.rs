@@ -12,8 +12,9 @@ use http::StatusCode;
 use serde::Serialize;
 
 use super::App;
+use super::error::ApiError;
 use super::health::json;
-use super::predict::{model_or_reason, not_utf8};
+use super::predict::not_utf8;
 use crate::model::{Dim, TensorSpec};
 use crate::registry::ServedModel;
 
@@ -61,7 +62,7 @@ pub(super) async fn metadata(
     let Ok(Path(name)) = name else {
         return not_utf8().into_response();
     };
-    match model_or_reason(&app, Some(&name)) {
+    match app.service.resolve(Some(&name)).map_err(ApiError::from) {
         Ok(model) => json(StatusCode::OK, &describe(&model)),
         Err(error) => error.into_response(),
     }

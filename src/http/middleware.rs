@@ -22,10 +22,10 @@ use tower::{Layer, Service};
 use super::App;
 use super::error::ApiError;
 use super::headers;
-use crate::inference::Timings;
 use crate::net::NoPlace;
 use crate::net::site::RefusedHead;
-use crate::registry::ServedModel;
+use crate::service::Facts;
+use crate::service::error::ServeError;
 use crate::telemetry::panics;
 use crate::telemetry::request_ids::RequestIds;
 use crate::telemetry::traces::{RequestTrace, Stage};
@@ -55,16 +55,6 @@ pub(super) struct Arrival {
     pub(super) at: Instant,
     /// What the log and traces call it.
     pub(super) ids: RequestIds,
-}
-
-/// What a prediction tells the access log and its trace.
-#[derive(Clone)]
-pub(super) struct PredictionRecord {
-    pub(super) model: Arc<ServedModel>,
-    pub(super) rows: usize,
-    pub(super) started_at: Instant,
-    pub(super) batch_rows: usize,
-    pub(super) timings: Timings,
 }
 
 /// The layer that wraps every route: see the module's own text.
@@ -248,16 +238,16 @@ fn start_trace(app: &App, headers: &HeaderMap, method: &'static str, route: &str
 }
 
 fn finish_trace(trace: RequestTrace, app: &App, response: &Response, arrival: &Arrival) {
-    let record = response.extensions().get::<PredictionRecord>();
-    let stage = record.map(|record| Stage {
-        started_at: record.started_at,
-        queue: record.timings.queue,
-        execution: record.timings.compute_input + record.timings.compute_infer,
-        rows: record.rows,
-        batch_rows: record.batch_rows,
-        model: &record.model.metadata.name,
-        version: &record.model.metadata.version,
-        device: &record.model.device,
+    let facts = response.extensions().get::<Facts>();
+    let stage = facts.map(|facts| Stage {
+        started_at: facts.started_at,
+        queue: facts.timings.queue,
+        execution: facts.timings.compute_input + facts.timings.compute_infer,
+        rows: facts.rows,
+        batch_rows: facts.batch_rows,
+        model: &facts.model.metadata.name,
+        version: &facts.model.metadata.version,
+        device: &facts.model.device,
     });
     let error = response.extensions().get::<ApiError>();
     trace.finish(
@@ -316,10 +306,10 @@ fn method_name(method: &http::Method) -> &'static str {
 /// Refuses a request that came when every place was taken, before a byte of its body is read.
 fn check_place(request: &Request) -> Result<(), ApiError> {
     match request.extensions().get::<NoPlace>() {
-        Some(NoPlace) => Err(ApiError::Overloaded {
+        Some(NoPlace) => Err(ApiError::Serve(ServeError::Overloaded {
             reason: "all connections are taken",
             retry_after: Duration::from_secs(1),
-        }),
+        })),
         None => Ok(()),
     }
 }
@@ -405,14 +395,14 @@ fn log(response: &Response, arrival: &Arrival, method: &'static str, route: &str
     let (request_id, trace_id, span_id) = (ids.id(), ids.trace_id(), ids.span_id());
     let status = response.status().as_u16();
     let duration_ms = milliseconds(arrival.at.elapsed());
-    if let Some(record) = response.extensions().get::<PredictionRecord>() {
+    if let Some(facts) = response.extensions().get::<Facts>() {
         tracing::info!(
             target: "access",
             request_id, trace_id, span_id, method, route, status, duration_ms,
-            rows = record.rows,
-            batch = record.batch_rows,
-            queue_ms = milliseconds(record.timings.queue),
-            inference_ms = milliseconds(record.timings.compute_infer),
+            rows = facts.rows,
+            batch = facts.batch_rows,
+            queue_ms = milliseconds(facts.timings.queue),
+            inference_ms = milliseconds(facts.timings.compute_infer),
             "request"
         );
     } else if let Some(error) = response.extensions().get::<ApiError>() {

@@ -25,10 +25,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::inference::MemoryBudget;
 use crate::net::drain::Drain;
 use crate::net::site::Site;
 use crate::registry::Registry;
+use crate::service::Service;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Tracer;
 use api_keys::ApiKeys;
@@ -69,8 +69,8 @@ pub struct App {
     pub registry: Arc<Registry>,
     /// Everything that is counted.
     pub metrics: Arc<Metrics>,
-    /// The memory that requests may hold at once.
-    pub budget: MemoryBudget,
+    /// What makes predictions.
+    pub service: Arc<Service>,
     /// The bounds of requests and answers.
     pub config: HttpConfig,
     /// What makes the spans of requests.
@@ -87,7 +87,7 @@ impl App {
     pub fn new(
         registry: Arc<Registry>,
         metrics: Arc<Metrics>,
-        budget: MemoryBudget,
+        service: Arc<Service>,
         config: HttpConfig,
         tracer: Tracer,
         drain: Drain,
@@ -96,7 +96,7 @@ impl App {
         Self {
             registry,
             metrics,
-            budget,
+            service,
             config,
             tracer,
             drain,
@@ -209,7 +209,7 @@ pub fn admin_site(app: &App) -> Site<Router> {
     let app = App::new(
         Arc::clone(&app.registry),
         Arc::clone(&app.metrics),
-        app.budget.clone(),
+        Arc::clone(&app.service),
         HttpConfig {
             predict_routes: Vec::new(),
             api_keys: None,
@@ -285,10 +285,4 @@ fn assemble(
             CatchPanicLayer::custom(|_| -> Response { ApiError::Internal.into_response() }),
         ))
         .with_state(app)
-}
-
-/// Rows as a histogram counts them.
-#[expect(clippy::cast_precision_loss, reason = "row counts are far below 2^53")]
-fn rows_as_f64(rows: usize) -> f64 {
-    rows as f64
 }

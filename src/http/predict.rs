@@ -1,6 +1,6 @@
-//! `POST /predict` and its other names: receive, decode, submit, encode.
+//! `POST /predict` and its other names: receive, decode, have predicted, encode.
 //!
-//! Invariant: however a prediction ends, a client that leaves included, it is counted once.
+//! Invariant: the body is received only for a request that the service has admitted.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -19,17 +19,17 @@ use super::body::{self, Coding};
 use super::error::ApiError;
 use super::headers;
 use super::media;
-use super::middleware::{Arrival, PredictionRecord};
-use crate::batching::ScheduleError;
-use crate::inference::{Exhausted, InferenceRequest, InferenceResponse, Reservation};
+use super::middleware::Arrival;
+use crate::inference::{InferenceResponse, Reservation};
 use crate::model::ModelMetadata;
-use crate::registry::{Fault, Phase, ServedModel};
+use crate::registry::ServedModel;
+use crate::service::error::ServeError;
+use crate::service::{Caller, Facts, OutcomeGuard, Prediction, Ticket};
 use crate::telemetry::metrics::Outcome;
 use crate::telemetry::panics;
-use crate::telemetry::request_ids::RequestIds;
 use crate::tensor::Tensor;
 use crate::units::whole_number;
-use crate::wire::{self, DecodeError, DecodeLimits, Form, Selection};
+use crate::wire::{self, DecodeLimits, Decoded, Form, Selection};
 
 /// Bodies from this size on are decoded on a thread of their own, so that probes and small requests do not wait.
 const LARGE_BODY: usize = 256 << 10;
@@ -57,11 +57,7 @@ const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// `POST /predict`, `/invocations` and Vertex AI's route: the default model.
 pub(super) async fn predict(State(app): State<Arc<App>>, request: Request) -> Response {
-    let model = match model_or_reason(&app, None) {
-        Ok(model) => model,
-        Err(error) => return error.into_response(),
-    };
-    answer(&app, &model, request).await
+    answer(&app, None, request).await
 }
 
 /// `POST /v1/models/{model}:predict`.
@@ -79,11 +75,7 @@ pub(super) async fn predict_named(
         )
         .into_response();
     };
-    let model = match model_or_reason(&app, Some(name)) {
-        Ok(model) => model,
-        Err(error) => return error.into_response(),
-    };
-    answer(&app, &model, request).await
+    answer(&app, Some(name), request).await
 }
 
 /// A model that is named by bytes which are no UTF-8, such as `%ff`.
@@ -94,74 +86,27 @@ pub(super) fn not_utf8() -> ApiError {
     )
 }
 
-/// The model that is meant, or why there is none.
-pub(super) fn model_or_reason(app: &App, name: Option<&str>) -> Result<Arc<ServedModel>, ApiError> {
-    if app.registry.phase() == Phase::Starting {
-        return Err(ApiError::NotReady("the models are being loaded"));
-    }
-    let model = match name {
-        Some(name) => app.registry.get(name),
-        None => app.registry.default_model(),
+/// Answers a prediction with the model called `name`, or the default one, and has it counted.
+async fn answer(app: &App, name: Option<&str>, request: Request) -> Response {
+    let model = match app.service.resolve(name) {
+        Ok(model) => model,
+        Err(error) => return ApiError::from(error).into_response(),
     };
-    model.ok_or_else(|| {
-        ApiError::NotFound(match name {
-            Some(_) => "no such model; GET /ready lists the models".to_owned(),
-            None => match app.registry.default_name() {
-                Some(_) => "the default model is not served now; call one as /v1/models/{model}:predict (GET /ready lists them)".to_owned(),
-                None => "several models are served and none is the default one; call one as /v1/models/{model}:predict (GET /ready lists them), or have --default-model or a sidecar name it".to_owned(),
-            },
-        })
-    })
-}
-
-/// Counts a prediction when it ends: as what it became, or as cancelled when the client left.
-struct Tally<'a> {
-    model: &'a ServedModel,
-    arrived_at: Instant,
-    outcome: Outcome,
-}
-
-impl Drop for Tally<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            // The client is still there, and gets 500.
-            self.outcome = Outcome::Error;
-        }
-        let metrics = &self.model.metrics;
-        metrics.in_flight.dec();
-        metrics.counter(self.outcome).inc();
-        if matches!(
-            self.outcome,
-            Outcome::Success | Outcome::Timeout | Outcome::Error
-        ) {
-            metrics
-                .duration
-                .observe(self.arrived_at.elapsed().as_secs_f64());
-        }
-    }
-}
-
-/// Answers a prediction with `model`, and counts it.
-async fn answer(app: &App, model: &Arc<ServedModel>, request: Request) -> Response {
-    let arrival = request.extensions().get::<Arrival>().cloned();
-    let arrived_at = arrival
-        .as_ref()
-        .map_or_else(Instant::now, |arrival| arrival.at);
-    model.metrics.in_flight.inc();
-    let mut tally = Tally {
-        model,
-        arrived_at,
-        outcome: Outcome::Cancelled,
+    let arrival = request.extensions().get::<Arrival>();
+    let caller = Caller {
+        arrived_at: arrival.map_or_else(Instant::now, |arrival| arrival.at),
+        ids: arrival.map(|arrival| arrival.ids.clone()),
     };
+    let counted = OutcomeGuard::new(&model, caller.arrived_at);
     #[cfg(feature = "testkit")]
     crate::testkit::panic_at("handler");
-    match run(app, model, request, arrived_at, arrival.as_ref()).await {
+    match run(app, &model, request, &caller).await {
         Ok(response) => {
-            tally.outcome = Outcome::Success;
+            counted.ended(Outcome::Success);
             response
         }
         Err(error) => {
-            tally.outcome = error.outcome();
+            counted.ended(error.outcome());
             error.into_response()
         }
     }
@@ -171,25 +116,16 @@ async fn run(
     app: &App,
     model: &Arc<ServedModel>,
     request: Request,
-    arrived_at: Instant,
-    arrival: Option<&Arrival>,
+    caller: &Caller,
 ) -> Result<Response, ApiError> {
-    if let Some(fault) = app.registry.fault() {
-        return Err(match fault {
-            Fault::DeviceLost => ApiError::DeviceLost,
-            Fault::InstanceHung | Fault::InstanceDead | Fault::Stuck => {
-                ApiError::NotReady(fault.reason())
-            }
-        });
-    }
+    app.service.check()?;
     let (head, body) = request.into_parts();
-    let deadline = arrived_at
-        + requested_timeout(&head.headers)?.map_or(app.config.request_timeout, |asked| {
-            asked.min(app.config.request_timeout)
-        });
+    let timeout = requested_timeout(&head.headers)?;
     let ask = Ask::read(&head, model)?;
-    let mut reservation = app.budget.reservation();
-    let body_deadline = deadline.min(arrived_at + app.config.body_timeout);
+    let mut ticket = app.service.admit(model, caller, timeout)?;
+    let body_deadline = ticket
+        .deadline
+        .min(caller.arrived_at + app.config.body_timeout);
     // One timer for the whole request: setting one up, and taking it down, is the dearer part of waiting.
     let mut expired = pin!(tokio::time::sleep_until(body_deadline.into()));
     let body = body::receive(
@@ -197,10 +133,10 @@ async fn run(
         &head.headers,
         app.config.max_body_size,
         expired.as_mut(),
-        &mut reservation,
+        &mut ticket.memory,
     )
     .await?;
-    let mut decoded = decode(app, model, &ask, body, deadline, reservation, arrival).await?;
+    let (mut decoded, ticket) = decode(app, model, &ask, body, ticket, caller).await?;
     if let Some(selection) = ask.selection {
         if decoded.selection.is_some() {
             return Err(ApiError::Invalid(
@@ -209,24 +145,15 @@ async fn run(
         }
         decoded.selection = Some(selection);
     }
-    // From here on for the answer, until its last byte has left.
-    let mut memory = app.budget.reservation();
-    let expected = decoded.request.expected_output_bytes(&model.metadata);
-    memory.grow(expected).map_err(answer_too_large)?;
-    decoded.request.note_output_reserved(expected);
-    if let Some(arrival) = arrival {
-        decoded.request.note_ids(arrival.ids.clone());
-    }
-    let rows = decoded.request.rows();
-    model.metrics.batch_size.observe(super::rows_as_f64(rows));
     let (selection, form) = (decoded.selection, decoded.form);
-    let response = model
-        .scheduler
-        .submit_until(decoded.request, expired)
-        .await
-        .map_err(|error| failed(error, model, arrival))?;
-    let (timings, started_at, batch_rows) =
-        (response.timings, response.started_at, response.batch_rows);
+    let predicting = app
+        .service
+        .predict(model, ticket, decoded.inputs, caller, expired);
+    let Prediction {
+        response,
+        mut memory,
+        facts,
+    } = predicting.await?;
     let encoding = Encoding {
         raw: ask.raw_answer,
         selection,
@@ -245,43 +172,19 @@ async fn run(
     };
     memory
         .resize(outputs.saturating_add(text))
-        .map_err(answer_too_large)?;
+        .map_err(ServeError::of_answer_memory)?;
     let answer = if !encoding.raw && elements >= LARGE_ANSWER {
         let metadata = Arc::clone(&model.metadata);
         let work = move || encoding.apply(response, &metadata, memory);
-        elsewhere("encode", arrival, work)
+        elsewhere("encode", caller, work)
             .await
             .unwrap_or(Err(ApiError::Internal))
     } else {
         encoding.apply(response, &model.metadata, memory)
     };
     let mut answer = answer?;
-    record(
-        &mut answer,
-        PredictionRecord {
-            model: Arc::clone(model),
-            rows,
-            started_at,
-            batch_rows,
-            timings,
-        },
-    );
+    tell(&mut answer, facts);
     Ok(answer)
-}
-
-/// What the client is told of a prediction that failed. What is our own fault is told in the log as well.
-fn failed(error: ScheduleError, model: &ServedModel, arrival: Option<&Arrival>) -> ApiError {
-    if let ScheduleError::Internal(reason) = &error {
-        let ids = arrival.map(|arrival| &arrival.ids);
-        tracing::error!(
-            request_id = ids.map(RequestIds::id),
-            trace_id = ids.and_then(RequestIds::trace_id),
-            span_id = ids.and_then(RequestIds::span_id),
-            %reason,
-            "a prediction failed by our fault"
-        );
-    }
-    ApiError::of(error, &model.operators)
 }
 
 /// How an answer is to be written.
@@ -304,7 +207,9 @@ impl Encoding {
         if self.raw {
             let raw = wire::encode_raw(&response.outputs, metadata, selection, self.max_bytes)?;
             drop(response);
-            memory.resize(raw.held_bytes).map_err(answer_too_large)?;
+            memory
+                .resize(raw.held_bytes)
+                .map_err(ServeError::of_answer_memory)?;
             let body = held(raw.body, memory);
             return Ok(raw_response(body, &raw.shape, raw.datatype));
         }
@@ -320,7 +225,9 @@ impl Encoding {
             // It has grown by doubling.
             text.shrink_to_fit();
         }
-        memory.resize(text.capacity()).map_err(answer_too_large)?;
+        memory
+            .resize(text.capacity())
+            .map_err(ServeError::of_answer_memory)?;
         let mut answer = Response::new(held(text, memory).into());
         answer.headers_mut().insert(
             header::CONTENT_TYPE,
@@ -354,17 +261,6 @@ where
         bytes,
         _memory: memory,
     })
-}
-
-/// The client is told by what is full.
-fn answer_too_large(exhausted: Exhausted) -> ApiError {
-    match exhausted {
-        Exhausted::Now => exhausted.into(),
-        Exhausted::Ever => ApiError::Unprocessable(
-            "the answer takes more memory than --max-inflight-bytes allows; send fewer rows per request"
-                .to_owned(),
-        ),
-    }
 }
 
 /// What the head of a request asks for.
@@ -429,79 +325,37 @@ fn requested_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> 
     }
 }
 
-/// What is to be computed, and how it is to be answered.
-struct Decoded {
-    request: InferenceRequest,
-    selection: Option<Selection>,
-    form: Form,
-}
-
-/// Decodes `body` into a request, which takes the reservation along.
-fn decode_now(
-    body: Bytes,
-    format: wire::BodyFormat,
-    shape: Option<&str>,
-    metadata: &ModelMetadata,
-    limits: DecodeLimits,
-    deadline: Instant,
-    mut reservation: Reservation,
-) -> Result<Decoded, DecodeError> {
-    let decoded = wire::decode(body, format, shape, metadata, limits, &mut reservation)?;
-    let (inputs, max_rows) = (decoded.inputs, limits.max_rows);
-    Ok(Decoded {
-        request: InferenceRequest::new(metadata, inputs, max_rows, deadline, reservation)?,
-        selection: decoded.selection,
-        form: decoded.form,
-    })
-}
-
-/// Inflates and decodes `body`; on a thread of its own where that takes long.
+/// Inflates and decodes `body`, on a thread of its own where that takes long. The ticket's memory grows with it.
 async fn decode(
     app: &App,
     model: &Arc<ServedModel>,
     ask: &Ask,
     body: Bytes,
-    deadline: Instant,
-    mut reservation: Reservation,
-    arrival: Option<&Arrival>,
-) -> Result<Decoded, ApiError> {
+    mut ticket: Ticket,
+    caller: &Caller,
+) -> Result<(Decoded, Ticket), ApiError> {
     let limits = DecodeLimits {
         max_rows: model.scheduler.config().max_request_rows,
         max_json_depth: app.config.max_json_depth,
     };
-    let (format, coding, shape, max_bytes) = (
-        ask.format,
-        ask.coding,
-        ask.shape.clone(),
-        app.config.max_body_size,
-    );
+    let (format, coding, max_bytes) = (ask.format, ask.coding, app.config.max_body_size);
     let long = coding != Coding::Identity
         || (format == wire::BodyFormat::Json && body.len() >= LARGE_BODY);
     if !long {
-        return Ok(decode_now(
-            body,
-            format,
-            shape.as_deref(),
-            &model.metadata,
-            limits,
-            deadline,
-            reservation,
-        )?);
+        let shape = ask.shape.as_deref();
+        let memory = &mut ticket.memory;
+        let decoded = wire::decode(body, format, shape, &model.metadata, limits, memory)?;
+        return Ok((decoded, ticket));
     }
-    let metadata = Arc::clone(&model.metadata);
+    let (metadata, shape) = (Arc::clone(&model.metadata), ask.shape.clone());
     let work = move || {
-        let body = body::inflate(body, coding, max_bytes, &mut reservation)?;
-        Ok(decode_now(
-            body,
-            format,
-            shape.as_deref(),
-            &metadata,
-            limits,
-            deadline,
-            reservation,
-        )?)
+        let memory = &mut ticket.memory;
+        let body = body::inflate(body, coding, max_bytes, memory)?;
+        let shape = shape.as_deref();
+        let decoded = wire::decode(body, format, shape, &metadata, limits, memory)?;
+        Ok((decoded, ticket))
     };
-    elsewhere("decode", arrival, work)
+    elsewhere("decode", caller, work)
         .await
         .unwrap_or(Err(ApiError::Internal))
 }
@@ -509,10 +363,10 @@ async fn decode(
 /// Does `work` on a thread of its own. Should it panic, the log says with which request, and there is no result.
 async fn elsewhere<T: Send + 'static>(
     #[cfg_attr(not(feature = "testkit"), expect(unused_variables))] stage: &'static str,
-    arrival: Option<&Arrival>,
+    caller: &Caller,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
-    let id = arrival.map(|arrival| arrival.ids.header().clone());
+    let id = caller.ids.as_ref().map(|ids| ids.header().clone());
     let work = move || {
         #[cfg(feature = "testkit")]
         crate::testkit::panic_at(stage);
@@ -546,16 +400,16 @@ fn raw_response(body: Bytes, shape: &[usize], datatype: &'static str) -> Respons
 }
 
 /// Tells the client, and the access log, where the time went.
-fn record(answer: &mut Response, record: PredictionRecord) {
+fn tell(answer: &mut Response, facts: Facts) {
     let mut text = BytesMut::with_capacity(64);
     text.extend_from_slice(b"queue;dur=");
-    write_milliseconds(&mut text, record.timings.queue);
+    write_milliseconds(&mut text, facts.timings.queue);
     text.extend_from_slice(b", infer;dur=");
-    write_milliseconds(&mut text, record.timings.compute_infer);
+    write_milliseconds(&mut text, facts.timings.compute_infer);
     if let Ok(value) = HeaderValue::from_maybe_shared(text.freeze()) {
         answer.headers_mut().insert(SERVER_TIMING, value);
     }
-    answer.extensions_mut().insert(record);
+    answer.extensions_mut().insert(facts);
 }
 
 /// Writes `duration` in milliseconds with three decimals. Integers suffice, which are printed in a tenth of the time

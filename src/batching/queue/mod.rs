@@ -77,6 +77,17 @@ impl RequestQueue {
         result
     }
 
+    /// Whether a request of one row that comes at `now` would be queued for `deadline`.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push) would.
+    pub(super) fn admit(&self, deadline: Instant, now: Instant) -> Result<(), PushError> {
+        let mut pointless = Vec::new();
+        let result = self.state.lock().admits(1, deadline, now, &mut pointless);
+        refuse(pointless);
+        result
+    }
+
     /// Takes note of a run of `rows` rows that took `elapsed`, ended at `now`, and `completed` or did not.
     pub(super) fn record(&self, rows: usize, elapsed: Duration, completed: bool, now: Instant) {
         let end = if completed {

@@ -103,21 +103,33 @@ impl QueueState {
         now: Instant,
         refused: &mut Vec<Pending>,
     ) -> Result<(), PushError> {
+        let (rows, deadline) = (pending.request.rows(), pending.request.deadline());
+        self.admits(rows, deadline, now, refused)?;
+        self.count_in(rows);
+        self.entries.push_back(pending);
+        Ok(())
+    }
+
+    /// Whether a request of `rows` rows that comes at `now` is taken for `deadline`. What is found to be pointless is added
+    /// to `refused`.
+    pub(super) fn admits(
+        &mut self,
+        rows: usize,
+        deadline: Instant,
+        now: Instant,
+        refused: &mut Vec<Pending>,
+    ) -> Result<(), PushError> {
         if self.closed {
             return Err(PushError::Closed);
         }
-        let (rows, deadline) = (pending.request.rows(), pending.request.deadline());
         match self.admit(rows, deadline, now) {
             Err(PushError::Full(_) | PushError::TooMuchAhead(_)) => {
                 // Clients that have left are not what anybody should be refused for.
                 *refused = self.remove_pointless(now);
-                self.admit(rows, deadline, now)?;
+                self.admit(rows, deadline, now)
             }
-            admitted => admitted?,
+            admitted => admitted,
         }
-        self.count_in(rows);
-        self.entries.push_back(pending);
-        Ok(())
     }
 
     /// Whether a request of `rows` rows that comes at `now` can be answered by `deadline`.
@@ -603,6 +615,12 @@ mod tests {
             self.state.push(entry, self.at(now), &mut Vec::new())
         }
 
+        /// Whether a request of one row would be taken at `now` for `deadline`.
+        fn looks(&mut self, now: u64, deadline: u64) -> Result<(), PushError> {
+            let (deadline, now) = (self.at(deadline), self.at(now));
+            self.state.admits(1, deadline, now, &mut Vec::new())
+        }
+
         /// The deadlines of what `instance` would execute at `now`.
         fn take(&mut self, instance: usize, now: u64) -> Vec<u64> {
             loop {
@@ -650,6 +668,25 @@ mod tests {
         assert_eq!(scene.take(0, 0), [10_000]);
         assert!(scene.push(1, 600, 1100).is_err());
         scene.push(1, 600, 1300).unwrap();
+    }
+
+    #[test]
+    fn a_look_before_the_body_refuses_what_would_be_refused_behind_it() {
+        let mut scene = Scene::new(1, 1, |_| 100);
+        assert_eq!(scene.looks(0, 150), Ok(()));
+        scene.push(1, 0, 1000).unwrap();
+        assert_eq!(scene.take(0, 0), [1000]);
+        // 60 ms are left of that one, and an own run takes 100.
+        let too_much = |result| matches!(result, Err(PushError::TooMuchAhead(_)));
+        for _ in 0..2 {
+            assert!(too_much(scene.looks(40, 195)));
+            assert_eq!(scene.looks(40, 205), Ok(()), "nothing is queued by looking");
+        }
+        scene.push(1, 40, 205).unwrap();
+        assert!(too_much(scene.looks(40, 295)));
+        assert_eq!(scene.looks(40, 60), Err(PushError::TooShort));
+        scene.state.close();
+        assert_eq!(scene.looks(40, 1000), Err(PushError::Closed));
     }
 
     #[test]
