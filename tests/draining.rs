@@ -254,7 +254,8 @@ fn an_idle_connection_is_answered_once_more_while_the_server_stops() {
 /// the process when its libraries are taken down.
 #[test]
 fn a_server_that_is_stopped_while_it_loads_ends_cleanly() {
-    let model = support::fixture("heavy");
+    let folder = tempfile::tempdir().unwrap();
+    let model = support::heavy(folder.path());
     for signal in [Signal::SIGTERM, Signal::SIGINT].repeat(8) {
         let server = Server::spawn(&["--model", &model], &[]);
         server.signal(signal);

@@ -198,14 +198,9 @@ fn strings_are_reserved_with_all_that_they_take() {
 
 #[test]
 fn weights_and_reloads_leave_the_bound_of_runs_as_it_is() {
-    const WEIGHTS: u64 = 4 * 4200 * 4200;
     let folder = tempfile::tempdir().unwrap();
-    let model = folder.path().join("heavy.onnx");
-    std::fs::copy(support::fixture("heavy"), &model).unwrap();
-    let weights = std::fs::File::create(folder.path().join("heavy.weights")).unwrap();
-    weights.set_len(WEIGHTS).unwrap();
-    let path = model.to_str().unwrap();
-    let server = Server::start(&[&["--model", path, "--instances", "2"], &LIMIT[..]].concat());
+    let model = support::heavy(folder.path());
+    let server = Server::start(&[&["--model", &model, "--instances", "2"], &LIMIT[..]].concat());
     let start = resident(&server);
     for reload in 0..3 {
         for count in [500_000_000_u64, 20 << 20] {
@@ -223,7 +218,7 @@ fn weights_and_reloads_leave_the_bound_of_runs_as_it_is() {
         }
     }
     // Both models' weights, laid out anew, while one replaces the other.
-    let weights = 6 * (WEIGHTS >> 10);
+    let weights = 6 * (support::HEAVY_WEIGHTS >> 10);
     assert!(peak(&server) < start + weights + (64 << 10) + BESIDES);
     is_answered(&server);
 }

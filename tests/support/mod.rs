@@ -47,6 +47,18 @@ pub fn fixture(name: &str) -> String {
         .to_string()
 }
 
+/// The bytes of weights of the fixture `heavy`, which are not among the fixtures.
+pub const HEAVY_WEIGHTS: u64 = 4 * 4200 * 4200;
+
+/// The fixture `heavy` with its weights, all zero, in `folder`.
+pub fn heavy(folder: &Path) -> String {
+    let model = folder.join("heavy.onnx");
+    std::fs::copy(fixture("heavy"), &model).unwrap();
+    let weights = std::fs::File::create(folder.join("heavy.weights")).unwrap();
+    weights.set_len(HEAVY_WEIGHTS).unwrap();
+    model.display().to_string()
+}
+
 /// The program under test, with an environment that holds none of its settings.
 pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_model-serving"));
