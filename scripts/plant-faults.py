@@ -681,7 +681,7 @@ FAULTS = [
     Fault(
         "k8s: connections without an end",
         DEPLOYMENT,
-        "            - name: MAX_CONNECTION_AGE\n              value: 5m\n",
+        "            - name: MAX_CONNECTION_AGE\n              value: 1m\n",
         "",
         RENDERED,
         "check-kubernetes",
