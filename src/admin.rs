@@ -6,7 +6,8 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use crate::net::accept::{self, ListenerConfig};
+use crate::net::accept;
+use crate::net::config::ListenerConfig;
 use crate::net::drain::Drain;
 use crate::net::site::{HttpService, Site};
 use crate::telemetry::metrics::Metrics;

@@ -6,7 +6,13 @@
     reason = "a test stops at the first thing that is wrong"
 )]
 
+#[path = "support/imports.rs"]
+mod imports;
+
+use std::collections::BTreeMap;
 use std::path::Path;
+
+use imports::circles;
 
 /// What each module of `src/` may import of ours.
 const LAYERS: &[(&str, &[&str])] = &[
@@ -346,6 +352,93 @@ fn imports_run_downwards_and_libraries_stay_in_their_layers() {
         })
         .collect();
     assert_eq!(found, Vec::<String>::new());
+}
+
+#[test]
+fn no_files_take_from_each_other_in_a_circle() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut paths = Vec::new();
+    sources(&root, &mut paths);
+    let files: BTreeMap<String, String> = paths
+        .iter()
+        .map(|path| {
+            let name = path.strip_prefix(&root).unwrap().to_str().unwrap();
+            (name.to_owned(), std::fs::read_to_string(path).unwrap())
+        })
+        // Tests in files of their own may reach across, and are reached for faults on demand.
+        .filter(|(name, _)| {
+            let file = name.rsplit('/').next().unwrap();
+            !matches!(
+                file,
+                "tests.rs" | "testing.rs" | "testkit.rs" | "simulation.rs"
+            )
+        })
+        .collect();
+    assert!(files.len() > 100, "the sources were found");
+    assert_eq!(circles(&files), Vec::<Vec<String>>::new());
+}
+
+#[test]
+fn planted_circles_are_found() {
+    let found = |files: &[(&str, &str)]| {
+        let files = files.iter();
+        circles(
+            &files
+                .map(|(path, text)| ((*path).to_owned(), (*text).to_owned()))
+                .collect(),
+        )
+    };
+    let pair = |first: &str, second: &str| {
+        found(&[
+            ("a/mod.rs", "pub mod b;\npub mod c;\n"),
+            ("a/b.rs", first),
+            ("a/c.rs", second),
+        ])
+    };
+    let circle = [["a/b.rs", "a/c.rs"].map(str::to_owned)];
+    for (first, second) in [
+        (
+            "use super::c::C;\npub struct B;",
+            "use super::b::B;\npub struct C;",
+        ),
+        ("use crate::a::{c::{C, D}};", "fn f(b: super::b::B) {}"),
+        (
+            "use super::c;\nfn f() { c::g(); }",
+            "use crate::a::b::{self as other, B};",
+        ),
+    ] {
+        assert_eq!(pair(first, second), circle, "{first} {second}");
+    }
+    // A parent that takes from its child, and the child from it.
+    let parent = "mod b;\nuse b::B;\npub struct A(B);";
+    let expected = [["a/b.rs", "a/mod.rs"].map(str::to_owned)];
+    assert_eq!(
+        found(&[
+            ("a/mod.rs", parent),
+            ("a/b.rs", "use super::A;\npub struct B;")
+        ]),
+        expected
+    );
+    for (first, second) in [
+        ("use super::c::C;", "pub struct C;"),
+        ("use super::c::C;", "// crate::a::b::B\npub struct C;"),
+        (
+            "use super::c::C;",
+            "pub struct C;\n#[cfg(test)]\nmod tests {\n    use super::super::b::B;\n}",
+        ),
+    ] {
+        assert!(pair(first, second).is_empty(), "{first} {second}");
+    }
+    // What a parent only hands on counts for the file that defines it.
+    let face = "mod b;\nmod c;\npub use b::B;";
+    assert!(
+        found(&[
+            ("a/mod.rs", face),
+            ("a/b.rs", "pub struct B;"),
+            ("a/c.rs", "use super::B;")
+        ])
+        .is_empty()
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! Invariant: where an instance is free and nothing waits, it begins now.
 
+use super::numbers::to_f64;
 use super::run_times::Expected;
 
 /// A run that is nearly over by expectation may still take this part of it.
@@ -29,7 +30,7 @@ pub(super) fn start(free_in: &mut [f64], executions: usize, each: f64) -> f64 {
     }
     // Were executions divisible, all instances that take part would be free at one moment. Up to one execution before
     // it everything is settled, however many executions that are; the few that are left are dealt out one by one.
-    let level = level(free_in, super::instance::to_f64(executions) * each);
+    let level = level(free_in, to_f64(executions) * each);
     let mut settled = 0.0;
     for free in free_in.iter_mut().filter(|free| **free < level) {
         let count = (((level - *free) / each).ceil() - 1.0).max(0.0);
@@ -37,11 +38,11 @@ pub(super) fn start(free_in: &mut [f64], executions: usize, each: f64) -> f64 {
         *free += count * each;
     }
     free_in.sort_unstable_by(f64::total_cmp);
-    let left = (super::instance::to_f64(executions) - settled).max(0.0);
+    let left = (to_f64(executions) - settled).max(0.0);
     let next = free_in
         .iter()
         .enumerate()
-        .find(|(index, _)| super::instance::to_f64(*index) >= left);
+        .find(|(index, _)| to_f64(*index) >= left);
     next.map_or(level, |(_, free)| free.min(level))
 }
 
@@ -54,7 +55,7 @@ fn level(free_in: &[f64], work: f64) -> f64 {
             break;
         }
         filled += free;
-        level = filled / super::instance::to_f64(index + 1);
+        level = filled / to_f64(index + 1);
     }
     level
 }

@@ -13,6 +13,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::ScheduleError;
 use super::batch::{Batch, InputBuffers};
+use super::numbers::to_f64;
 use super::output_sizes::OutputSizes;
 use super::parts::{self, InParts, PartRule, Stop};
 use super::queue::{Pending, RequestQueue};
@@ -584,10 +585,4 @@ fn reported(
         RuntimeError::TooLarge(_) => ScheduleError::TooLarge,
         RuntimeError::Interrupted => ScheduleError::DeadlineExceeded,
     }
-}
-
-/// Rows as a histogram counts them; no batch comes near the 2^53 rows from which this would round.
-#[expect(clippy::cast_precision_loss, reason = "row counts are far below 2^53")]
-pub(super) fn to_f64(rows: usize) -> f64 {
-    rows as f64
 }

@@ -10,6 +10,7 @@ pub mod batch;
 mod error;
 mod forecast;
 mod instance;
+mod numbers;
 mod output_sizes;
 mod parts;
 pub mod policy;

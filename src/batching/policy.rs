@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
+use super::numbers::to_f64;
+
 /// The rules by which requests are merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchPolicy {
@@ -159,9 +161,7 @@ impl BatchPolicy {
         if costs_nobody {
             return gentle;
         }
-        let rate = |batch: &Selection| {
-            super::instance::to_f64(batch.rows) / run(batch.rows).as_secs_f64().max(1e-9)
-        };
+        let rate = |batch: &Selection| to_f64(batch.rows) / run(batch.rows).as_secs_f64().max(1e-9);
         let mut best = gentle;
         let mut size = rows;
         while size > 0 {

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::instance::to_f64;
+use super::numbers::to_f64;
 
 /// Sizes are told apart by powers of two: a run of 5 to 8 rows teaches what a run of 5 to 8 rows takes.
 const SIZES: usize = 24;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use smallvec::smallvec;
 use tokio::sync::oneshot;
 
-use super::instance::to_f64;
+use super::numbers::to_f64;
 use super::policy::BatchPolicy;
 use super::queue::{Look, Pending, QueueConfig, QueueState};
 use super::run_times::{RunEnd, seconds};

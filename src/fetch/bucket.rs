@@ -21,8 +21,8 @@ use object_store::{
 use reqwest::Url;
 
 use super::failure::{self, Failure};
-use super::origin::{Opened, Place, RemoteFile};
 use super::part::{Resume, Version};
+use super::remote::{Opened, Place, RemoteFile};
 use super::uri::{self, Provider, StoreSource};
 use super::web::follow_nobody;
 

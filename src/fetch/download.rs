@@ -8,14 +8,17 @@ use std::time::Instant;
 
 use futures_util::StreamExt as _;
 
+use super::apart::apart;
+use super::config::FetchConfig;
+use super::digest;
 use super::error::FetchError;
 use super::failure::Failure;
-use super::origin::{Origin, RemoteFile};
+use super::origin::Origin;
 use super::part::{self, Arrived, Part};
 use super::patience::Patience;
 use super::progress::Progress;
+use super::remote::RemoteFile;
 use super::retry::pause;
-use super::{FetchConfig, apart, digest};
 
 pub(super) async fn download(
     config: &FetchConfig,

@@ -10,8 +10,8 @@ use reqwest::{Response, Url};
 use serde::Deserialize;
 
 use super::failure::Failure;
-use super::origin::{Opened, Place, RemoteFile};
 use super::part::Resume;
+use super::remote::{Opened, Place, RemoteFile};
 use super::uri::{self, HubSource};
 use super::web::Web;
 

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::error::FetchError;
 use super::failure::Failure;
-use super::origin::{Origin, RemoteFile};
+use super::origin::Origin;
 use super::patience::Patience;
+use super::remote::RemoteFile;
 use super::retry::pause;
 
 fn is_model(name: &str) -> bool {

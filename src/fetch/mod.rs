@@ -3,7 +3,9 @@
 //! Invariant: a name in the folder is either what was there before or a whole file whose digest was checked; what has
 //! only partly arrived lies under `.fetch`, which the server does not look at. The server itself fetches nothing.
 
+mod apart;
 mod bucket;
+mod config;
 mod digest;
 mod download;
 mod error;
@@ -15,22 +17,26 @@ mod part;
 mod patience;
 mod placing;
 mod progress;
+mod remote;
 mod retry;
 mod uri;
 mod web;
 
 use std::fs::{File, TryLockError};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use self::apart::apart;
+pub use self::config::FetchConfig;
 pub use self::digest::Digest;
 use self::download::download;
 pub use self::error::FetchError;
 use self::listing::list;
-use self::origin::{Origin, RemoteFile};
+use self::origin::Origin;
 use self::part::Arrived;
 use self::patience::Patience;
 use self::placing::place;
+use self::remote::RemoteFile;
 pub use self::uri::{HubSource, Provider, Source, StoreSource, WebSource};
 
 /// What has partly arrived lies here, below the folder.
@@ -38,19 +44,6 @@ const STAGE: &str = ".fetch";
 
 /// How often a folder is looked at that another fetch works in.
 const LOCK_INTERVAL: Duration = Duration::from_millis(200);
-
-/// What to fetch, and where to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FetchConfig {
-    /// Where the model lies.
-    pub source: Source,
-    /// Where it is to lie.
-    pub folder: PathBuf,
-    /// What it must be: the digest of the file, or of the list of the folder's files.
-    pub digest: Option<Digest>,
-    /// How long nothing new may come, attempts together, before it is given up.
-    pub timeout: Duration,
-}
 
 /// Fetches what `config` asks for.
 ///
@@ -128,14 +121,6 @@ async fn lock(folder: &Path) -> Option<File> {
             }
             Err(TryLockError::Error(_)) => return None,
         }
-    }
-}
-
-/// Has `work`, which reads files, done by another thread, so that signals are heeded meanwhile.
-async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
 

@@ -5,8 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use super::error::FetchError;
-use super::origin::RemoteFile;
 use super::part::Arrived;
+use super::remote::RemoteFile;
 
 /// Puts every file into its place, models last. What was there is kept until all are there, and put back if one cannot be.
 pub(super) fn place(

@@ -13,8 +13,8 @@ use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Client, ClientBuilder, RequestBuilder, Response, StatusCode, Url};
 
 use super::failure::{Failure, chain};
-use super::origin::Opened;
 use super::part::{Resume, Version};
+use super::remote::Opened;
 use crate::version::VERSION;
 
 /// How long a connection may take to come about.

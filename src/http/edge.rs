@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
-use super::App;
+use super::app::App;
 use super::error::{self, ApiError};
 use super::middleware::{self, REQUEST_ID};
 use crate::net::site::{Edge, Refusal, RefusedHead};

@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, header};
 
-use super::App;
+use super::app::App;
 use super::error::ApiError;
 
 /// The content type of the text format.

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
-use super::App;
+use super::app::App;
 use crate::registry::Phase;
 
 #[derive(Serialize)]

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::Serialize;
 
-use super::App;
+use super::app::App;
 use super::error::ApiError;
 use super::health::json;
 use super::predict::not_utf8;

@@ -19,7 +19,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 
 use tower::{Layer, Service};
 
-use super::App;
+use super::app::App;
 use super::error::ApiError;
 use super::headers;
 use crate::net::NoPlace;

@@ -14,7 +14,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use percent_encoding::percent_decode_str;
 
-use super::App;
+use super::app::App;
 use super::body::{self, Coding};
 use super::error::ApiError;
 use super::headers;

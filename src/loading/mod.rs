@@ -3,6 +3,7 @@
 //! Invariant: what comes out of here answers requests at once. Nothing that is served already is touched.
 
 mod report;
+mod row_trial;
 pub(crate) mod sessions;
 mod trial;
 
@@ -33,12 +34,10 @@ use crate::units::DurationText;
 
 pub use crate::model::limits;
 pub use report::LoadReport;
+pub use row_trial::DEFAULT_MAX_BATCH_SIZE;
+pub(crate) use row_trial::RowTrial;
 pub use sessions::Fixed;
 use sessions::{Origin, Sessions};
-pub(crate) use trial::RowTrial;
-
-/// The most rows of an execution unless a flag, the environment or the sidecar says otherwise.
-pub const DEFAULT_MAX_BATCH_SIZE: usize = 32;
 
 /// The most rows of a request unless a flag or the environment says otherwise, or an execution may have more.
 pub const DEFAULT_MAX_REQUEST_ROWS: usize = 16_384;

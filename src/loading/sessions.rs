@@ -7,8 +7,7 @@ use std::num::NonZeroUsize;
 use std::thread;
 use std::time::Duration;
 
-use super::DEFAULT_MAX_BATCH_SIZE;
-use super::trial::RowTrial;
+use super::row_trial::{DEFAULT_MAX_BATCH_SIZE, RowTrial};
 use crate::model::Batchability;
 use crate::model::ModelMetadata;
 use crate::model::repository::ModelSource;

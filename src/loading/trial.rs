@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::DEFAULT_MAX_BATCH_SIZE;
+use super::row_trial::{DEFAULT_MAX_BATCH_SIZE, RowTrial};
 use super::sessions::{Origin, Sessions};
 use crate::model::repository::ModelSource;
 use crate::model::rows::Rows;
@@ -26,20 +26,6 @@ const WARM_UP: Duration = Duration::from_millis(250);
 /// The most rows that are made up on the CPU, where a size needs no preparation of its own. A start is not to take longer,
 /// nor to take more memory, because larger executions are allowed: what holds for these is taken to hold for larger ones.
 const MOST_ROWS: usize = DEFAULT_MAX_BATCH_SIZE;
-
-/// What trying a model's rows has shown.
-pub(crate) struct RowTrial {
-    /// What the model is, by its declaration and by what ran.
-    pub(crate) metadata: Arc<ModelMetadata>,
-    /// The kind of reason, if its rows must not share executions.
-    pub(crate) doubt: Option<&'static str>,
-    /// The most rows that were shown not to depend on each other in one execution.
-    pub(crate) independent_rows: usize,
-    /// How its outputs are handed out to requests that share an execution.
-    pub(crate) plan: Arc<DivisionPlan>,
-    /// What this rests on, for people.
-    pub(crate) tried: String,
-}
 
 /// Tries whether rows of `opened` depend on each other, in executions of up to `max_batch_size` rows of `model`.
 ///

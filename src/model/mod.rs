@@ -7,6 +7,7 @@ pub mod faults;
 pub mod flow;
 pub mod impostor;
 pub mod limits;
+mod name;
 pub mod onnx;
 pub mod operators;
 mod proto;
@@ -17,6 +18,8 @@ pub mod stamp;
 #[cfg(test)]
 pub(crate) mod testing;
 mod work;
+
+pub use name::is_name;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -294,14 +297,6 @@ impl ModelMetadata {
         };
         format!("{} -> {}", list(&self.inputs), list(&self.outputs))
     }
-}
-
-/// Whether a model can be called so: the name must be fit for a segment of a URL's path and for a metric's label.
-#[must_use]
-pub fn is_name(name: &str) -> bool {
-    let plain =
-        |character: char| character.is_ascii_alphanumeric() || matches!(character, '.' | '_' | '-');
-    (1..=128).contains(&name.len()) && !name.starts_with('.') && name.chars().all(plain)
 }
 
 #[cfg(test)]

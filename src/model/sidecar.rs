@@ -14,7 +14,7 @@ use serde::de::{Deserializer, Error as _, Unexpected, Visitor};
 use thiserror::Error;
 
 use super::limits::{MAX_CPUS, MAX_INSTANCES, MAX_ROWS, MAX_THREADS, too_many_threads};
-use super::repository::{NAME_RULE, check_version};
+use super::name::{NAME_RULE, is_name, is_version};
 use crate::text_file::{self, TextFileError};
 use crate::units::DurationText;
 
@@ -184,12 +184,12 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duratio
 }
 
 fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    label(deserializer, super::is_name, NAME_RULE)
+    label(deserializer, is_name, NAME_RULE)
 }
 
 fn version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     const RULE: &str = "1 to 128 letters, digits, '.', '_', '-' or '+', not beginning with '.'";
-    label(deserializer, check_version, RULE)
+    label(deserializer, is_version, RULE)
 }
 
 /// A text that is fit for the label of a metric.

@@ -5,7 +5,9 @@
 //! that owes one is ended for another.
 
 pub mod accept;
+pub mod config;
 pub mod connection;
+mod departure;
 pub mod drain;
 mod giving_way;
 pub mod listening;

@@ -10,10 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 
-use super::connection::RequestBody;
-
-/// Any error, as bodies have it.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+use super::connection::{BoxError, RequestBody};
 
 /// A service that answers every request, and is always ready: what has to wait, waits in its futures.
 pub trait HttpService:

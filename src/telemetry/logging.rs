@@ -14,6 +14,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::json_log::JsonLog;
 use super::log_writer;
 pub use super::log_writer::LogGuard;
+pub use super::text_log::HINTS;
 use super::text_log::TextLog;
 
 /// What is logged, and how.
@@ -70,9 +71,6 @@ impl FromStr for LogFormat {
         }
     }
 }
-
-/// The target of events that are commands for people to copy. They are written at a terminal only.
-pub const HINTS: &str = "hint";
 
 /// What is known of where the log goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,7 +14,9 @@ use tracing_subscriber::layer::Context;
 
 use super::clock::Clock;
 use super::log_writer::LogWriter;
-use super::logging::HINTS;
+
+/// The target of events that are commands for people to copy. They are written at a terminal only.
+pub const HINTS: &str = "hint";
 
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use smallvec::SmallVec;
 
 use super::json::{Reader, quote};
-use super::listed;
+use super::listed::listed;
 use super::number::{FromNumber, Number, NumberError};
 use super::short_number::ShortNumber;
 use crate::inference::{InvalidRequest, too_many_rows};

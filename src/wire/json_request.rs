@@ -6,8 +6,9 @@
 use smallvec::SmallVec;
 
 use super::columns::Columns;
+use super::form::{Form, Selection, select};
 use super::json::{Reader, quote};
-use super::{Form, Selection, listed};
+use super::listed::listed;
 use crate::inference::{InvalidRequest, no_rows, too_many_rows};
 use crate::model::{ModelMetadata, TensorSpec};
 use crate::tensor::Tensor;
@@ -219,7 +220,7 @@ fn read_selection(
     reader.open(b'[')?;
     let mut more = !reader.close(b']');
     while more {
-        super::select(&mut selection, &reader.string()?, metadata)?;
+        select(&mut selection, &reader.string()?, metadata)?;
         more = reader.another(b']')?;
     }
     if selection.is_empty() {

@@ -4,7 +4,7 @@
 
 use half::{bf16, f16};
 
-use super::{EncodeError, Form, Selected};
+use super::form::{EncodeError, Form, Selected};
 use crate::tensor::{TensorView, for_each_plain_datatype};
 
 /// Elements that are printed between two looks at the size of the text.

@@ -4,35 +4,27 @@
 //! queues.
 
 mod columns;
+mod digits;
+mod form;
 pub(crate) mod json;
 mod json_request;
 mod json_response;
+mod listed;
 mod number;
 mod raw;
 mod short_number;
 #[cfg(test)]
 mod tests;
 
-use std::fmt::Write as _;
-
 use bytes::Bytes;
 use smallvec::SmallVec;
+
+use form::Selected;
+pub use form::{EncodeError, Form, Selection, select};
 
 use crate::inference::{Exhausted, InvalidRequest, Reservation};
 use crate::model::ModelMetadata;
 use crate::tensor::{DataType, Shape, Tensor};
-
-/// Positions of the outputs that the client asked for, in its order.
-pub type Selection = SmallVec<[usize; 4]>;
-
-/// How a request is written, and so its answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
-    /// One array per tensor (`inputs`, `outputs`).
-    Columns,
-    /// One value or object for each of so many rows (`instances`, `predictions`).
-    Rows(usize),
-}
 
 /// What the body is, by its content type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,28 +68,6 @@ impl From<InvalidRequest> for DecodeError {
     fn from(error: InvalidRequest) -> Self {
         Self::Invalid(error)
     }
-}
-
-/// Why an answer cannot be written as asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EncodeError {
-    /// It holds NaN or infinity, and JSON was asked for.
-    NotFinite {
-        /// The output that holds it.
-        output: String,
-    },
-    /// It is larger than an answer may be.
-    TooLarge {
-        /// The limit in bytes.
-        max_bytes: usize,
-    },
-    /// Rows were asked for, and an output has none, or not one for each row of the request.
-    NotRows {
-        /// The output.
-        output: String,
-    },
-    /// One raw tensor was asked for, and several outputs are selected.
-    SeveralOutputs,
 }
 
 /// The bytes of a string besides its own, from our tensor of it to ONNX Runtime's: two headers, and four allocations of
@@ -161,63 +131,6 @@ pub fn decode(
         selection,
         form,
     })
-}
-
-/// Bytes of a list in a message; further members are counted only, so that the rest of the message is seen.
-const LIST_LIMIT: usize = 200;
-
-/// `members`, as many as a message has room for, and the number of the others.
-fn listed<T: std::fmt::Display>(members: impl ExactSizeIterator<Item = T>) -> String {
-    let mut left = members.len();
-    let mut text = String::new();
-    for member in members {
-        let member = member.to_string();
-        if !text.is_empty() {
-            if text.len() + member.len() > LIST_LIMIT {
-                break;
-            }
-            text.push_str(", ");
-        }
-        text.push_str(&member);
-        left -= 1;
-    }
-    if left > 0 {
-        // Writing into a string cannot fail.
-        let _ = write!(text, " and {left} more");
-    }
-    text
-}
-
-/// Adds the output `name` to `selection`.
-///
-/// # Errors
-/// When the model has no such output, or it was selected before.
-pub fn select(
-    selection: &mut Selection,
-    name: &str,
-    metadata: &ModelMetadata,
-) -> Result<(), InvalidRequest> {
-    let Some(index) = metadata.outputs.iter().position(|spec| spec.name == name) else {
-        let names = metadata.outputs.iter().map(|spec| spec.name.as_str());
-        return Err(InvalidRequest(format!(
-            "unknown output '{}'; the model has {}",
-            json::quote(name),
-            listed(names)
-        )));
-    };
-    if selection.contains(&index) {
-        return Err(InvalidRequest(format!(
-            "output '{name}' is asked for twice"
-        )));
-    }
-    selection.push(index);
-    Ok(())
-}
-
-/// One output of an answer, with its name.
-struct Selected<'a> {
-    name: &'a str,
-    rows: &'a Tensor,
 }
 
 fn selected<'a>(

@@ -5,8 +5,9 @@
 use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 
+use super::form::EncodeError;
 use super::json::quote;
-use super::{EncodeError, listed};
+use super::listed::listed;
 use crate::inference::InvalidRequest;
 use crate::model::{Dim, ModelMetadata, TensorSpec};
 use crate::tensor::{

@@ -2,7 +2,7 @@
 //!
 //! Invariant: what is read here is what [`Number`](super::number::Number) reads; what would not be is left to it.
 
-use super::number::{EXACT_POWERS, POWERS_OF_TEN, join_eight, repeated};
+use super::digits::{EXACT_POWERS, POWERS_OF_TEN, join_eight, repeated};
 
 /// The `f64` nearest to the inverse of each power of ten that digits behind a point need.
 const INVERSE_POWERS: [f64; 16] = [

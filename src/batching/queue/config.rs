@@ -3,7 +3,7 @@
 //! Invariant: what a request counts of the rows that may wait follows from its rows alone, so that as much is counted out
 //! as was counted in.
 
-use crate::batching::instance::to_f64;
+use crate::batching::numbers::to_f64;
 use crate::batching::policy::BatchPolicy;
 use crate::batching::run_times::RunTimes;
 use crate::runtime::buckets::Buckets;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::config::QueueConfig;
 use super::pending::Pending;
 use crate::batching::forecast;
-use crate::batching::instance::to_f64;
+use crate::batching::numbers::to_f64;
 use crate::batching::policy::{NextBatch, Waiting};
 use crate::batching::run_times::{RunEnd, RunTimes, seconds};
 

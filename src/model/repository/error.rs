@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::skipped::SkippedList;
 use crate::model::faults::Faults;
+use crate::model::name::NAME_RULE;
 use crate::model::sidecar::SidecarError;
 
 /// Why no model could be found.
@@ -114,7 +115,3 @@ impl RepositoryError {
         matches!(self, Self::NameForFolder { .. } | Self::Address { .. })
     }
 }
-
-/// What a model's name may be.
-pub(in crate::model) const NAME_RULE: &str =
-    "1 to 128 letters, digits, '.', '_' or '-', not beginning with '.'";

@@ -14,10 +14,9 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::faults;
-use super::is_name;
+use super::name::{NAME_RULE, is_name};
 use super::sidecar::Sidecar;
 use super::stamp::Stamp;
-pub(super) use error::NAME_RULE;
 pub use error::RepositoryError;
 pub use skipped::{Skipped, SkippedList};
 use walk::Candidate;
@@ -327,9 +326,4 @@ fn other_than_a_repository(path: &Path) -> Option<&'static str> {
     (is_cache || is_cached(path)).then_some(
         "it is a cache of Hugging Face's client; download the file as such (hf download REPOSITORY FILE --local-dir .), and set --model (MODEL_PATH) to it",
     )
-}
-
-/// A version is a metric label, too.
-pub(super) fn check_version(version: &str) -> bool {
-    is_name(&version.replace('+', "-"))
 }

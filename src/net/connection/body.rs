@@ -14,7 +14,9 @@ use thiserror::Error;
 
 use super::shared::Shared;
 use crate::net::phase::Event;
-use crate::net::site::BoxError;
+
+/// Any error, as bodies have it.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a body is not received: a chunk declares more bytes than a body may have.
 #[derive(Debug, Error)]

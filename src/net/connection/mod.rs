@@ -24,49 +24,18 @@ use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use super::config::ConnectionConfig;
 use super::drain::Drain;
 use super::giving_way;
-use super::phase::{Limits, Micros, Phase, Verdict, micros};
+use super::phase::{Micros, Phase, Verdict};
 use super::places::Place;
 use super::site::{HttpService, RefusedHead, Site};
 use crate::chance::chance;
-pub use body::{DeclaredTooLarge, RequestBody};
+pub use body::{BoxError, DeclaredTooLarge, RequestBody};
 use service::WatchedService;
 pub(super) use shared::Shared;
 use stream::WatchedStream;
 use transport::Transport;
-
-/// The bounds of one connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConnectionConfig {
-    /// From being accepted to the first byte.
-    pub first_byte_timeout: Duration,
-    /// From the first byte of a request's head to its end.
-    pub header_timeout: Duration,
-    /// While the peer takes no bytes of an answer, or so few that it falls behind by so much.
-    pub write_timeout: Duration,
-    /// Between an answer and the next request.
-    pub keep_alive_timeout: Duration,
-    /// After this time, give or take a tenth, the next answer ends the connection; never if not given.
-    pub max_age: Option<Duration>,
-    /// The largest head of a request that is read at all, in bytes.
-    pub max_head_bytes: usize,
-    /// The most headers that are read at all.
-    pub max_headers: usize,
-    /// The most bytes that a chunked body may declare.
-    pub max_body_bytes: usize,
-}
-
-impl ConnectionConfig {
-    fn limits(&self) -> Limits {
-        Limits {
-            first_byte: micros(self.first_byte_timeout),
-            head: micros(self.header_timeout),
-            write: micros(self.write_timeout),
-            keep_alive: micros(self.keep_alive_timeout),
-        }
-    }
-}
 
 /// Serves one connection until it ends, breaks a deadline, gives way, or is stopped.
 pub(super) async fn serve<S: HttpService>(
@@ -214,7 +183,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::net::accept::{ListenerConfig, Port};
+    use crate::net::config::{ListenerConfig, Port};
     use crate::net::places::Places;
     use crate::net::site::{Edge, Refusal};
     use crate::telemetry::metrics::Metrics;

@@ -10,8 +10,8 @@ use http::HeaderValue;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::net::departure::Departure;
 use crate::net::phase::{Event, Micros, Phase, State, micros};
-use crate::net::places::Departure;
 
 /// What the stream, the service and the bodies of one connection know of each other. All live on one task, so plain
 /// atomic loads and stores suffice. Others only look: whoever needs a place, for one that can give way.

@@ -12,10 +12,10 @@ use std::task::{Context, Poll, ready};
 use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::ConnectionConfig;
 use super::chunks::ChunkWatch;
 use super::shared::Shared;
 use super::transport::{Reset, Transport};
+use crate::net::config::ConnectionConfig;
 use crate::net::phase::{Event, Phase};
 use crate::net::site::Edge;
 

@@ -14,6 +14,7 @@
 )]
 
 mod trimming;
+mod usage;
 
 use std::ffi::{CStr, c_char};
 use std::ptr;
@@ -29,6 +30,7 @@ use ort::value::TensorRef;
 use parking_lot::Mutex;
 
 use trimming::Trimming;
+use usage::Usage;
 
 /// What must be set, with the value "1", for a session that takes its memory from the environment's arena.
 pub(super) const CONFIG_ENTRY: &str = "session.use_env_allocators";
@@ -42,15 +44,6 @@ const NOTHING: &[u8] = b"\x08\x08:7\n\x10\n\x01x\x12\x01y\"\x08Identity\x12\x01n
 
 /// Regions of exactly the size that is asked for: what one unusual run took is a region by itself, and can go back.
 const SAME_AS_REQUESTED: usize = 1;
-
-/// What an arena holds, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Usage {
-    /// In tensors.
-    pub(super) used: usize,
-    /// Taken from the system.
-    pub(super) taken: usize,
-}
 
 /// The arenas of the process.
 pub(super) struct Arenas {

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::Usage;
+use super::usage::Usage;
 
 /// What was in use within this time counts as needed.
 const WINDOW: Duration = Duration::from_secs(4);
