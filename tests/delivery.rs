@@ -261,6 +261,14 @@ fn an_image_is_built_once_on_main_after_all_checks() {
                 path.display()
             );
         }
+        // Everything else that gives a name looks first whether the name is taken.
+        for named in text.split("imagetools create").skip(1) {
+            assert!(
+                named.starts_with(" --tag \"$IMAGE:unchecked-"),
+                "{} can move a name",
+                path.display()
+            );
+        }
         for compiles in ["cargo build", "cargo install", "make run"] {
             assert!(!text.contains(compiles), "{}: {compiles}", path.display());
         }
@@ -286,8 +294,8 @@ fn what_was_pushed_is_scanned_before_it_is_signed_on_both_variants_and_platforms
     let docker = workflow("docker");
     let publish = &docker["jobs"]["publish"];
     assert_eq!(
-        publish["strategy"]["matrix"]["variant"],
-        serde_json::json!(["cpu", "gpu"])
+        publish["strategy"]["matrix"]["include"],
+        serde_json::json!([{"variant": "cpu", "platforms": 2}, {"variant": "gpu", "platforms": 1}])
     );
     let steps = steps(publish);
     let signed = position(&steps, "cosign sign");
@@ -306,7 +314,7 @@ fn what_was_pushed_is_scanned_before_it_is_signed_on_both_variants_and_platforms
             .all(|step| step["with"]["image-ref"] == of && step["with"]["exit-code"] == "1")
     );
     assert!(
-        scans.iter().any(|step| step.get("if").is_none()),
+        scans.iter().any(|step| step["if"] == UNFINISHED),
         "not every variant is scanned before it is signed"
     );
     assert!(
@@ -315,9 +323,44 @@ fn what_was_pushed_is_scanned_before_it_is_signed_on_both_variants_and_platforms
             .any(|step| step["env"]["TRIVY_PLATFORM"] == "linux/arm64"),
         "arm64 is not scanned before it is signed"
     );
+    let named = position(&steps, "scripts/name-image.sh");
     for attached in ["cosign attest", "/attest-build-provenance@"] {
-        assert!(position(&steps, attached) > signed);
+        let attached = position(&steps, attached);
+        assert!(signed < attached && attached < named);
     }
+    // Nothing comes after the name, so that what has it is finished.
+    assert_eq!(named, steps.len() - 1, "the name does not come last");
+}
+
+/// The condition of steps for an image that has no name yet.
+const UNFINISHED: &str = "steps.before.outputs.digest == ''";
+
+/// Whoever may push could otherwise have what they pushed signed.
+#[test]
+fn what_has_its_name_already_is_verified_and_never_signed() {
+    let docker = workflow("docker");
+    let steps = steps(&docker["jobs"]["publish"]);
+    let before = steps
+        .iter()
+        .position(|step| step["id"] == "before")
+        .unwrap();
+    let verify = &steps[before + 1];
+    assert_eq!(verify["uses"], "./.github/actions/verify-image");
+    assert_eq!(verify["if"], UNFINISHED.replace("==", "!="));
+    assert_eq!(
+        verify["with"]["image"],
+        "${{ env.IMAGE }}@${{ steps.before.outputs.digest }}"
+    );
+    for step in &steps[before + 2..] {
+        let condition = step["if"].as_str().unwrap_or_default();
+        assert!(
+            condition.starts_with(UNFINISHED),
+            "of an image that is there already: {step}"
+        );
+    }
+    // The name of the artifact would be the same in a second attempt, which GitHub refuses.
+    let bill = &steps[position(&steps, "/sbom-action@")]["with"];
+    assert_eq!(bill["upload-artifact"], false);
 }
 
 #[test]
@@ -384,7 +427,7 @@ fn signature_bill_of_materials_and_provenance_are_verified_before_anything_is_pr
     let deploy = workflow("deploy");
     let cloud_run = workflow("cloud-run");
     for (job, then) in [
-        (&deploy["jobs"]["promote"], "imagetools create"),
+        (&deploy["jobs"]["promote"], "scripts/name-image.sh"),
         (&cloud_run["jobs"]["deploy"], "google-github-actions/auth@"),
     ] {
         let steps = steps(job);
@@ -1007,96 +1050,251 @@ fn a_revision_gets_traffic_after_it_has_predicted_and_not_otherwise() {
     );
 }
 
-/// A registry: each tag is a file with the digest that it stands for, made from what it is created of.
+/// A registry: each tag is a file with the digest that it stands for, each digest one with its content.
 const DOCKER: &str = r#"
-tags=$STAND_INS/tags
+registry=$STAND_INS/registry
 [ "$1 $2" = "buildx imagetools" ] || exit 9
 case $3 in
 inspect)
-    file=$tags/${4##*:}
-    [ -e "$file" ] || { echo "ERROR: $4: not found" >&2; exit 1; }
-    printf '{"digest": "%s"}\n' "$(cat "$file")"
+    [ -z "${REGISTRY_SAYS:-}" ] || { echo "ERROR: $REGISTRY_SAYS" >&2; exit 1; }
+    raw=
+    if [ "$4" = --raw ]; then raw=yes; shift; fi
+    case $4 in
+    *@*) digest=${4#*@} ;;
+    *) digest=$(cat "$registry/tags/${4##*:}" 2> /dev/null) || digest=none ;;
+    esac
+    [ -e "$registry/$digest" ] || { echo "ERROR: $4: not found" >&2; exit 1; }
+    if [ -n "$raw" ]; then cat "$registry/$digest"; else printf '{"digest": "%s"}\n' "$digest"; fi
     ;;
 create)
-    source=${*: -1}
-    printf '%s' "${source#*@}" > "$tags/${5##*:}"
+    tag=${5##*:}
+    shift 5
+    digest=${1#*@}
+    # What is an index already stays what it is.
+    if [ ! -e "$registry/$digest" ]; then
+        index=$(printf '%s\n' "${@#*@}" | jq --raw-input . | jq --slurp '{manifests: map({digest: .})}')
+        digest=sha256:$(sha256sum <<< "$index" | cut -d ' ' -f 1)
+        printf '%s\n' "$index" > "$registry/$digest"
+    fi
+    printf '%s' "$digest" > "$registry/tags/$tag"
     ;;
 esac
 "#;
 
+/// The script of a step that has this id or name.
+fn script_of(file: &str, job: &str, name: &str) -> String {
+    let workflow = workflow(file);
+    let steps = steps(&workflow["jobs"][job]);
+    let step = steps
+        .iter()
+        .find(|step| step["id"] == name || step["name"] == name);
+    let step = step.unwrap_or_else(|| panic!("{file} has no step {name}"));
+    text(&step["run"]).to_owned()
+}
+
+const IMAGE: (&str, &str) = ("IMAGE", "ghcr.io/o/model-serving");
+
+/// A registry with images of these digests, which no tag names.
+fn registry(digests: &[&str]) -> Option<Tools> {
+    let tools = Tools::new(&[("docker", DOCKER)])?;
+    fs::create_dir_all(tools.path("registry/tags")).unwrap();
+    for digest in digests {
+        fs::write(tools.path("registry").join(digest), "{}").unwrap();
+    }
+    Some(tools)
+}
+
+fn digest(digit: &str) -> String {
+    format!("sha256:{}", digit.repeat(64))
+}
+
+/// What a registry says that could not look, and that must not be taken for "there is none".
+const UNCLEAR: [&str; 4] = [
+    "ghcr.io/o/model-serving: unexpected status from HEAD request: 502 Bad Gateway",
+    "failed to do request: dial tcp: lookup ghcr.io: no such host",
+    "unexpected status from HEAD request to https://ghcr.io/v2/o/model-serving: 403 Forbidden",
+    "denied: denied",
+];
+
 #[test]
 fn names_of_images_are_never_moved() {
-    let Some(tools) = Tools::new(&[("docker", DOCKER)]) else {
+    let (one, two) = (digest("1"), digest("2"));
+    let Some(tools) = registry(&[&one, &two]) else {
         return;
     };
-    fs::create_dir(tools.path("tags")).unwrap();
-    let digest = |digit: &str| format!("sha256:{}", digit.repeat(64));
-    let script = |file: &str, job: &str, name: &str| {
-        let workflow = workflow(file);
-        let steps = steps(&workflow["jobs"][job]);
-        let step = steps
-            .iter()
-            .find(|step| step["id"] == name || step["name"] == name);
-        text(&step.unwrap()["run"]).to_owned()
-    };
-    let image = ("IMAGE", "ghcr.io/o/model-serving");
-    let (one, two, three) = (digest("1"), digest("2"), digest("3"));
-
     // A version: new, then the same again, as when a job runs a second time, then another image.
-    let name = script("deploy", "promote", "Name them after the version");
-    let named = |cpu: &str| {
-        tools.run(
-            &name,
-            &[image, ("VERSION", "1.2.3"), ("CPU", cpu), ("GPU", &two)],
-        )
+    let name = script_of("deploy", "promote", "Name them after the version");
+    let named = |cpu: &str, says: &str| {
+        let environment = [
+            IMAGE,
+            ("VERSION", "1.2.3"),
+            ("CPU", cpu),
+            ("GPU", &two),
+            ("REGISTRY_SAYS", says),
+        ];
+        tools.run(&name, &environment)
     };
-    for _ in 0..2 {
-        let (worked, printed, _) = named(&one);
-        assert!(worked, "{printed}");
-        assert_eq!(tools.text("tags/1.2.3"), one);
-        assert_eq!(tools.text("tags/1.2.3-gpu"), two);
+    for says in UNCLEAR {
+        let (worked, printed, _) = named(&one, says);
+        assert!(!worked && printed.contains(says), "{says}: {printed}");
+        assert!(!tools.path("registry/tags/1.2.3").exists(), "{says}");
     }
-    let (worked, printed, _) = named(&two);
+    for _ in 0..2 {
+        let (worked, printed, _) = named(&one, "");
+        assert!(worked, "{printed}");
+        assert_eq!(tools.text("registry/tags/1.2.3"), one);
+        assert_eq!(tools.text("registry/tags/1.2.3-gpu"), two);
+    }
+    let (worked, printed, _) = named(&two, "");
     assert!(!worked && printed.contains("is not moved"), "{printed}");
-    assert_eq!(tools.text("tags/1.2.3"), one, "the version was moved");
+    let (worked, _, _) = named(&digest("9"), "");
+    assert!(!worked, "an image that is not there was named");
+    assert_eq!(
+        tools.text("registry/tags/1.2.3"),
+        one,
+        "the version was moved"
+    );
+}
 
-    // What main pushes: whoever comes second takes what is there, or stops.
+/// Of a registry that fails once, a version could lose its image.
+#[test]
+fn only_a_registry_that_says_so_has_no_image() {
+    let Some(tools) = registry(&[]) else {
+        return;
+    };
+    let look = |flag: &str, says: &str| {
+        let script = format!("scripts/image-digest.sh {flag} ghcr.io/o/model-serving:1.2.3");
+        tools.run(&script, &[("REGISTRY_SAYS", says)])
+    };
+    for says in [
+        "ghcr.io/o/model-serving:1.2.3: not found",
+        "failed to resolve: ghcr.io/o/model-serving:1.2.3: not found",
+        "manifest unknown",
+        "NAME_UNKNOWN: name unknown: repository name not known to registry",
+    ] {
+        let (worked, printed, _) = look("", says);
+        assert!(worked && printed.is_empty(), "{says}: {printed}");
+    }
+    for says in UNCLEAR {
+        assert!(!look("", says).0, "{says}");
+    }
+    // Of a package that nobody has pushed, GitHub's registry says no more than that.
+    for (says, none) in UNCLEAR.into_iter().zip([false, false, true, true]) {
+        assert_eq!(look("--package-may-be-new", says).0, none, "{says}");
+    }
+}
+
+#[test]
+fn a_job_that_runs_again_finishes_what_it_began_and_takes_what_is_finished() {
+    let Some(tools) = registry(&[]) else {
+        return;
+    };
     fs::create_dir(tools.path("digests")).unwrap();
-    fs::write(tools.path("digests").join("3".repeat(64)), "").unwrap();
-    let push = script("docker", "publish", "push").replace("digests/*", "\"$STAND_INS\"/digests/*");
-    let pushed = |before: &str| tools.run(&push, &[image, ("TAG", "sha-abc"), ("BEFORE", before)]);
-    let (worked, printed, outputs) = pushed("");
+    let build = |digits: &[&str]| {
+        for digit in digits {
+            fs::write(tools.path("digests").join(digit.repeat(64)), "").unwrap();
+        }
+    };
+    let script = |name: &str| script_of("docker", "publish", name);
+    let tag = ("TAG", "sha-abc");
+    let before = || {
+        let (worked, printed, outputs) = tools.run(&script("before"), &[IMAGE, tag]);
+        assert!(worked, "{printed}");
+        outputs["digest"].clone()
+    };
+    let push = || {
+        let script = script("push").replace("digests/*", "\"$STAND_INS\"/digests/*");
+        tools.run(&script, &[IMAGE, tag, ("PLATFORMS", "2")])
+    };
+    let name = |digest: &str| {
+        let script = script("Name it after the commit");
+        tools.run(&script, &[IMAGE, tag, ("DIGEST", digest)])
+    };
+    // A platform is missing.
+    build(&["3"]);
+    let (worked, printed, _) = push();
+    assert!(!worked && printed.contains("1 images of 2"), "{printed}");
+    build(&["4"]);
+    // The first attempt dies after it has pushed, for example in a scan.
+    assert_eq!(before(), "");
+    let (worked, printed, first) = push();
     assert!(worked, "{printed}");
-    assert_eq!(outputs["digest"], three);
-    let (worked, printed, _) = pushed("");
+    assert!(!tools.path("registry/tags/sha-abc").exists());
+    // The second one ends.
+    assert_eq!(
+        before(),
+        "",
+        "an unfinished image is taken for a finished one"
+    );
+    let (worked, printed, second) = push();
+    assert!(worked && second == first, "{printed}");
+    let (worked, printed, _) = name(&second["digest"]);
+    assert!(worked, "{printed}");
+    // From then on it is what it is.
+    assert_eq!(before(), second["digest"]);
+    let other = digest("5");
+    let index = r#"{"manifests": [{"digest": "sha256:6"}]}"#;
+    fs::write(tools.path("registry").join(&other), index).unwrap();
+    let (worked, printed, _) = name(&other);
     assert!(!worked && printed.contains("is not moved"), "{printed}");
-    let (worked, printed, outputs) = pushed(&three);
-    assert!(worked && outputs["digest"] == three, "{printed}");
+    // The name of what is unfinished can be moved by others, which then is not signed.
+    let moved = script("push")
+        .replace("digests/*", "\"$STAND_INS\"/digests/*")
+        .replace(
+            "digest=$(scripts",
+            "printf %s \"$OTHER\" > \"$STAND_INS/registry/tags/unchecked-$TAG\"; digest=$(scripts",
+        );
+    let (worked, printed, _) =
+        tools.run(&moved, &[IMAGE, tag, ("PLATFORMS", "2"), ("OTHER", &other)]);
+    assert!(
+        !worked && printed.contains("which is not what was built"),
+        "{printed}"
+    );
+    let (worked, printed, _) = {
+        let script = script("before");
+        tools.run(&script, &[IMAGE, tag, ("REGISTRY_SAYS", UNCLEAR[0])])
+    };
+    assert!(!worked && printed.contains(UNCLEAR[0]), "{printed}");
+}
 
-    // What a job that runs again finds, by the name without capitals.
-    let look = script("docker", "once", "find").replace("error.txt", "/dev/null");
+#[test]
+fn what_main_has_made_is_found_by_its_commit() {
+    let (one, two) = (digest("1"), digest("2"));
+    let Some(tools) = registry(&[&one, &two]) else {
+        return;
+    };
+    for (tag, digest) in [("sha-abc", &one), ("sha-abc-gpu", &two)] {
+        fs::write(tools.path("registry/tags").join(tag), digest).unwrap();
+    }
+    // By the name without capitals.
+    let look = script_of("docker", "once", "find");
     let environment = [
         ("GITHUB_SHA", "abc"),
         ("GITHUB_REPOSITORY", "O/Model-Serving"),
     ];
-    fs::write(tools.path("tags/sha-abc-gpu"), &two).unwrap();
     let (worked, printed, outputs) = tools.run(&look, &environment);
     assert!(worked, "{printed}");
     assert_eq!(outputs["image"], "ghcr.io/o/model-serving");
-    assert_eq!((&outputs["cpu"], &outputs["gpu"]), (&three, &two));
+    assert_eq!((&outputs["cpu"], &outputs["gpu"]), (&one, &two));
 
     // What a version is made of, and what to do where main has built nothing.
-    let find = script("deploy", "promote", "find");
-    let environment = [image, ("COMMIT", "abc")];
+    let find = script_of("deploy", "promote", "find");
+    let environment = [IMAGE, ("COMMIT", "abc")];
     let (worked, printed, outputs) = tools.run(&find, &environment);
     assert!(worked, "{printed}");
-    assert_eq!((&outputs["cpu"], &outputs["gpu"]), (&three, &two));
-    fs::remove_file(tools.path("tags/sha-abc-gpu")).unwrap();
+    assert_eq!((&outputs["cpu"], &outputs["gpu"]), (&one, &two));
+    let find_all = script_of("docker", "images", "find");
+    let both = [IMAGE, ("GITHUB_SHA", "abc")];
+    let (worked, printed, outputs) = tools.run(&find_all, &both);
+    assert!(worked, "{printed}");
+    assert_eq!((&outputs["cpu"], &outputs["gpu"]), (&one, &two));
+    fs::remove_file(tools.path("registry/tags/sha-abc-gpu")).unwrap();
     let (worked, printed, _) = tools.run(&find, &environment);
     assert!(
-        !worked && printed.contains("let docker.yml build this commit"),
+        !worked && printed.contains("let docker.yml finish for this commit"),
         "{printed}"
     );
+    assert!(!tools.run(&find_all, &both).0);
 }
 
 #[test]
