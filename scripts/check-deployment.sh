@@ -11,8 +11,8 @@ device=$2
 request=${PREDICT_REQUEST:-models/samples/digit-7.json}
 check=${PREDICT_CHECK:-.outputs.label == [7]}
 
-# A revision without traffic may be asleep, and a new one still loading.
-call=(curl --silent --show-error --fail --max-time 60 --retry "${RETRIES:-10}" --retry-delay 3 --retry-all-errors)
+# A revision without traffic may be asleep, and a new one still loading, which may take four minutes.
+call=(curl --silent --show-error --fail --max-time 60 --retry "${RETRIES:-10}" --retry-delay 3 --retry-all-errors --retry-max-time 300)
 # Cloud Run takes its own token from this header, and leaves the other one to the server.
 [ -z "${IDENTITY_TOKEN:-}" ] || call+=(--header "X-Serverless-Authorization: Bearer $IDENTITY_TOKEN")
 [ -z "${API_KEY:-}" ] || call+=(--header "Authorization: Bearer $API_KEY")

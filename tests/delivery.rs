@@ -39,10 +39,6 @@ fn workflow(name: &str) -> Value {
     yaml(format!(".github/workflows/{name}.yml"))
 }
 
-fn action(name: &str) -> Value {
-    yaml(format!(".github/actions/{name}/action.yml"))
-}
-
 /// The files of workflows, and of actions if so wished.
 fn github(actions: bool) -> Vec<PathBuf> {
     let entries = |folder: &str| {
@@ -193,7 +189,7 @@ fn a_call_allows_what_the_jobs_of_the_called_workflow_may_do() {
             calls += 1;
         }
     }
-    assert_eq!(calls, 3);
+    assert_eq!(calls, 4);
 }
 
 /// `gh run download` needs `actions: read`, which a job that states its permissions has dropped.
@@ -452,27 +448,35 @@ fn a_private_service_is_called_with_a_token_for_its_own_url() {
         let text = fs::read_to_string(&path).unwrap();
         assert!(!text.contains("print-identity-token"), "{}", path.display());
     }
-    let deploy = action("deploy-cloud-run");
-    let steps = steps(&deploy);
-    let token = position(&steps, "google-github-actions/auth@");
-    let with = &steps[token]["with"];
-    assert_eq!(with["token_format"], "id_token");
-    assert_eq!(
-        with["id_token_audience"], "${{ steps.candidate.outputs.service }}",
-        "the audience is not the service's URL"
-    );
-    assert_eq!(with["id_token_include_email"], true);
-    // gcloud keeps the credentials of the first login.
-    assert_eq!(with["create_credentials_file"], false);
-    assert_eq!(with["export_environment_variables"], false);
-    // It lives ten minutes.
-    assert!(position(&steps, "gcloud run services update ") < token);
-    assert!(token < position(&steps, "check-deployment.sh"));
-    let check = &steps[position(&steps, "check-deployment.sh")];
-    assert_eq!(
-        check["env"]["IDENTITY_TOKEN"],
-        "${{ steps.identity.outputs.id_token }}"
-    );
+    let cloud_run = workflow("cloud-run");
+    let steps = steps(&cloud_run["jobs"]["deploy"]);
+    let tried = position(&steps, "deploy-cloud-run.sh try");
+    for variant in ["cpu", "gpu"] {
+        let id = format!("identity-{variant}");
+        let token = steps.iter().position(|step| step["id"] == id).unwrap();
+        let with = &steps[token]["with"];
+        assert_eq!(with["token_format"], "id_token");
+        let audience = format!("${{{{ steps.look.outputs.{variant} }}}}");
+        assert_eq!(
+            with["id_token_audience"], audience,
+            "the audience is not the service's URL"
+        );
+        assert_eq!(with["id_token_include_email"], true);
+        // gcloud keeps the credentials of the first login.
+        assert_eq!(with["create_credentials_file"], false);
+        assert_eq!(with["export_environment_variables"], false);
+        assert!(position(&steps, "deploy-cloud-run.sh look") < token && token < tried);
+        for called in [tried, position(&steps, "deploy-cloud-run.sh shift")] {
+            let name = format!("IDENTITY_{}", variant.to_uppercase());
+            let expected = format!("${{{{ steps.{id}.outputs.id_token }}}}");
+            assert_eq!(steps[called]["env"][&name], expected);
+            let passed = format!("IDENTITY_TOKEN=${name} scripts/deploy-cloud-run.sh");
+            assert!(text(&steps[called]["run"]).contains(&passed), "{passed}");
+        }
+    }
+    // The token lives an hour.
+    let minutes = cloud_run["jobs"]["deploy"]["timeout-minutes"].as_u64();
+    assert!(minutes.unwrap() <= 60);
     // Its permission, getOpenIdToken, is one of this role's.
     assert!(read(format!("{MODULE}/identities.tf")).contains("\"roles/iam.workloadIdentityUser\""));
 }
@@ -509,19 +513,27 @@ fn google_trusts_a_repository_and_environments_by_claims_that_no_rename_changes(
 #[test]
 fn the_workflow_sets_image_tag_and_traffic_and_terraform_the_rest() {
     let mut calls = 0;
-    for path in github(true) {
+    let mut files = github(true);
+    files.push(repository("scripts/deploy-cloud-run.sh"));
+    for path in files {
         let text = fs::read_to_string(&path).unwrap();
         // It labels each revision, which Terraform would take away again.
         for other in ["deploy-cloudrun@", "gcloud run deploy", "services replace"] {
             assert!(!text.contains(other), "{}: {other}", path.display());
         }
         for call in text.split("gcloud run services ").skip(1) {
-            let call = call.split(['\n', ';']).next().unwrap();
+            let call = call.split(['\n', ';', '|']).next().unwrap();
             let (command, flags) = call.split_once(' ').unwrap();
             let allowed: &[&str] = match command {
                 "describe" => &["--format"],
-                "update" => &["--image", "--tag", "--no-traffic", "--quiet"],
-                "update-traffic" => &["--to-revisions", "--quiet"],
+                // With --tag or --revision-suffix, gcloud gives the revision a name, which stays in the template.
+                "update" => &["--image", "--no-traffic", "--quiet"],
+                "update-traffic" => &[
+                    "--remove-tags",
+                    "--quiet",
+                    "--to-revisions",
+                    "--update-tags",
+                ],
                 other => panic!("{}: gcloud run services {other}", path.display()),
             };
             for flag in flags.split_whitespace().filter(|it| it.starts_with("--")) {
@@ -531,7 +543,7 @@ fn the_workflow_sets_image_tag_and_traffic_and_terraform_the_rest() {
             calls += 1;
         }
     }
-    assert_eq!(calls, 5);
+    assert_eq!(calls, 8);
     let main = read(format!("{MODULE}/main.tf"));
     let (_, ignored) = main.split_once("ignore_changes = [").unwrap();
     let ignored: Vec<&str> = ignored
@@ -550,7 +562,6 @@ fn the_workflow_sets_image_tag_and_traffic_and_terraform_the_rest() {
             "template[0].annotations",
             "template[0].containers[0].image",
             "template[0].labels",
-            "template[0].revision",
             "traffic"
         ]
     );
@@ -910,15 +921,13 @@ impl Tools {
             self.folder.path().display(),
             std::env::var("PATH").unwrap()
         );
-        // What the steps write beside the checkout's files, they write here.
-        let script = script
-            .replace("before.json", self.path("before.json").to_str().unwrap())
-            .replace("after.json", self.path("after.json").to_str().unwrap());
         let done = Command::new("bash")
-            .args(["--noprofile", "--norc", "-eo", "pipefail", "-c", &script])
+            .args(["--noprofile", "--norc", "-eo", "pipefail", "-c", script])
             .current_dir(repository(""))
             .env("PATH", path)
             .env("GITHUB_OUTPUT", &outputs)
+            .env("GITHUB_STEP_SUMMARY", self.path("summary"))
+            .env("RUNNER_TEMP", self.folder.path())
             .env("STAND_INS", self.folder.path())
             .env("RETRIES", "0")
             .envs(environment.iter().copied())
@@ -939,115 +948,379 @@ impl Tools {
     }
 }
 
-/// A Cloud Run service that answers at $URL, and a note of what is asked of it.
+/// Cloud Run: each service is a file with its image, its revisions by number, and its traffic. Services answer at
+/// $URL, with another one's URL in $SERVICE_URL or, of a revision with a tag, in $CANDIDATE_URL.
 const GCLOUD: &str = r#"
-echo "$*" >> "$STAND_INS/calls"
+note=$STAND_INS/cloud/${4:-}
+change() { jq "$@" "$note" > "$note.new"; mv "$note.new" "$note"; }
 case "$*" in
 "run services describe "*)
-    cat <<EOF
-{"status": {"url": "$URL", "traffic": [
-  {"revisionName": "served-1", "percent": 100},
-  {"revisionName": "tried-2", "tag": "candidate", "url": "${CANDIDATE:-$URL}"}]}}
-EOF
+    jq --arg service "${SERVICE_URL:-$URL}" --arg candidate "${CANDIDATE_URL:-$URL}" '{
+        spec: {template: {spec: {containers: [{image: .images[-1]}]}}},
+        status: {url: $service, latestCreatedRevisionName: "revision-\(.images | length)",
+            traffic: [.traffic[] | if .tag then .url = $candidate else . end]}}' "$note"
     ;;
-"run services update"*) ;;
+"run revisions describe revision-"*)
+    jq --argjson number "${4#revision-}" '{spec: {containers: [{image: .images[$number - 1]}]}}' "$STAND_INS/cloud/serving"
+    ;;
+"run services update "*" --image="*" --no-traffic --quiet")
+    image=${5#--image=}
+    change --arg image "$image" '.images += [$image]'
+    [ "${NOT_READY:-}" != "$image" ] || { echo "the revision is not ready" >&2; exit 1; }
+    ;;
+"run services update-traffic "*" --quiet")
+    for flag in "${@:5}"; do
+        case $flag in
+        --remove-tags=candidate) change '.traffic |= map(select(.tag != "candidate"))' ;;
+        --update-tags=candidate=*)
+            change --arg to "${flag##*=}" '.traffic |= map(select(.tag != "candidate")) + [{revisionName: $to, tag: "candidate"}]' ;;
+        --to-revisions=*)
+            change --arg to "${flag#*=}" '.traffic |= map(select(.tag)) +
+                ($to | split(",") | map(split("=") | {revisionName: .[0], percent: (.[1] | tonumber)}))' ;;
+        esac
+    done
+    ;;
 "secrets versions access "*) printf '# a comment\n\nkey-of-a-client\n' ;;
 *) exit 9 ;;
 esac
 "#;
 
-/// The scripts of the deployment: the one that makes a revision, and the one that tries it.
-fn deployment() -> (String, String) {
-    let action = action("deploy-cloud-run");
-    let steps = steps(&action);
-    let script = |what: &str| text(&steps[position(&steps, what)]["run"]).to_owned();
-    (
-        script("gcloud run services update "),
-        script("check-deployment.sh"),
-    )
+/// What Cloud Run's stand-in and the workflow have in common: the folder, and the steps of a deployment.
+struct Deployment {
+    tools: Tools,
+    _server: Server,
+    url: String,
+}
+
+impl Deployment {
+    const IMAGE: &str = "registry/o/model-serving@sha256:";
+
+    /// Two services, of which each serves its first revision, and a server that answers for both on the CPU and asks
+    /// for a key.
+    fn new() -> Option<Self> {
+        let tools = Tools::new(&[("gcloud", GCLOUD), ("docker", DOCKER)])?;
+        let keys = tools.path("keys");
+        fs::write(&keys, "key-of-a-client\n").unwrap();
+        let model = repository("models/best.onnx");
+        let model = model.to_str().unwrap();
+        let server = Server::start(&["--model", model, "--api-key-file", keys.to_str().unwrap()]);
+        let url = format!("http://{}", server.address);
+        fs::create_dir(tools.path("cloud")).unwrap();
+        fs::create_dir_all(tools.path("registry/tags")).unwrap();
+        let deployment = Self {
+            tools,
+            _server: server,
+            url,
+        };
+        deployment.reset();
+        Some(deployment)
+    }
+
+    fn reset(&self) {
+        for service in ["serving", "serving-gpu"] {
+            let note = serde_json::json!({
+                "images": [format!("{}{}", Self::IMAGE, "1".repeat(64))],
+                "traffic": [{"revisionName": "revision-1", "percent": 100}],
+            });
+            fs::write(self.tools.path("cloud").join(service), note.to_string()).unwrap();
+            for note in ["touched", "revision"] {
+                let _ = fs::remove_file(self.tools.path(&format!("cloud-run.{service}.{note}")));
+            }
+        }
+    }
+
+    fn step(
+        &self,
+        name: &str,
+        changed: &[(&str, &str)],
+    ) -> (bool, String, BTreeMap<String, String>) {
+        let script = script_of("cloud-run", "deploy", name);
+        let (new, newest) = (digest("2"), digest("3"));
+        let mut environment = vec![
+            ("SERVICE_CPU", "serving"),
+            ("SERVICE_GPU", ""),
+            ("REGISTRY", "registry"),
+            IMAGE,
+            ("ENVIRONMENT", "staging"),
+            ("CPU", &new),
+            ("GPU", &newest),
+            ("URL", &self.url),
+            ("IDENTITY_CPU", "token"),
+            ("IDENTITY_GPU", "token"),
+            ("API_KEY_SECRET", "projects/p/secrets/keys/versions/1"),
+        ];
+        environment.extend(changed);
+        self.tools.run(&script, &environment)
+    }
+
+    /// A deployment, as the workflow's steps make it, and whether it succeeded.
+    fn run(&self, changed: &[(&str, &str)]) -> (bool, String) {
+        self.reset();
+        let mut all = String::new();
+        let mut good = true;
+        for step in [
+            "See what serves now",
+            "Make revisions that get no traffic, and predict with them",
+            "Give them the traffic",
+        ] {
+            let (worked, printed, _) = self.step(step, changed);
+            all += &printed;
+            good &= worked;
+            if !worked {
+                let (_, printed, _) = self.step("Put back what was", changed);
+                return (false, all + &printed);
+            }
+        }
+        (good, all)
+    }
+
+    /// The last digit of the template's image, and who has the traffic or the tag.
+    fn state(&self, service: &str) -> (String, Vec<String>) {
+        let note: Value =
+            serde_json::from_str(&self.tools.text(&format!("cloud/{service}"))).unwrap();
+        let image = text(note["images"].as_array().unwrap().last().unwrap());
+        let traffic = note["traffic"].as_array().unwrap().iter().map(|target| {
+            let revision = text(&target["revisionName"]);
+            match target.get("tag") {
+                Some(tag) => format!("{revision}:{}", text(tag)),
+                None => format!("{revision}={}", target["percent"]),
+            }
+        });
+        (image[image.len() - 1..].to_owned(), traffic.collect())
+    }
 }
 
 #[test]
 fn a_revision_gets_traffic_after_it_has_predicted_and_not_otherwise() {
-    let Some(tools) = Tools::new(&[("gcloud", GCLOUD)]) else {
+    let Some(deployment) = Deployment::new() else {
         return;
     };
-    let keys = tools.path("keys");
-    fs::write(&keys, "key-of-a-client\n").unwrap();
-    let model = repository("models/best.onnx");
-    let model = model.to_str().unwrap();
-    let server = Server::start(&["--model", model, "--api-key-file", keys.to_str().unwrap()]);
-    let url = format!("http://{}", server.address);
-    let (make, attempt) = deployment();
-    let image = format!("registry/model-serving@sha256:{}", "0".repeat(64));
-    let environment = [("SERVICE", "serving"), ("IMAGE", &image), ("URL", &url)];
-    let (worked, printed, outputs) = tools.run(&make, &environment);
-    assert!(worked, "{printed}");
-    let expected = [
-        ("candidate", url.as_str()),
-        ("previous", "served-1=100"),
-        ("revision", "tried-2"),
-        ("service", url.as_str()),
-    ];
-    let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    assert_eq!(outputs, BTreeMap::from(expected));
-    let calls = tools.text("calls");
-    let update =
-        format!("run services update serving --image={image} --tag=candidate --no-traffic --quiet");
-    assert!(calls.lines().any(|call| call == update), "{calls}");
-    let environment = [("SERVICE", "serving"), ("IMAGE", "model-serving:1.0")];
-    let (worked, printed, _) = tools.run(&make, &environment);
-    assert!(
-        !worked && printed.contains("is not an image by digest"),
-        "{printed}"
-    );
-
-    let nowhere = "http://127.0.0.1:9";
-    let try_with = |changed: Option<(&str, &str)>| {
-        let _ = fs::remove_file(tools.path("calls"));
-        let mut environment = vec![
-            ("SERVICE", "serving"),
-            ("REVISION", "tried-2"),
-            ("PREVIOUS", "served-1=100"),
-            ("CANDIDATE_URL", url.as_str()),
-            ("SERVICE_URL", url.as_str()),
-            ("DEVICE", "cpu"),
-            ("IDENTITY_TOKEN", "token"),
-            ("API_KEY_SECRET", "projects/p/secrets/keys/versions/1"),
-        ];
-        environment.extend(changed);
-        let (worked, printed, _) = tools.run(&attempt, &environment);
-        let traffic: Vec<String> = tools
-            .text("calls")
-            .lines()
-            .filter_map(|call| call.split_once("--to-revisions="))
-            .map(|(_, to)| to.split(' ').next().unwrap().to_owned())
-            .collect();
-        (worked, printed, traffic)
+    let state = |traffic: &[&str], image: &str| {
+        let traffic = traffic.iter().map(|it| (*it).to_owned()).collect();
+        (image.to_owned(), traffic)
     };
-    let (worked, printed, traffic) = try_with(None);
+    let (worked, printed) = deployment.run(&[]);
     assert!(worked, "{printed}");
-    assert_eq!(traffic, ["tried-2=100"]);
+    let served = state(&["revision-2:candidate", "revision-2=100"], "2");
+    assert_eq!(deployment.state("serving"), served);
     assert!(printed.contains("::add-mask::key-of-a-client"), "{printed}");
+    // The next one takes the tag, and what failed before it is not in its way.
+    let before = state(&["revision-1=100"], "1");
+    let nowhere = "http://127.0.0.1:9";
+    let new = format!("{}{}", Deployment::IMAGE, "2".repeat(64));
     for (why, changed) in [
+        ("it is not ready", ("NOT_READY", new.as_str())),
         ("it does not answer", ("CANDIDATE_URL", nowhere)),
-        ("it is on another device", ("DEVICE", "cuda")),
         (
             "it predicts something else",
             ("PREDICT_CHECK", ".outputs.label == [8]"),
         ),
         ("it asks for a key", ("API_KEY_SECRET", "")),
+        ("the service does not answer", ("SERVICE_URL", nowhere)),
     ] {
-        let (worked, printed, traffic) = try_with(Some(changed));
-        assert!(!worked && traffic.is_empty(), "{why}: {printed}");
+        let (worked, printed) = deployment.run(&[changed]);
+        assert!(!worked, "{why}: {printed}");
+        assert_eq!(
+            deployment.state("serving"),
+            before,
+            "{why}, and it was not put back: {printed}"
+        );
     }
-    let (worked, printed, traffic) = try_with(Some(("SERVICE_URL", nowhere)));
-    assert!(!worked, "{printed}");
-    assert_eq!(
-        traffic,
-        ["tried-2=100", "served-1=100"],
-        "the traffic is not given back"
+    // The server is on the CPU, so that this one fails; the other one had predicted.
+    let (worked, printed) = deployment.run(&[("SERVICE_GPU", "serving-gpu")]);
+    assert!(!worked, "it is on another device: {printed}");
+    for service in ["serving", "serving-gpu"] {
+        assert_eq!(
+            deployment.state(service),
+            before,
+            "two services are deployed by half: {printed}"
+        );
+    }
+    let (worked, printed, _) = deployment.step(
+        "Make revisions that get no traffic, and predict with them",
+        &[("CPU", "latest")],
     );
+    assert!(
+        !worked && printed.contains("is not an image by digest"),
+        "{printed}"
+    );
+    // Of a revision that others left as the newest, the image that serves is not taken.
+    deployment.reset();
+    let other = serde_json::json!({"images": ["a@sha256:4", "b@sha256:5"],
+        "traffic": [{"revisionName": "revision-1", "percent": 90}, {"revisionName": "revision-2", "percent": 10}]});
+    fs::write(deployment.tools.path("cloud/serving"), other.to_string()).unwrap();
+    assert!(deployment.step("See what serves now", &[]).0);
+    let noted = |what: &str| deployment.tools.text(&format!("cloud-run.serving.{what}"));
+    assert_eq!(noted("image"), "a@sha256:4\n");
+    assert_eq!(noted("traffic"), "revision-1=90,revision-2=10\n");
+    // What was not touched is left alone.
+    assert!(deployment.step("Put back what was", &[]).0);
+    let last = cleanup();
+    assert!(last.contains("failure() || cancelled()"), "{last}");
+}
+
+/// The condition of the step that puts back.
+fn cleanup() -> String {
+    let cloud_run = workflow("cloud-run");
+    let steps = steps(&cloud_run["jobs"]["deploy"]);
+    text(&steps[position(&steps, "deploy-cloud-run.sh undo")]["if"]).to_owned()
+}
+
+#[test]
+fn nothing_older_than_what_serves_is_deployed_but_by_a_rollback() {
+    let Some(deployment) = Deployment::new() else {
+        return;
+    };
+    let git = |arguments: &[&str]| {
+        let done = Command::new("git")
+            .arg(format!(
+                "--git-dir={}",
+                deployment.tools.path("git").display()
+            ))
+            .args(["-c", "user.name=a", "-c", "user.email=a@example.com"])
+            .args(arguments)
+            .output()
+            .expect("git is not installed");
+        assert!(done.status.success(), "{arguments:?}: {done:?}");
+        String::from_utf8(done.stdout).unwrap().trim().to_owned()
+    };
+    git(&["init", "--quiet", "--bare"]);
+    let tree = git(&["hash-object", "-t", "tree", "-w", "/dev/null"]);
+    let older = git(&["commit-tree", &tree, "-m", "one"]);
+    let newer = git(&["commit-tree", &tree, "-p", &older, "-m", "two"]);
+    git(&["update-ref", "refs/heads/main", &newer]);
+    assert!(deployment.step("See what serves now", &[]).0);
+    let image = digest("1");
+    let serves = |commit: &str| {
+        let path = deployment.tools.path("registry");
+        fs::write(path.join(&image), "{}").unwrap();
+        fs::write(path.join(format!("{image}.commit")), commit).unwrap();
+    };
+    let git_dir = deployment.tools.path("git");
+    let asked = |commit: &str, older: &str, says: &str| {
+        let changed = [
+            ("COMMIT", commit),
+            ("OLDER", older),
+            ("GIT_DIR", git_dir.to_str().unwrap()),
+            ("REGISTRY_SAYS", says),
+        ];
+        let (worked, printed, outputs) = deployment.step("Is it newer than what serves?", &changed);
+        (
+            worked,
+            outputs.get("go").cloned().unwrap_or_default(),
+            printed,
+        )
+    };
+    // Nobody knows what the first image of Terraform was built from.
+    let first = asked(&older, "refuse", "");
+    assert_eq!((first.0, first.1.as_str()), (true, "true"), "{}", first.2);
+    assert!(first.2.contains("that main has not built"), "{}", first.2);
+    serves(&newer);
+    for (commit, what, worked, go) in [
+        (&older, "refuse", false, ""),
+        (&older, "leave", true, "false"),
+        (&older, "allow", true, "true"),
+        (&newer, "refuse", true, "true"),
+        (&newer, "leave", true, "true"),
+    ] {
+        let got = asked(commit, what, "");
+        assert_eq!((got.0, got.1.as_str()), (worked, go), "{what}: {}", got.2);
+    }
+    serves(&older);
+    assert_eq!(asked(&newer, "refuse", "").1, "true");
+    // Who cannot look does not guess.
+    assert!(!asked(&newer, "refuse", UNCLEAR[0]).0);
+    for (caller, job, older) in [
+        ("docker", "staging", Some("leave")),
+        ("deploy", "production", None),
+        ("rollback", "production", Some("allow")),
+    ] {
+        let caller = workflow(caller);
+        let given = caller["jobs"][job]["with"]["older"].as_str();
+        assert_eq!(given, older, "{job}");
+    }
+    let cloud_run = workflow("cloud-run");
+    assert_eq!(
+        cloud_run["on"]["workflow_call"]["inputs"]["older"]["default"],
+        "refuse"
+    );
+    // Where only one deployment is at a time, and before anything is changed.
+    let job = &cloud_run["jobs"]["deploy"];
+    assert_eq!(
+        job["concurrency"]["group"],
+        "cloud-run-${{ inputs.environment }}"
+    );
+    let steps = steps(job);
+    let asked = position(&steps, "deploy-cloud-run.sh serves");
+    for step in &steps[asked + 1..] {
+        let condition = text(&step["if"]);
+        assert!(
+            condition.starts_with("steps.newer.outputs.go == 'true'") || condition == cleanup(),
+            "{step}"
+        );
+    }
+}
+
+/// Images and releases are of use without Cloud Run.
+#[test]
+fn without_variables_nothing_is_deployed_and_nothing_fails() {
+    let Some(deployment) = Deployment::new() else {
+        return;
+    };
+    let asked = |service: &str, account: &str| {
+        let (worked, printed, outputs) = deployment.step(
+            "Is there a service?",
+            &[("SERVICE_CPU", service), ("ACCOUNT", account)],
+        );
+        (worked, outputs.contains_key("there"), printed)
+    };
+    let (worked, there, printed) = asked("", "");
+    assert!(worked && !there, "{printed}");
+    assert!(printed.contains("::warning::NOT DEPLOYED"), "{printed}");
+    assert!(deployment.tools.text("summary").contains("Not deployed"));
+    assert!(!asked("", "account@example.com").0, "half of the variables");
+    let (worked, there, _) = asked("serving", "account@example.com");
+    assert!(worked && there);
+    let cloud_run = workflow("cloud-run");
+    let steps = steps(&cloud_run["jobs"]["deploy"]);
+    let asked = steps
+        .iter()
+        .position(|step| step["id"] == "services")
+        .unwrap();
+    for step in &steps[asked + 1..] {
+        assert!(
+            step["if"].as_str().is_some_and(|it| it.contains("steps.")),
+            "{step}"
+        );
+    }
+}
+
+#[test]
+fn a_rollback_takes_the_images_of_a_version_and_nothing_else() {
+    let (one, two) = (digest("1"), digest("2"));
+    let Some(tools) = registry(&[&one, &two]) else {
+        return;
+    };
+    for (tag, digest) in [("1.2.3", &one), ("1.2.3-gpu", &two), ("1.2.4", &one)] {
+        fs::write(tools.path("registry/tags").join(tag), digest).unwrap();
+    }
+    // The commit is the checkout's.
+    let find = script_of("rollback", "find", "find").replace("git rev-parse HEAD", "echo abc");
+    let asked = |name: &str, kind: &str| {
+        let reference = format!("refs/{kind}/{name}");
+        let environment = [
+            ("GITHUB_REF", reference.as_str()),
+            ("GITHUB_REF_NAME", name),
+            ("GITHUB_REPOSITORY", "O/Model-Serving"),
+        ];
+        tools.run(&find, &environment)
+    };
+    let (worked, printed, outputs) = asked("v1.2.3", "tags");
+    assert!(worked, "{printed}");
+    assert_eq!((&outputs["cpu"], &outputs["gpu"]), (&one, &two));
+    for (name, kind) in [("main", "heads"), ("v1.2.4", "tags"), ("v1.2.3", "heads")] {
+        assert!(!asked(name, kind).0, "{kind} {name}");
+    }
 }
 
 /// A registry: each tag is a file with the digest that it stands for, each digest one with its content.
@@ -1064,7 +1337,10 @@ inspect)
     *) digest=$(cat "$registry/tags/${4##*:}" 2> /dev/null) || digest=none ;;
     esac
     [ -e "$registry/$digest" ] || { echo "ERROR: $4: not found" >&2; exit 1; }
-    if [ -n "$raw" ]; then cat "$registry/$digest"; else printf '{"digest": "%s"}\n' "$digest"; fi
+    if [ "$*" != "${*%.Image\}\}}" ]; then
+        jq --null-input --arg commit "$(cat "$registry/$digest.commit")" \
+            '{"linux/amd64": {config: {Labels: {"org.opencontainers.image.revision": $commit}}}}'
+    elif [ -n "$raw" ]; then cat "$registry/$digest"; else printf '{"digest": "%s"}\n' "$digest"; fi
     ;;
 create)
     tag=${5##*:}

@@ -191,7 +191,6 @@ resource "google_cloud_run_v2_service" "this" {
       template[0].annotations,
       template[0].containers[0].image,
       template[0].labels,
-      template[0].revision,
       traffic,
     ]
   }
