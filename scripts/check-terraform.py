@@ -8,6 +8,8 @@ of blocks by their plural.
 
 Every name: what is referred to is declared, and modules are given the variables that they have.
 
+The order: every resource of a project waits for the APIs that the module enables, by what it refers to or depends on.
+
 The variables' own checks: Terraform needs no provider to evaluate them, so it is asked, where it is installed.
 """
 
@@ -83,7 +85,13 @@ VALUES = [
     ({"api_key_version": "first"}, "api_key_version is not a version"),
     ({"otlp_endpoint": "collector:4318"}, "otlp_endpoint does not begin"),
     ({"invokers": ["somebody"]}, "invokers has a member"),
+    ({"budget": {"billing_account": "0-0-0", "amount": 900}}, 456),
+    ({"budget": {"billing_account": "0-0-0", "amount": 9.5}}, "budget.amount is not a whole number"),
+    ({"deletion_protection": False}, 456),
 ]
+
+# What everything else waits for.
+APIS = "google_project_service.needed"
 
 # Terraform's own arguments of a resource, and what the parser adds.
 META = {"count", "depends_on", "for_each", "lifecycle", "provider", "provisioner"}
@@ -214,6 +222,41 @@ def names(folders):
                     yield f"{path}: module.{name} has no output {output}"
 
 
+def texts(value):
+    """Every text in a parsed block."""
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from texts(inner)
+    else:
+        yield str(value)
+
+
+def order(folders):
+    """The complaints about resources that Terraform would make while the APIs are still being enabled."""
+    for folder, files in folders.items():
+        refers = {}
+        for parsed in files.values():
+            for kind, named in blocks(parsed, "resource"):
+                refers |= {f"{kind}.{name.strip(chr(34))}": body for name, body in named.items()}
+            for block in parsed.get("locals", []):
+                refers |= {f"local.{name.strip(chr(34))}": value for name, value in block.items()}
+        refers = {
+            name: set(re.findall(r"(?<![\w.])(?:local|google_\w+)\.\w+", " ".join(texts(body)))) & set(refers)
+            for name, body in refers.items()
+        }
+        if APIS not in refers:
+            continue
+        waits = {APIS}
+        while more := {name for name in set(refers) - waits if refers[name] & waits}:
+            waits |= more
+        for name in sorted(refers):
+            if name.startswith("google_") and name not in waits:
+                yield f"{folder}: {name} does not wait for {APIS}"
+
+
 def values(module):
     """The complaints about the variables' own checks, which Terraform evaluates here."""
     identity = re.search(r"^ *github_repository_id += (.*)$", (module / "identities.tf").read_text(), re.M)
@@ -263,6 +306,7 @@ def main(wheel, folder):
         count += resources
         complaints += wrong
     complaints += names(folders)
+    complaints += order(folders)
     evaluated = shutil.which("terraform") is not None
     if evaluated:
         complaints += values(pathlib.Path(folder) / "modules/model-serving")
@@ -270,7 +314,9 @@ def main(wheel, folder):
         sys.exit(
             "\n".join(f"check-terraform: {complaint}" for complaint in complaints) or "check-terraform: no resource"
         )
-    print(f"check-terraform: {count} resources have only arguments that the provider knows, and every name is declared")
+    print(
+        f"check-terraform: {count} resources have only arguments that the provider knows, every name is declared, and all wait for the APIs"
+    )
     if evaluated:
         print(f"check-terraform: Terraform took or refused {len(VALUES)} sets of variables as it should")
 

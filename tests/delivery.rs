@@ -494,6 +494,12 @@ fn google_trusts_a_repository_and_environments_by_claims_that_no_rename_changes(
         condition.contains("assertion.environment in ["),
         "the condition does not name the environments"
     );
+    assert!(
+        condition.contains(
+            "assertion.environment == '${var.environment}' || assertion.ref == 'refs/heads/main'"
+        ),
+        "any branch can plan"
+    );
     assert!(!condition.contains("assertion.sub") && !condition.contains("assertion.repository "));
     for mapped in ["repository_id", "environment"] {
         let line = format!("\"attribute.{mapped}\"");
@@ -597,9 +603,15 @@ fn the_workflows_read_the_variables_that_terraform_prints() {
         let (_, printed) = outputs
             .split_once(&format!("output \"{output}\" {{"))
             .unwrap();
-        let (_, printed) = printed.split_once("value = {\n").unwrap();
+        // The one with services is made without those that are not there.
+        let (_, printed) = printed
+            .split_once("value = {\n")
+            .filter(|(before, _)| !before.contains("value = {"))
+            .or(printed.split_once("in {\n"))
+            .unwrap();
         let mut printed: BTreeSet<String> = printed
             .lines()
+            .take_while(|line| !line.trim().starts_with('}'))
             .map_while(|line| Some(line.split_once('=')?.0.trim().to_owned()))
             .collect();
         printed.extend(own.map(str::to_owned));
@@ -620,6 +632,19 @@ fn environment_of(terraform: &str) -> Vec<&str> {
 #[test]
 fn terraform_gives_an_l4_what_it_needs_and_the_server_what_it_knows() {
     let main = read(format!("{MODULE}/main.tf"));
+    let (service, template) = main.split_once("  template {").unwrap();
+    let template = template.split("\n  }\n").next().unwrap();
+    assert!(
+        service.contains("  scaling {\n    min_instance_count = each.value.instances.min")
+            && !template.contains("min_instance_count"),
+        "the least number of instances is one of each revision"
+    );
+    assert!(service.contains("deletion_protection = var.deletion_protection == null ?"));
+    let outputs = read(format!("{MODULE}/outputs.tf"));
+    assert!(
+        outputs.contains(": name => value if value != \"\" }"),
+        "GitHub refuses empty variables"
+    );
     for needed in [
         "each.key == \"gpu\" ? [\"nvidia-l4\"] : []",
         "gpu_zonal_redundancy_disabled    = each.key == \"gpu\" ? true : null",

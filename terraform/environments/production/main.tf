@@ -58,6 +58,12 @@ variable "l4_quota" {
   default     = 3
 }
 
+variable "deletion_protection" {
+  description = "Whether Terraform refuses to delete the services, or to replace them. In production by default."
+  type        = bool
+  default     = null
+}
+
 variable "args" {
   description = "The arguments of the container, such as those that fetch the model at the start; none by default."
   type        = list(string)
@@ -99,6 +105,7 @@ module "model_serving" {
   l4_quota             = var.l4_quota
   gpu                  = var.gpu_image == null ? null : { image = var.gpu_image, instances = { min = 1, max = 2 } }
   cpu                  = var.cpu_image == null ? null : { image = var.cpu_image }
+  deletion_protection  = var.deletion_protection
   args                 = var.args
   invokers             = var.invokers
   api_key_version      = var.api_key_version

@@ -4,6 +4,8 @@ resource "google_service_account" "runtime" {
   project      = var.project
   account_id   = local.name
   display_name = "model-serving (${var.environment}), the server"
+
+  depends_on = [google_project_service.needed]
 }
 
 # All that the server may do: read models, and the API keys.
@@ -31,6 +33,8 @@ resource "google_service_account" "deployer" {
   project      = var.project
   account_id   = "${local.name}-cd"
   display_name = "model-serving (${var.environment}), the workflow that deploys it"
+
+  depends_on = [google_project_service.needed]
 }
 
 # It deploys the services and calls them, and no other ones.
@@ -91,6 +95,9 @@ resource "google_iam_workload_identity_pool_provider" "github" {
   attribute_condition = join(" && ", [
     "assertion.repository_id == '${local.github_repository_id}'",
     "assertion.environment in ['${join("', '", sort([for identity in local.github_identities : identity.environment]))}']",
+    # GitHub makes an environment that nobody has made, without a rule, for whichever branch names it. Plans are made of
+    # main only.
+    "(assertion.environment == '${var.environment}' || assertion.ref == 'refs/heads/main')",
   ])
 
   attribute_mapping = {
@@ -119,6 +126,8 @@ resource "google_service_account" "planner" {
   project      = var.project
   account_id   = "${local.name}-plan"
   display_name = "model-serving (${var.environment}), the workflow that compares the project with Terraform"
+
+  depends_on = [google_project_service.needed]
 }
 
 # All that a plan needs to see: what there is and who may use it, but no model, no key and no log. The state lies in a

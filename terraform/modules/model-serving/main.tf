@@ -45,7 +45,13 @@ resource "google_cloud_run_v2_service" "this" {
   location            = var.region
   labels              = local.labels
   ingress             = "INGRESS_TRAFFIC_ALL"
-  deletion_protection = var.environment == "production"
+  deletion_protection = var.deletion_protection == null ? var.environment == "production" : var.deletion_protection
+
+  # Of the service and not of each revision, where it would also count for one that is only tried: the tag would keep
+  # its instances, and its GPU.
+  scaling {
+    min_instance_count = each.value.instances.min
+  }
 
   template {
     service_account                  = google_service_account.runtime.email
@@ -55,7 +61,6 @@ resource "google_cloud_run_v2_service" "this" {
     timeout                          = "60s"
 
     scaling {
-      min_instance_count = each.value.instances.min
       max_instance_count = each.value.instances.max
     }
 

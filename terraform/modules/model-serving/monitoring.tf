@@ -15,6 +15,8 @@ resource "google_monitoring_notification_channel" "email" {
   display_name = each.key
   type         = "email"
   labels       = { email_address = each.key }
+
+  depends_on = [google_project_service.needed]
 }
 
 resource "google_monitoring_alert_policy" "latency" {
@@ -42,6 +44,8 @@ resource "google_monitoring_alert_policy" "latency" {
       }
     }
   }
+
+  depends_on = [google_project_service.needed]
 }
 
 resource "google_monitoring_alert_policy" "errors" {
@@ -76,6 +80,8 @@ resource "google_monitoring_alert_policy" "errors" {
       }
     }
   }
+
+  depends_on = [google_project_service.needed]
 }
 
 resource "google_monitoring_alert_policy" "no_instance" {
@@ -182,6 +188,15 @@ resource "google_billing_budget" "this" {
       threshold_percent = threshold_rules.value
     }
   }
+
+  # Beside the administrators of the billing account, who are told anyway. A budget takes five of them.
+  dynamic "all_updates_rule" {
+    for_each = length(var.alert_emails) == 0 ? [] : [slice(local.channels, 0, min(5, length(var.alert_emails)))]
+    content {
+      monitoring_notification_channels = all_updates_rule.value
+    }
+  }
+
   # Its interface asks which project pays for the call, which the provider says with user_project_override.
   depends_on = [google_project_service.needed]
 }

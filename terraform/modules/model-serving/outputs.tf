@@ -14,8 +14,8 @@ output "api_key_secret" {
 }
 
 output "github_variables" {
-  description = "The variables of the GitHub environment, as .github/workflows/cloud-run.yml reads them."
-  value = {
+  description = "The variables of the GitHub environment, as .github/workflows/cloud-run.yml reads them. GitHub refuses empty ones, and one that is missing is empty."
+  value = { for name, value in {
     API_KEY_SECRET                 = var.api_key_version == null ? "" : "${google_secret_manager_secret.api_keys.id}/versions/${var.api_key_version}"
     ARTIFACT_REGISTRY              = "${var.region}-docker.pkg.dev/${var.project}/${google_artifact_registry_repository.images.repository_id}"
     GCP_PROJECT                    = var.project
@@ -24,7 +24,7 @@ output "github_variables" {
     GCP_SERVICE_CPU                = try(google_cloud_run_v2_service.this["cpu"].name, "")
     GCP_SERVICE_GPU                = try(google_cloud_run_v2_service.this["gpu"].name, "")
     GCP_WORKLOAD_IDENTITY_PROVIDER = google_iam_workload_identity_pool_provider.github.name
-  }
+  } : name => value if value != "" }
 }
 
 output "github_plan_variables" {

@@ -140,6 +140,12 @@ variable "cpu" {
   }
 }
 
+variable "deletion_protection" {
+  description = "Whether Terraform refuses to delete the services, or to replace them. In production by default."
+  type        = bool
+  default     = null
+}
+
 variable "args" {
   description = "The arguments of the container; none by default, so that it serves model_path from the bucket. A start that brings the model itself: [\"fetch\", URI, \"--to\", \"/tmp/models\", \"--\", \"--model\", \"/tmp/models/best.onnx\"]."
   type        = list(string)
@@ -201,4 +207,8 @@ variable "budget" {
   description = "A monthly budget with alerts at 50, 90 and 100 %: the billing account, and the amount in its currency. None by default."
   type        = object({ billing_account = string, amount = number })
   default     = null
+  validation {
+    condition     = var.budget == null || try(var.budget.amount > 0 && floor(var.budget.amount) == var.budget.amount, false)
+    error_message = "budget.amount is not a whole number of the currency's units, above 0."
+  }
 }
