@@ -15,7 +15,7 @@ trap 'rm -rf "$work"' EXIT
 if command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null; then
     # The package lists may never have been fetched on a fresh machine; only root can do that.
     [[ -n $(apt-cache madison prometheus 2>/dev/null) ]] || apt-get update --quiet=2 || true
-    (cd "$work" && apt-get download --quiet=2 prometheus prometheus-alertmanager 2>/dev/null) || true
+    said=$(cd "$work" && apt-get download --quiet=2 prometheus prometheus-alertmanager 2>&1) || printf '%s\n' "$said" >&2
     for package in "$work"/*.deb; do
         [[ -f $package ]] && dpkg-deb --extract "$package" "$work/files"
     done

@@ -18,7 +18,7 @@ elif command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null; then
     # The package lists may never have been fetched on a fresh machine; only root can do that.
     [[ -n $(apt-cache madison strace 2>/dev/null) ]] || apt-get update --quiet=2 || true
     # The library that it unwinds stacks with may be missing as well; it lies beside it then.
-    (cd "$work" && apt-get download --quiet=2 strace libunwind8 2>/dev/null) || true
+    said=$(cd "$work" && apt-get download --quiet=2 strace libunwind8 2>&1) || printf '%s\n' "$said" >&2
     for package in "$work"/*.deb; do
         [[ -f $package ]] && dpkg-deb --extract "$package" "$work/files"
     done

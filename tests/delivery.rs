@@ -740,6 +740,41 @@ fn the_lock_files_pin_every_provider_for_both_environments() {
     assert!(read(".github/workflows/terraform.yml").contains("-lockfile=readonly"));
 }
 
+/// A key is written once, an environment has links to the Python that made it, and each job has other tools.
+#[test]
+fn tools_are_kept_for_the_job_and_the_python_that_made_them() {
+    let prepare = yaml(".github/actions/prepare/action.yml");
+    let steps = steps(&prepare);
+    let cache = &steps[position(&steps, "actions/cache@")]["with"];
+    let key = text(&cache["key"]);
+    for part in [
+        "github.job",
+        "steps.python.outputs.python-version",
+        "hashFiles(",
+    ] {
+        assert!(key.contains(part), "the key of the tools lacks {part}");
+    }
+    let python = &steps[position(&steps, "actions/setup-python@")];
+    assert_eq!(python["id"], "python");
+    // Each environment that recipes make out of a lock file which the key has.
+    for folder in text(&cache["path"]).lines() {
+        let name = folder.trim_start_matches(".tools/");
+        assert!(
+            read("Makefile").contains(&format!(".tools/{name}")),
+            "{folder}"
+        );
+    }
+    for path in github(false) {
+        let text = fs::read_to_string(&path).unwrap();
+        // It asks organizations for a licence.
+        assert!(
+            !text.contains("gitleaks/gitleaks-action"),
+            "{}",
+            path.display()
+        );
+    }
+}
+
 #[test]
 fn dependabot_looks_at_actions_and_providers() {
     let text = read(".github/dependabot.yml");
@@ -849,10 +884,30 @@ fn ci_runs_every_part_of_make_test_and_lets_none_be_skipped() {
             };
             // Only this fails on a skipped check.
             let Some((_, stages)) = script.split_once("run-stages.py ") else {
-                assert_eq!(script, "make validate-terraform", "{name}");
+                assert!(
+                    [
+                        "make validate-terraform",
+                        "make secrets SINCE=\"origin/$BASE\""
+                    ]
+                    .contains(&script),
+                    "{name}: {script}"
+                );
                 continue;
             };
             run.extend(stages.split_whitespace());
+            if stages.contains("play-kube") {
+                // Root's pods can be reached, and its environment must be what the step before compiled with.
+                let root = "sudo --preserve-env env \"PATH=$PATH\" \"HOME=$HOME\" ";
+                assert!(script.starts_with(root), "play-kube does not run as root");
+            }
+            // What is made of the distribution's packages needs lists that are not older than they.
+            if ["lint-monitoring", "black-box"]
+                .iter()
+                .any(|it| stages.contains(it))
+            {
+                let prepare = &steps[position(&steps, "actions/prepare")];
+                assert_eq!(prepare["with"]["packages"], "true", "{name}");
+            }
             if stages.contains("lint-terraform") {
                 assert!(
                     position(&steps, "hashicorp/setup-terraform@") < at,

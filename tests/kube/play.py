@@ -347,6 +347,10 @@ def prove_ending(podman: Podman, node: Node, pod: dict) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    # Another user's containers have a network of their own: no address of a pod is one of this machine, and this machine
+    # has none there.
+    if os.geteuid() != 0:
+        raise CannotRun("podman does not run as root here, so that nobody outside of a pod reaches it")
     for program in ("podman", "kubectl"):
         if not shutil.which(program):
             raise CannotRun(f"{program} is not installed")
