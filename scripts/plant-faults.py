@@ -1180,14 +1180,13 @@ FAULTS = [
         "and it was not put back",
     ),
     Fault(
-        "delivery: one of two services is deployed",
+        "delivery: of two services one is put back",
         f"{FLOWS}/cloud-run.yml",
-        'scripts/deploy-cloud-run.sh try "$SERVICE_CPU" "$image@$CPU" cpu\n',
-        'scripts/deploy-cloud-run.sh try "$SERVICE_CPU" "$image@$CPU" cpu && '
-        'rm "$RUNNER_TEMP/cloud-run.$SERVICE_CPU.touched"\n',
+        "for service in $SERVICE_CPU $SERVICE_GPU; do scripts/deploy-cloud-run.sh undo",
+        "for service in ${SERVICE_GPU:-$SERVICE_CPU}; do scripts/deploy-cloud-run.sh undo",
         DELIVERY,
         "delivery",
-        "and it was not put back",
+        "two services are deployed by half",
     ),
     Fault(
         "delivery: nothing is put back after a run that was cancelled",
@@ -1458,6 +1457,15 @@ FAULTS = [
         DELIVERY,
         "delivery",
         "the key of the tools lacks",
+    ),
+    Fault(
+        "delivery: a release with the notes of another version",
+        "scripts/release-notes.sh",
+        "heading == version",
+        "index(heading, version) == 1",
+        DELIVERY,
+        "delivery",
+        "a_release_says_what_the_changelog_says",
     ),
     Fault(
         "delivery: a tool that is compiled",

@@ -1029,7 +1029,7 @@ impl Tools {
 }
 
 /// Cloud Run: each service is a file with its image, its revisions by number, and its traffic. Services answer at
-/// $URL, with another one's URL in $SERVICE_URL or, of a revision with a tag, in $CANDIDATE_URL.
+/// `$URL`, with another one's URL in `$SERVICE_URL` or, of a revision with a tag, in `$CANDIDATE_URL`.
 const GCLOUD: &str = r#"
 note=$STAND_INS/cloud/${4:-}
 change() { jq "$@" "$note" > "$note.new"; mv "$note.new" "$note"; }
@@ -1651,6 +1651,42 @@ fn what_main_has_made_is_found_by_its_commit() {
         "{printed}"
     );
     assert!(!tools.run(&find_all, &both).0);
+}
+
+#[test]
+fn a_release_says_what_the_changelog_says_of_its_version() {
+    let Some(tools) = Tools::new(&[]) else {
+        return;
+    };
+    let changelog = tools.path("CHANGELOG.md");
+    let text = "# Changelog\n\n## Unreleased\n\n- new\n\n## [1.2.30] - 2026-02-01\n\n- thirty\n\n\
+                ## 1.2.3\n\n### Fixed\n\n- three\n\n## 1.2.2\n\n## 1.2.1\n\n- one\n";
+    fs::write(&changelog, text).unwrap();
+    let notes = |version: &str| {
+        let script = format!("scripts/release-notes.sh {version}");
+        tools.run(&script, &[("CHANGELOG", changelog.to_str().unwrap())])
+    };
+    assert_eq!(notes("1.2.3").1, "\n### Fixed\n\n- three\n");
+    assert_eq!(notes("1.2.30").1, "\n- thirty\n");
+    for version in ["1.2.2", "1.2.4"] {
+        let (worked, printed, _) = notes(version);
+        assert!(!worked && printed.contains("says nothing"), "{printed}");
+    }
+    // Known before anything has a name.
+    let deploy = workflow("deploy");
+    let steps = steps(&deploy["jobs"]["promote"]);
+    assert!(position(&steps, "release-notes.sh") < position(&steps, "name-image.sh"));
+    assert!(text_of_job("deploy", "release").contains("release-notes.sh"));
+}
+
+/// All scripts of a job.
+fn text_of_job(file: &str, job: &str) -> String {
+    let workflow = workflow(file);
+    let steps = steps(&workflow["jobs"][job]);
+    steps
+        .iter()
+        .filter_map(|step| step["run"].as_str())
+        .collect()
 }
 
 #[test]
