@@ -376,6 +376,10 @@ fn rules_and_panels_have_data_and_autoscalers_see_the_clients_latency() {
             for query in panel_queries() {
                 support::until(&query, || !prometheus.query(&query).is_empty());
             }
+            // Records are written now and then, so that the load may be seen a little later than it came.
+            for query in [&latency, &keda_latency] {
+                support::until(query, || prometheus.query(query).iter().any(|it| *it > 0.0));
+            }
         }));
         stop.store(true, Ordering::Relaxed);
         if let Err(panic) = result {
