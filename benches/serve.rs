@@ -21,7 +21,7 @@ use model_serving::config::ServeFlags;
 use model_serving::model::repository;
 use model_serving::runtime::library::Library;
 use model_serving::runtime::provider::{CudaConfig, Device};
-use model_serving::runtime::session::{self, Placement, SessionConfig};
+use model_serving::runtime::session::{self, InstanceGroup, SessionConfig};
 use model_serving::runtime::{InputView, Model};
 use model_serving::server;
 use model_serving::signals::Signals;
@@ -125,11 +125,11 @@ fn model_alone(criterion: &mut Criterion) {
             run_memory: None,
             most_sessions: 1,
         };
-        let placement = |_| Placement {
+        let instance_group = |_| InstanceGroup {
             instances: 1,
             intra_op_threads: 1,
         };
-        let mut model = session::load(&library, &source, config, placement)
+        let mut model = session::load(&library, &source, config, instance_group)
             .unwrap()
             .models
             .remove(0);
@@ -152,8 +152,8 @@ fn model_alone(criterion: &mut Criterion) {
 
 async fn serve(model: &str) -> SocketAddr {
     let arguments = ["model-serving", "--host", "127.0.0.1", "--port", "0"];
-    let placement = ["--instances", "1", "--intra-op-threads", "1"];
-    let mut flags = ServeFlags::parse_from(arguments.iter().chain(&placement));
+    let instance_group = ["--instances", "1", "--intra-op-threads", "1"];
+    let mut flags = ServeFlags::parse_from(arguments.iter().chain(&instance_group));
     flags.model = file(model);
     let config = flags.into_config(|_| None).unwrap();
     let listener = server::bind(&config).await.unwrap();

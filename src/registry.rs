@@ -17,7 +17,7 @@ use crate::model::repository::SkippedList;
 use crate::runtime::assignment::Assignment;
 use crate::runtime::device_health::DeviceHealth;
 use crate::runtime::example::Example;
-use crate::runtime::tuning::{Choice, Freedom};
+use crate::runtime::tuning::{ModelSettings, TuningConstraints};
 use crate::telemetry::metrics::{ModelInfo, PredictionMetrics};
 
 /// One model with everything that answers requests for it.
@@ -47,7 +47,7 @@ pub struct ServedModel {
     /// A request that it takes, if one was looked for.
     pub example: Option<Example>,
     /// What was left open of its settings and what was chosen, if that was measured.
-    pub tuned: Option<(Freedom, Choice)>,
+    pub tuned: Option<(TuningConstraints, ModelSettings)>,
 }
 
 impl ServedModel {
@@ -304,7 +304,7 @@ impl Registry {
         for model in self.directory.load().models.values() {
             model.scheduler.update_gauges();
             fault = fault.max(match model.scheduler.check(now) {
-                InstanceHealth::Well => 0,
+                InstanceHealth::Healthy => 0,
                 InstanceHealth::Hung => 1,
                 InstanceHealth::Dead => 2,
             });

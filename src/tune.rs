@@ -18,7 +18,7 @@ use crate::runtime::LoadError;
 use crate::runtime::library::Library;
 use crate::runtime::provider::{CudaConfig, Device, ExecutionProvider};
 use crate::runtime::session::{RunMemory, SessionConfig};
-use crate::runtime::tuning::{self, Budget, Choice, Effort, Measurement};
+use crate::runtime::tuning::{self, Budget, Effort, Measurement, ModelSettings};
 use crate::telemetry::progress::{self, Progress};
 
 /// Why nothing was tuned. Each is one line with a cause and a fix.
@@ -32,7 +32,7 @@ pub enum TuneError {
     Load(#[from] LoadError),
     /// A model refuses what can be made up for it.
     #[error(
-        "{} refuses made-up rows, so it cannot be measured; set --instances and --intra-op-threads by hand", .0.display()
+        "{} refuses dummy rows, so it cannot be measured; set --instances and --intra-op-threads by hand", .0.display()
     )]
     Refused(PathBuf),
     /// The settings could not be written down.
@@ -118,36 +118,37 @@ fn measure(
         most_sessions: sessions::most_sessions(config.fixed),
     };
     let threads = |provider| {
-        let freedom = sessions::freedom(config.fixed, source, provider, None);
-        sessions::first_threads(&freedom, None)
+        let constraints = sessions::constraints(config.fixed, source, provider, None);
+        sessions::first_threads(&constraints, None)
     };
     let _progress = Progress::told(&source.name);
     progress::stage("reading and opening the model");
     let (opened, mut first) = loading::open_with_memory(library, source, device, threads)?;
     progress::stage("trying whether rows may share executions");
     let trial = loading::try_rows(&opened, &mut first, config.fixed, false, source);
-    let freedom = sessions::freedom(config.fixed, source, ExecutionProvider::Cpu, Some(&trial?));
+    let constraints =
+        sessions::constraints(config.fixed, source, ExecutionProvider::Cpu, Some(&trial?));
     let budget = Budget {
         time: config.time,
         effort: Effort::THOROUGH,
         everything: true,
     };
     progress::stage("measuring settings");
-    let tuned = tuning::tune(&opened, first, &freedom, budget)?;
+    let tuned = tuning::tune(&opened, first, &constraints, budget)?;
     if tuned.measurements.is_empty() {
         return Err(TuneError::Refused(source.path.clone()));
     }
-    let Choice {
-        placement,
+    let ModelSettings {
+        instance_group,
         merge_rows,
         measured,
     } = tuned.choice;
     let number = |number| NonZeroUsize::new(number).unwrap_or(NonZeroUsize::MIN);
     let settings = TuningSettings {
         sha256: opened.sha256().to_owned(),
-        cpus: number(freedom.cpus),
-        instances: number(placement.instances),
-        intra_op_threads: number(placement.intra_op_threads),
+        cpus: number(constraints.cpus),
+        instances: number(instance_group.instances),
+        intra_op_threads: number(instance_group.intra_op_threads),
         // What is written down is taken for measured.
         merge_rows: measured.then(|| number(merge_rows)),
     };
@@ -169,29 +170,29 @@ fn write_table(text: &mut String, tuned: &TunedModel) -> std::fmt::Result {
     // The sessions of a model with short runs are measured one at a time.
     let together = measurements
         .iter()
-        .any(|measurement| measurement.placement.instances == instances);
+        .any(|measurement| measurement.instance_group.instances == instances);
     // What was measured twice stands there as it was confirmed.
     let rows: BTreeMap<_, _> = measurements
         .iter()
         .map(|measurement| {
-            let placement = measurement.placement;
+            let instance_group = measurement.instance_group;
             let setting = (
-                placement.instances,
-                placement.intra_op_threads,
+                instance_group.instances,
+                instance_group.intra_op_threads,
                 measurement.rows,
             );
             (setting, measurement)
         })
         .collect();
     for measurement in rows.values() {
-        let chosen = (!together || measurement.placement.instances == instances)
-            && measurement.placement.intra_op_threads == settings.intra_op_threads.get()
+        let chosen = (!together || measurement.instance_group.instances == instances)
+            && measurement.instance_group.intra_op_threads == settings.intra_op_threads.get()
             && measurement.rows == settings.merge_rows.map_or(1, NonZeroUsize::get);
         writeln!(
             text,
             "{:>9} {:>8} {:>6} {:>11.0} {:>11.3}{}",
-            measurement.placement.instances,
-            measurement.placement.intra_op_threads,
+            measurement.instance_group.instances,
+            measurement.instance_group.intra_op_threads,
             measurement.rows,
             measurement.rows_per_second,
             measurement.run.as_secs_f64() * 1e3,

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use model_serving::model::repository;
 use model_serving::runtime::library::Library;
 use model_serving::runtime::provider::Device;
-use model_serving::runtime::session::{self, OrtModel, Placement, SessionConfig};
+use model_serving::runtime::session::{self, InstanceGroup, OrtModel, SessionConfig};
 use model_serving::runtime::{InputView, Model};
 use model_serving::tensor::{Shape, TensorView};
 use serde_json::Value;
@@ -59,7 +59,7 @@ fn in_process() -> OrtModel {
         run_memory: None,
         most_sessions: 1,
     };
-    let one = |_| Placement {
+    let one = |_| InstanceGroup {
         instances: 1,
         intra_op_threads: 1,
     };

@@ -33,7 +33,7 @@ use model_serving::model::repository;
 use model_serving::runtime::buckets::Buckets;
 use model_serving::runtime::library::Library;
 use model_serving::runtime::provider::{CudaConfig, Device};
-use model_serving::runtime::session::{self, OrtModel, Placement, SessionConfig};
+use model_serving::runtime::session::{self, InstanceGroup, OrtModel, SessionConfig};
 use model_serving::runtime::{InputView, Model};
 use model_serving::tensor::{Shape, TensorView};
 use report::{Report, Verdict};
@@ -515,11 +515,11 @@ impl Check<'_> {
         };
         let cpus = std::thread::available_parallelism().unwrap().get();
         let on_gpu = device != Device::Cpu;
-        let placement = |_| Placement {
+        let instance_group = |_| InstanceGroup {
             instances: 1,
             intra_op_threads: if on_gpu { 1 } else { cpus },
         };
-        session::load(&library, &source, config, placement)
+        session::load(&library, &source, config, instance_group)
             .map(|mut loaded| loaded.models.remove(0))
             .map_err(|error| error.to_string())
     }

@@ -21,7 +21,7 @@
 
 mod ceiling;
 mod decode;
-mod made_up;
+mod dummy_inputs;
 mod serve;
 mod session;
 

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use model_serving::model::repository;
 use model_serving::runtime::library::Library;
 use model_serving::runtime::provider::{CudaConfig, Device};
-use model_serving::runtime::session::{self, LoadedModel, OrtModel, Placement, SessionConfig};
+use model_serving::runtime::session::{self, InstanceGroup, LoadedModel, OrtModel, SessionConfig};
 use model_serving::runtime::{InputView, Model};
 use model_serving::tensor::{Shape, TensorView};
 use serde_json::json;
 
-use crate::{as_f64, made_up, median};
+use crate::{as_f64, dummy_inputs, median};
 
 /// Loads the model into the sessions that the server would have.
 pub(crate) fn load(
@@ -30,17 +30,17 @@ pub(crate) fn load(
         run_memory: None,
         most_sessions: 1,
     };
-    let placement = |_| Placement {
+    let instance_group = |_| InstanceGroup {
         instances,
         intra_op_threads,
     };
-    session::load(&library, &source, config, placement).unwrap()
+    session::load(&library, &source, config, instance_group).unwrap()
 }
 
 /// Runs `rows` rows at a time in every session at once, for `time`, and prints what came out.
 pub(crate) fn measure(models: &mut [OrtModel], threads: usize, rows: usize, time: Duration) {
-    let row = made_up::row_shape(models[0].metadata());
-    let elements = made_up::values(row.iter().product()).repeat(rows);
+    let row = dummy_inputs::row_shape(models[0].metadata());
+    let elements = dummy_inputs::values(row.iter().product()).repeat(rows);
     let shape: Shape = std::iter::once(rows).chain(row).collect();
     let instances = models.len();
     // The threads that measure, and this one, which reads the CPU time.

@@ -9,14 +9,14 @@ use model_serving::model::ModelMetadata;
 use model_serving::wire::{self, BodyFormat, DecodeLimits};
 use serde_json::json;
 
-use crate::{as_f64, made_up, median};
+use crate::{as_f64, dummy_inputs, median};
 
 /// Decodes one row of the model's input, written in several ways, each for `time`.
 pub(crate) fn measure(metadata: &ModelMetadata, time: Duration) {
     let shape: Vec<usize> = std::iter::once(1)
-        .chain(made_up::row_shape(metadata))
+        .chain(dummy_inputs::row_shape(metadata))
         .collect();
-    let values = made_up::values(shape.iter().product());
+    let values = dummy_inputs::values(shape.iter().product());
     let floats = values.iter();
     // Python's lists hold 64-bit floats, so a client that never thought about it sends their digits.
     let doubles = values.iter().map(|value| f64::from(*value));

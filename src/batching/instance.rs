@@ -55,7 +55,7 @@ pub(super) struct InstanceStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InstanceHealth {
     /// Idle, or executing something that somebody waits for.
-    Well,
+    Healthy,
     /// Executing on and on, although it was interrupted.
     Hung,
     /// Its thread or task ended.
@@ -81,9 +81,9 @@ impl InstanceStatus {
             Some(deadline) if now >= deadline + HANG_GRACE => InstanceHealth::Hung,
             Some(deadline) if now >= deadline => {
                 self.interrupt.interrupt();
-                InstanceHealth::Well
+                InstanceHealth::Healthy
             }
-            _ => InstanceHealth::Well,
+            _ => InstanceHealth::Healthy,
         }
     }
 }

@@ -336,14 +336,14 @@ impl Scheduler {
     /// Interrupts runs that nobody waits for, and says how the worst instance is.
     #[must_use]
     pub fn check(&self, now: Instant) -> InstanceHealth {
-        let mut worst = InstanceHealth::Well;
+        let mut worst = InstanceHealth::Healthy;
         for status in &self.shared.statuses {
             match status.check(now) {
                 InstanceHealth::Dead => worst = InstanceHealth::Dead,
-                InstanceHealth::Hung if worst == InstanceHealth::Well => {
+                InstanceHealth::Hung if worst == InstanceHealth::Healthy => {
                     worst = InstanceHealth::Hung;
                 }
-                InstanceHealth::Hung | InstanceHealth::Well => {}
+                InstanceHealth::Hung | InstanceHealth::Healthy => {}
             }
         }
         worst

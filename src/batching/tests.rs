@@ -279,7 +279,7 @@ async fn a_panic_in_the_model_is_an_answer_and_the_instance_lives_on() {
         values(&scheduler.submit(request(&[1.0], soon())).await.unwrap()),
         [2.0]
     );
-    assert_eq!(scheduler.check(Instant::now()), InstanceHealth::Well);
+    assert_eq!(scheduler.check(Instant::now()), InstanceHealth::Healthy);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -345,7 +345,7 @@ async fn a_run_that_nobody_waits_for_is_interrupted() {
             .unwrap_err();
         assert!(matches!(error, ScheduleError::DeadlineExceeded), "{error}");
     }
-    assert_eq!(scheduler.check(Instant::now()), InstanceHealth::Well);
+    assert_eq!(scheduler.check(Instant::now()), InstanceHealth::Healthy);
     // The interrupt opens the fake model's gate, so the instance is free again.
     assert_eq!(
         values(&scheduler.submit(request(&[1.0], soon())).await.unwrap()),
@@ -353,7 +353,7 @@ async fn a_run_that_nobody_waits_for_is_interrupted() {
     );
     assert_eq!(
         scheduler.check(Instant::now() + Duration::from_secs(3600)),
-        InstanceHealth::Well
+        InstanceHealth::Healthy
     );
 }
 
@@ -455,7 +455,7 @@ async fn beside_the_connections_a_panic_is_an_answer_and_closing_executes_what_w
     let refused = scheduler.submit(request(&[1.0], soon())).await.unwrap_err();
     assert!(matches!(refused, ScheduleError::ShuttingDown), "{refused}");
     assert!(tokio::task::block_in_place(|| scheduler.join(soon())));
-    assert_eq!(scheduler.check(Instant::now()), InstanceHealth::Well);
+    assert_eq!(scheduler.check(Instant::now()), InstanceHealth::Healthy);
 }
 
 #[tokio::test]
@@ -619,7 +619,7 @@ async fn an_interrupted_run_teaches_how_long_runs_take() {
         let late = scheduler.submit(request(&[1.0], deadline)).await;
         assert!(matches!(late, Err(ScheduleError::DeadlineExceeded)));
     }
-    assert_eq!(scheduler.check(Instant::now()), InstanceHealth::Well);
+    assert_eq!(scheduler.check(Instant::now()), InstanceHealth::Healthy);
     // Whatever was submitted before is over when the next one is executed.
     assert!(scheduler.submit(request(&[1.0; 2], soon())).await.is_ok());
     gate.close();
@@ -855,7 +855,7 @@ async fn a_part_that_nobody_waits_for_is_interrupted_without_a_warning() {
     });
     let late = scheduler.submit(request(&ascending(24), deadline)).await;
     assert!(matches!(late, Err(ScheduleError::DeadlineExceeded)));
-    assert_eq!(watchdog.join().unwrap(), InstanceHealth::Well);
+    assert_eq!(watchdog.join().unwrap(), InstanceHealth::Healthy);
     assert_eq!(failures(), 0);
     // What does fail is told.
     let refused = scheduler.submit(request(&[-1.0; 24], soon())).await;

@@ -8,11 +8,11 @@ mod app;
 mod body;
 mod edge;
 pub mod error;
-mod exposition;
 mod headers;
 mod health;
 mod media;
 mod metadata;
+mod metrics;
 mod middleware;
 mod predict;
 mod quiet;
@@ -87,7 +87,7 @@ fn routes() -> [(&'static str, Purpose, MethodRouter<Arc<App>>); 8] {
         ("/health", Purpose::Live, get(health::live)),
         ("/ready", Purpose::Ready, get(health::ready)),
         ("/ping", Purpose::Ready, get(health::ready)),
-        ("/metrics", Purpose::Metrics, get(exposition::metrics)),
+        ("/metrics", Purpose::Metrics, get(metrics::metrics)),
     ]
 }
 

@@ -121,7 +121,7 @@ async fn run(
     app.service.check()?;
     let (head, body) = request.into_parts();
     let timeout = requested_timeout(&head.headers)?;
-    let ask = Ask::read(&head, model)?;
+    let options = PredictOptions::read(&head, model)?;
     let mut ticket = app.service.admit(model, caller, timeout)?;
     let body_deadline = ticket
         .deadline
@@ -136,8 +136,8 @@ async fn run(
         &mut ticket.memory,
     )
     .await?;
-    let (mut decoded, ticket) = decode(app, model, &ask, body, ticket, caller).await?;
-    if let Some(selection) = ask.selection {
+    let (mut decoded, ticket) = decode(app, model, &options, body, ticket, caller).await?;
+    if let Some(selection) = options.selection {
         if decoded.selection.is_some() {
             return Err(ApiError::Invalid(
                 "outputs are selected both in the body and in the URI; use one".to_owned(),
@@ -155,7 +155,7 @@ async fn run(
         facts,
     } = predicting.await?;
     let encoding = Encoding {
-        raw: ask.raw_answer,
+        raw: options.raw_answer,
         selection,
         form,
         max_bytes: app.config.max_output_size,
@@ -264,7 +264,7 @@ where
 }
 
 /// What the head of a request asks for.
-struct Ask {
+struct PredictOptions {
     format: wire::BodyFormat,
     coding: Coding,
     shape: Option<String>,
@@ -272,7 +272,7 @@ struct Ask {
     selection: Option<Selection>,
 }
 
-impl Ask {
+impl PredictOptions {
     fn read(head: &Parts, model: &ServedModel) -> Result<Self, ApiError> {
         let shape = headers::only(&head.headers, &TENSOR_SHAPE)?
             .map(|value| value.to_str().map(str::to_owned));
@@ -329,7 +329,7 @@ fn requested_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> 
 async fn decode(
     app: &App,
     model: &Arc<ServedModel>,
-    ask: &Ask,
+    options: &PredictOptions,
     body: Bytes,
     mut ticket: Ticket,
     caller: &Caller,
@@ -338,16 +338,16 @@ async fn decode(
         max_rows: model.scheduler.config().max_request_rows,
         max_json_depth: app.config.max_json_depth,
     };
-    let (format, coding, max_bytes) = (ask.format, ask.coding, app.config.max_body_size);
+    let (format, coding, max_bytes) = (options.format, options.coding, app.config.max_body_size);
     let long = coding != Coding::Identity
         || (format == wire::BodyFormat::Json && body.len() >= LARGE_BODY);
     if !long {
-        let shape = ask.shape.as_deref();
+        let shape = options.shape.as_deref();
         let memory = &mut ticket.memory;
         let decoded = wire::decode(body, format, shape, &model.metadata, limits, memory)?;
         return Ok((decoded, ticket));
     }
-    let (metadata, shape) = (Arc::clone(&model.metadata), ask.shape.clone());
+    let (metadata, shape) = (Arc::clone(&model.metadata), options.shape.clone());
     let work = move || {
         let memory = &mut ticket.memory;
         let body = body::inflate(body, coding, max_bytes, memory)?;

@@ -25,7 +25,7 @@ use crate::runtime::device_health::DeviceHealth;
 use crate::runtime::library::Library;
 use crate::runtime::provider::{CudaConfig, Device, ExecutionProvider};
 use crate::runtime::session::{self, OpenedModel, OrtModel, RunMemory, SessionConfig};
-use crate::runtime::tuning::{Choice, Freedom};
+use crate::runtime::tuning::{ModelSettings, TuningConstraints};
 use crate::runtime::{LoadError, Model, example, warmup};
 use crate::telemetry::logging::HINTS;
 use crate::telemetry::metrics::{Merging, Metrics, ModelInfo};
@@ -131,7 +131,7 @@ pub(crate) fn open_with_memory<'a>(
 ) -> Result<(OpenedModel<'a>, OrtModel), LoadError> {
     loop {
         let (opened, mut first) = session::open(library, source, session, &threads)?;
-        if opened.provider != ExecutionProvider::Cpu || warmup::fits(&mut first) {
+        if opened.provider.is_gpu() || warmup::fits(&mut first) {
             return Ok((opened, first));
         }
         let memory = session
@@ -293,19 +293,19 @@ impl Loader {
         let Prepared {
             opened,
             mut sessions,
-            freedom,
+            constraints,
             trial,
             merging,
             merging_reason,
             merge_rows,
         } = prepare(library, source, session, settings, replaced)?;
         let provider = opened.provider;
-        let on_gpu = provider != ExecutionProvider::Cpu;
+        let on_gpu = provider.is_gpu();
         if let Device::Cuda(index) = provider.device() {
             self.device.set_serving(index);
         }
         let metadata = trial.metadata;
-        let (max_batch_size, choice) = (freedom.max_batch_size, sessions.choice);
+        let (max_batch_size, choice) = (constraints.max_batch_size, sessions.choice);
         let measured = !sessions.measurements.is_empty();
         let inherited = sessions.origin == Origin::Before;
         let executor = self.executor(&opened, &metadata, &mut sessions, max_batch_size)?;
@@ -355,8 +355,8 @@ impl Loader {
         )
         .map_err(LoadingError::Thread)?;
         let report = LoadReport {
-            instances: choice.placement.instances,
-            intra_op_threads: choice.placement.intra_op_threads,
+            instances: choice.instance_group.instances,
+            intra_op_threads: choice.instance_group.intra_op_threads,
             executor: executor.name(),
             max_batch_size: metadata.has_rows().then_some(max_batch_size),
             merge_rows,
@@ -377,7 +377,7 @@ impl Loader {
             fallback: opened.fallback,
             assignment: opened.assignment,
             info,
-            tuned: (measured || inherited).then_some((freedom, choice)),
+            tuned: (measured || inherited).then_some((constraints, choice)),
         };
         Ok((model, report))
     }
@@ -428,7 +428,7 @@ pub(crate) struct Prepared<'a> {
     /// One session per instance.
     pub(crate) sessions: Sessions,
     /// What was left open of its settings.
-    pub(crate) freedom: Freedom,
+    pub(crate) constraints: TuningConstraints,
     /// What trying its rows has shown.
     pub(crate) trial: RowTrial,
     /// Whether requests are merged.
@@ -464,24 +464,24 @@ pub(crate) fn prepare<'a>(
     source: &ModelSource,
     session: SessionConfig,
     (fixed, tuning_time): (Fixed, Option<Duration>),
-    replaced: Option<(Freedom, Choice)>,
+    replaced: Option<(TuningConstraints, ModelSettings)>,
 ) -> Result<Prepared<'a>, LoadError> {
     let written = source.sidecar.tuning.as_ref();
     let threads = |provider| {
-        let freedom = sessions::freedom(fixed, source, provider, None);
-        sessions::first_threads(&freedom, written)
+        let constraints = sessions::constraints(fixed, source, provider, None);
+        sessions::first_threads(&constraints, written)
     };
     progress::stage("reading and opening the model");
     let (opened, mut first) = open_with_memory(library, source, session, threads)?;
     progress::stage("trying whether rows may share executions");
     let trial = try_rows(&opened, &mut first, fixed, session.cuda.tf32, source)?;
-    let freedom = sessions::freedom(fixed, source, opened.provider, Some(&trial));
-    let known = sessions::known(&freedom, written, replaced, opened.sha256());
+    let constraints = sessions::constraints(fixed, source, opened.provider, Some(&trial));
+    let known = sessions::known(&constraints, written, replaced, opened.sha256());
     progress::stage("measuring settings");
-    let mut sessions = sessions::make(&opened, first, &freedom, known, tuning_time)?;
+    let mut sessions = sessions::make(&opened, first, &constraints, known, tuning_time)?;
     let given = sessions::fixed_batch_size(fixed, source).is_some();
-    let (merging, merging_reason) = trial::merging(&trial, &freedom, &sessions, given);
-    let on_gpu = opened.provider != ExecutionProvider::Cpu;
+    let (merging, merging_reason) = trial::merging(&trial, &constraints, &sessions, given);
+    let on_gpu = opened.provider.is_gpu();
     progress::stage("warming up");
     for model in &mut sessions.models {
         model.divide_by(&trial.plan);
@@ -498,7 +498,7 @@ pub(crate) fn prepare<'a>(
     Ok(Prepared {
         opened,
         sessions,
-        freedom,
+        constraints,
         trial,
         merging,
         merging_reason,

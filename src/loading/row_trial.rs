@@ -13,7 +13,7 @@ pub(crate) struct RowTrial {
     /// What the model is, by its declaration and by what ran.
     pub(crate) metadata: Arc<ModelMetadata>,
     /// The kind of reason, if its rows must not share executions.
-    pub(crate) doubt: Option<&'static str>,
+    pub(crate) dependence: Option<&'static str>,
     /// The most rows that were shown not to depend on each other in one execution.
     pub(crate) independent_rows: usize,
     /// How its outputs are handed out to requests that share an execution.

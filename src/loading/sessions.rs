@@ -1,7 +1,7 @@
 //! The sessions of one model, and the settings that they are made with: the user's, those that `model-serving tune` wrote
 //! down, those of the model that is replaced, or those that a short measurement speaks for, in this order.
 //!
-//! Invariant: what the user has fixed is had.
+//! Invariant: settings given by the user are never overridden.
 
 use std::num::NonZeroUsize;
 use std::thread;
@@ -15,8 +15,10 @@ use crate::model::sidecar::TuningSettings;
 use crate::runtime::LoadError;
 use crate::runtime::buckets::Buckets;
 use crate::runtime::provider::ExecutionProvider;
-use crate::runtime::session::{OpenedModel, OrtModel, Placement};
-use crate::runtime::tuning::{self, Budget, Choice, Effort, Freedom, Measurement, Tuned};
+use crate::runtime::session::{InstanceGroup, OpenedModel, OrtModel};
+use crate::runtime::tuning::{
+    self, Budget, Effort, Measurement, ModelSettings, Tuned, TuningConstraints,
+};
 
 /// Runs up to this long may hold up the connections beside them. It is some ten times what waking an instance's thread,
 /// and waking the connection again, cost on a busy machine.
@@ -38,7 +40,7 @@ pub(crate) struct Sessions {
     /// One model per instance.
     pub(crate) models: Vec<OrtModel>,
     /// The settings.
-    pub(crate) choice: Choice,
+    pub(crate) choice: ModelSettings,
     /// Where they come from.
     pub(crate) origin: Origin,
     /// Whether every model has run each size that is merged.
@@ -72,18 +74,18 @@ pub(super) fn max_batch_size(flags: Fixed, source: &ModelSource) -> usize {
 
 /// What the user leaves open of a model's settings on `provider`. Before its rows were tried, it is not known whether they
 /// may be merged.
-pub(crate) fn freedom(
+pub(crate) fn constraints(
     flags: Fixed,
     source: &ModelSource,
     provider: ExecutionProvider,
     trial: Option<&RowTrial>,
-) -> Freedom {
+) -> TuningConstraints {
     let fixed = fixed_batch_size(flags, source);
     let max_batch_size = max_batch_size(flags, source);
     let merges = trial.is_none_or(|trial| trial.metadata.batchability == Batchability::Rows);
     // A GPU works on one batch at a time, and its host's threads only hand it over.
-    let on_gpu = (provider != ExecutionProvider::Cpu).then_some(NonZeroUsize::MIN);
-    Freedom {
+    let on_gpu = provider.is_gpu().then_some(NonZeroUsize::MIN);
+    TuningConstraints {
         // The number that the container's CPU quota allows, not the number that the host has.
         cpus: thread::available_parallelism().map_or(1, NonZeroUsize::get),
         instances: flags.instances.or(on_gpu).map(NonZeroUsize::get),
@@ -104,37 +106,40 @@ pub(crate) fn most_sessions(flags: Fixed) -> usize {
 }
 
 /// The threads of the first session, which is made before it is known whether what is written down is of this model.
-pub(crate) fn first_threads(freedom: &Freedom, written: Option<&TuningSettings>) -> usize {
-    let written = written.filter(|written| written.cpus.get() == freedom.cpus);
-    let choice = written.and_then(|written| as_choice(written, freedom));
-    choice.map_or(freedom.first_threads(), |choice| {
-        choice.placement.intra_op_threads
+pub(crate) fn first_threads(
+    constraints: &TuningConstraints,
+    written: Option<&TuningSettings>,
+) -> usize {
+    let written = written.filter(|written| written.cpus.get() == constraints.cpus);
+    let choice = written.and_then(|written| as_choice(written, constraints));
+    choice.map_or(constraints.first_threads(), |choice| {
+        choice.instance_group.intra_op_threads
     })
 }
 
 /// The settings that are known without measuring, if any.
 pub(super) fn known(
-    freedom: &Freedom,
+    constraints: &TuningConstraints,
     written: Option<&TuningSettings>,
-    replaced: Option<(Freedom, Choice)>,
+    replaced: Option<(TuningConstraints, ModelSettings)>,
     sha256: &str,
-) -> Option<(Choice, Origin)> {
+) -> Option<(ModelSettings, Origin)> {
     if let Some(written) = written {
-        let stale = written.cpus.get() != freedom.cpus || written.sha256 != sha256;
+        let stale = written.cpus.get() != constraints.cpus || written.sha256 != sha256;
         if stale {
             tracing::warn!(
                 "[tuning] in the sidecar was written for another machine or model, and is ignored; run 'model-serving tune' again"
             );
-        } else if let Some(choice) = as_choice(written, freedom) {
+        } else if let Some(choice) = as_choice(written, constraints) {
             return Some((choice, Origin::Sidecar));
         }
     }
     replaced
-        .filter(|(then, _)| then.leaves_the_same_as(freedom))
+        .filter(|(then, _)| then.leaves_the_same_as(constraints))
         .map(|(_, choice)| {
-            let (merge_rows, measured) = up_to(choice.merge_rows, freedom.merge_limit());
+            let (merge_rows, measured) = up_to(choice.merge_rows, constraints.merge_limit());
             let measured = measured && choice.measured;
-            let choice = Choice {
+            let choice = ModelSettings {
                 merge_rows,
                 measured,
                 ..choice
@@ -149,19 +154,19 @@ fn up_to(rows: usize, limit: usize) -> (usize, bool) {
 }
 
 /// What is written down, if the user has not fixed something else.
-fn as_choice(written: &TuningSettings, freedom: &Freedom) -> Option<Choice> {
+fn as_choice(written: &TuningSettings, constraints: &TuningConstraints) -> Option<ModelSettings> {
     let (instances, threads) = (written.instances.get(), written.intra_op_threads.get());
-    let fits = freedom.instances.is_none_or(|fixed| fixed == instances)
-        && freedom
+    let fits = constraints.instances.is_none_or(|fixed| fixed == instances)
+        && constraints
             .intra_op_threads
             .is_none_or(|fixed| fixed == threads);
-    let limit = freedom.merge_limit();
+    let limit = constraints.merge_limit();
     let (merge_rows, measured) = match written.merge_rows {
-        Some(rows) if !freedom.merging_fixed => up_to(rows.get(), limit),
+        Some(rows) if !constraints.merging_fixed => up_to(rows.get(), limit),
         _ => (limit, false),
     };
-    fits.then_some(Choice {
-        placement: Placement {
+    fits.then_some(ModelSettings {
+        instance_group: InstanceGroup {
             instances,
             intra_op_threads: threads,
         },
@@ -174,11 +179,11 @@ fn as_choice(written: &TuningSettings, freedom: &Freedom) -> Option<Choice> {
 pub(super) fn make(
     opened: &OpenedModel<'_>,
     first: OrtModel,
-    freedom: &Freedom,
-    known: Option<(Choice, Origin)>,
+    constraints: &TuningConstraints,
+    known: Option<(ModelSettings, Origin)>,
     time: Option<Duration>,
 ) -> Result<Sessions, LoadError> {
-    let on_gpu = opened.provider != ExecutionProvider::Cpu;
+    let on_gpu = opened.provider.is_gpu();
     let (choice, origin) = match (known, time) {
         (Some(known), _) => known,
         (None, Some(time)) if !on_gpu => {
@@ -191,7 +196,7 @@ pub(super) fn make(
                 models,
                 choice,
                 measurements,
-            } = tuning::tune(opened, first, freedom, budget)?;
+            } = tuning::tune(opened, first, constraints, budget)?;
             return Ok(Sessions {
                 models,
                 choice,
@@ -200,9 +205,9 @@ pub(super) fn make(
                 measurements,
             });
         }
-        _ => (freedom.untuned(), Origin::Start),
+        _ => (constraints.untuned(), Origin::Start),
     };
-    let threads = choice.placement.intra_op_threads;
+    let threads = choice.instance_group.intra_op_threads;
     let mut models = Vec::new();
     // The first session was made before the model's checksum and signature were known. One that does not fit is let go
     // before others are made.
@@ -211,7 +216,7 @@ pub(super) fn make(
     } else {
         drop(first);
     }
-    while models.len() < choice.placement.instances {
+    while models.len() < choice.instance_group.instances {
         models.push(opened.session(threads)?);
     }
     Ok(Sessions {
@@ -231,8 +236,8 @@ pub(super) fn short_rows(
     sessions: &mut Sessions,
     max_batch_size: usize,
 ) -> Result<Option<usize>, LoadError> {
-    let by_itself = sessions.choice.placement.intra_op_threads == 1;
-    let on_cpu = opened.provider == ExecutionProvider::Cpu;
+    let by_itself = sessions.choice.instance_group.intra_op_threads == 1;
+    let on_cpu = !opened.provider.is_gpu();
     let Some(model) = sessions.models.first_mut() else {
         return Ok(None);
     };
@@ -253,7 +258,7 @@ pub(super) fn short_rows(
             .measurements
             .iter()
             .find(|measurement| {
-                measurement.rows == rows && measurement.placement.intra_op_threads == 1
+                measurement.rows == rows && measurement.instance_group.intra_op_threads == 1
             })
             .map(|measurement| measurement.run);
         let run = match measured {
@@ -272,8 +277,8 @@ pub(super) fn summary(measurements: &[Measurement]) -> String {
     let one = |measurement: &Measurement| {
         format!(
             "{}x{}x{}: {:.0}/s {:.3} ms",
-            measurement.placement.instances,
-            measurement.placement.intra_op_threads,
+            measurement.instance_group.instances,
+            measurement.instance_group.intra_op_threads,
             measurement.rows,
             measurement.rows_per_second,
             measurement.run.as_secs_f64() * 1e3

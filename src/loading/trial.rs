@@ -12,11 +12,11 @@ use super::sessions::{Origin, Sessions};
 use crate::model::repository::ModelSource;
 use crate::model::rows::Rows;
 use crate::model::{Batchability, Dim, ModelMetadata};
-use crate::runtime::batch_check::{self, Doubt, Verdict};
+use crate::runtime::batch_check::{self, RowDependence, Verdict};
 use crate::runtime::buckets::Buckets;
 use crate::runtime::division::DivisionPlan;
 use crate::runtime::session::{OpenedModel, OrtModel};
-use crate::runtime::tuning::{Freedom, Measurement};
+use crate::runtime::tuning::{Measurement, TuningConstraints};
 use crate::runtime::{LoadError, Model, RuntimeError, warmup};
 use crate::telemetry::metrics::Merging;
 
@@ -42,7 +42,7 @@ pub(super) fn try_rows(
     if let Batchability::Never(_) = metadata.batchability {
         return Ok(RowTrial {
             metadata,
-            doubt: Some("signature"),
+            dependence: Some("signature"),
             independent_rows: 1,
             plan: Arc::default(),
             tried: "its declaration alone".to_owned(),
@@ -66,13 +66,13 @@ pub(super) fn try_rows(
         source: error,
     })?;
     let Verdict {
-        doubt,
+        dependence,
         rows,
         plan,
         tried,
     } = verdict;
     let rows_apart = opened.rows();
-    let doubt = doubt.or_else(|| {
+    let dependence = dependence.or_else(|| {
         if trusted {
             None
         } else {
@@ -86,10 +86,10 @@ pub(super) fn try_rows(
     } else {
         tried
     };
-    let Some(doubt) = doubt else {
+    let Some(dependence) = dependence else {
         return Ok(RowTrial {
             metadata: Arc::new(as_it_ran(&metadata, &plan)),
-            doubt: None,
+            dependence: None,
             // What holds for as many as are made up at most is taken to hold for more.
             independent_rows: if rows >= most {
                 max_batch_size.max(rows)
@@ -100,7 +100,7 @@ pub(super) fn try_rows(
             tried,
         });
     };
-    let (kind, reason) = (doubt.kind(), doubt.to_string());
+    let (kind, reason) = (dependence.kind(), dependence.to_string());
     if trusted {
         tracing::warn!(
             model = metadata.name,
@@ -126,7 +126,7 @@ pub(super) fn try_rows(
             batchability: Batchability::Never(reason),
             ..ModelMetadata::clone(&metadata)
         }),
-        doubt: Some(kind),
+        dependence: Some(kind),
         independent_rows: 1,
         plan: Arc::default(),
         tried,
@@ -134,10 +134,10 @@ pub(super) fn try_rows(
 }
 
 /// Where the graph puts rows together, if it does.
-fn meeting(metadata: &ModelMetadata, rows: &[Rows]) -> Option<Doubt> {
+fn meeting(metadata: &ModelMetadata, rows: &[Rows]) -> Option<RowDependence> {
     let mut outputs = metadata.outputs.iter().zip(rows);
     outputs.find_map(|(spec, rows)| match rows {
-        Rows::Mixed(by) => Some(Doubt::Graph {
+        Rows::Mixed(by) => Some(RowDependence::Graph {
             output: spec.name.clone(),
             by: by.to_string(),
         }),
@@ -168,15 +168,17 @@ fn as_it_ran(metadata: &ModelMetadata, plan: &DivisionPlan) -> ModelMetadata {
 #[must_use]
 pub(super) fn merging(
     trial: &RowTrial,
-    freedom: &Freedom,
+    constraints: &TuningConstraints,
     sessions: &Sessions,
     given: bool,
 ) -> (Merging, Option<String>) {
     let choice = &sessions.choice;
-    if let (Some(kind), Batchability::Never(reason)) = (trial.doubt, &trial.metadata.batchability) {
+    if let (Some(kind), Batchability::Never(reason)) =
+        (trial.dependence, &trial.metadata.batchability)
+    {
         return (Merging::Off(kind), Some(reason.clone()));
     }
-    if freedom.max_batch_size == 1 {
+    if constraints.max_batch_size == 1 {
         let reason =
             "the maximum batch size is 1 (--max-batch-size, MAX_BATCH_SIZE, or the sidecar)";
         return (Merging::Off("limit"), Some(reason.to_owned()));
@@ -193,7 +195,7 @@ pub(super) fn merging(
     }
     let because = if given {
         ", because the size of a batch is given (--max-batch-size, MAX_BATCH_SIZE, or the sidecar)"
-    } else if freedom.merging_fixed {
+    } else if constraints.merging_fixed {
         ", because that is done on the CPU only"
     } else {
         ""
@@ -211,11 +213,11 @@ fn costs(sessions: &Sessions) -> String {
         Origin::Before => return "as it was measured of the model before it".to_owned(),
     }
     let mut sizes: Vec<&Measurement> = Vec::new();
-    let threads = sessions.choice.placement.intra_op_threads;
+    let threads = sessions.choice.instance_group.intra_op_threads;
     let of_choice = sessions
         .measurements
         .iter()
-        .filter(|measurement| measurement.placement.intra_op_threads == threads);
+        .filter(|measurement| measurement.instance_group.intra_op_threads == threads);
     for measurement in of_choice {
         match sizes
             .iter_mut()
@@ -236,7 +238,7 @@ fn costs(sessions: &Sessions) -> String {
 /// one row, and more as long as that takes little time.
 ///
 /// # Errors
-/// What a run said, unless the model refuses made-up rows.
+/// What a run said, unless the model refuses dummy rows.
 pub(super) fn warm_up(
     model: &mut dyn Model,
     rows: usize,
@@ -315,8 +317,8 @@ mod tests {
 
     use super::*;
     use crate::model::TensorSpec;
-    use crate::runtime::session::Placement;
-    use crate::runtime::tuning::Choice;
+    use crate::runtime::session::InstanceGroup;
+    use crate::runtime::tuning::ModelSettings;
     use crate::runtime::{BatchInput, BatchOutput, Interrupt};
     use crate::tensor::DataType;
 
@@ -390,26 +392,26 @@ mod tests {
     }
 
     fn said(
-        doubt: Option<&'static str>,
-        freedom: Freedom,
-        (choice, origin): (Choice, Origin),
+        dependence: Option<&'static str>,
+        constraints: TuningConstraints,
+        (choice, origin): (ModelSettings, Origin),
         given: bool,
     ) -> (Merging, String) {
         let trial = RowTrial {
-            metadata: match doubt {
+            metadata: match dependence {
                 None => metadata(),
                 Some(_) => Arc::new(ModelMetadata {
                     batchability: Batchability::Never("of this".to_owned()),
                     ..ModelMetadata::clone(&metadata())
                 }),
             },
-            doubt,
+            dependence,
             independent_rows: 32,
             plan: Arc::default(),
             tried: String::new(),
         };
         let measured = |rows, milliseconds| Measurement {
-            placement: choice.placement,
+            instance_group: choice.instance_group,
             rows,
             rows_per_second: 1.0,
             run: Duration::from_millis(milliseconds),
@@ -421,13 +423,13 @@ mod tests {
             warm: false,
             measurements: vec![measured(1, 9), measured(1, 3), measured(2, 6)],
         };
-        let (merging, reason) = merging(&trial, &freedom, &sessions, given);
+        let (merging, reason) = merging(&trial, &constraints, &sessions, given);
         (merging, reason.unwrap_or_default())
     }
 
     #[test]
     fn what_is_said_of_merging_was_measured_or_says_that_it_was_not() {
-        let freedom = Freedom {
+        let constraints = TuningConstraints {
             cpus: 1,
             instances: None,
             intra_op_threads: None,
@@ -437,8 +439,8 @@ mod tests {
             merging_fixed: false,
         };
         let of = |origin, merge_rows, measured| {
-            let choice = Choice {
-                placement: Placement {
+            let choice = ModelSettings {
+                instance_group: InstanceGroup {
                     instances: 1,
                     intra_op_threads: 1,
                 },
@@ -448,7 +450,7 @@ mod tests {
             (choice, origin)
         };
         let choice = |merge_rows, measured| of(Origin::Start, merge_rows, measured);
-        let (merging, reason) = said(None, freedom, choice(1, true), false);
+        let (merging, reason) = said(None, constraints, choice(1, true), false);
         assert_eq!(merging, Merging::Off("cost"));
         assert!(
             reason.ends_with("(1 row(s) 3.000 ms, 2 row(s) 6.000 ms)"),
@@ -461,26 +463,29 @@ mod tests {
                 "(as it was measured of the model before it)",
             ),
         ] {
-            let (merging, reason) = said(None, freedom, of(origin, 1, true), false);
+            let (merging, reason) = said(None, constraints, of(origin, 1, true), false);
             assert_eq!(merging, Merging::Off("cost"));
             assert!(reason.ends_with(end), "{reason}");
         }
-        let fixed = Freedom {
+        let fixed = TuningConstraints {
             merging_fixed: true,
-            ..freedom
+            ..constraints
         };
-        for (freedom, given, end) in [
-            (freedom, false, "was not measured"),
+        for (constraints, given, end) in [
+            (constraints, false, "was not measured"),
             (fixed, true, "or the sidecar)"),
             (fixed, false, "on the CPU only"),
         ] {
-            let (merging, reason) = said(None, freedom, choice(32, false), given);
+            let (merging, reason) = said(None, constraints, choice(32, false), given);
             assert_eq!(merging, Merging::Unmeasured);
             assert!(reason.contains("not measured"), "{reason}");
             assert!(reason.ends_with(end), "{reason}");
         }
-        assert_eq!(said(None, freedom, choice(32, true), false).0, Merging::On);
-        let one = Freedom {
+        assert_eq!(
+            said(None, constraints, choice(32, true), false).0,
+            Merging::On
+        );
+        let one = TuningConstraints {
             max_batch_size: 1,
             ..fixed
         };

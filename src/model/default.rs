@@ -189,8 +189,8 @@ fn list<'a>(sources: impl Iterator<Item = &'a ModelSource>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::fingerprint::Fingerprint;
     use crate::model::sidecar::Sidecar;
-    use crate::model::stamp::Stamp;
 
     /// Models by their names; those with `*` say that they are the default one.
     fn models(names: &[&str]) -> Vec<ModelSource> {
@@ -202,7 +202,7 @@ mod tests {
                 default: name.ends_with('*'),
                 ..Sidecar::default()
             },
-            stamp: Stamp::default(),
+            fingerprint: Fingerprint::default(),
         };
         names.iter().map(source).collect()
     }

@@ -4,6 +4,7 @@
 
 pub mod default;
 pub mod faults;
+pub mod fingerprint;
 pub mod flow;
 pub mod impostor;
 pub mod limits;
@@ -14,7 +15,6 @@ mod proto;
 pub mod repository;
 pub mod rows;
 pub mod sidecar;
-pub mod stamp;
 #[cfg(test)]
 pub(crate) mod testing;
 mod work;

@@ -6,16 +6,16 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use crate::model::fingerprint::Fingerprint;
 use crate::model::onnx;
 use crate::model::repository::ModelSource;
-use crate::model::stamp::Stamp;
 
 /// The files of a model, as they were at some moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Files {
     model: PathBuf,
     external: Vec<PathBuf>,
-    stamp: Stamp,
+    fingerprint: Fingerprint,
 }
 
 impl Files {
@@ -24,27 +24,27 @@ impl Files {
     #[must_use]
     pub fn of(source: &ModelSource) -> Self {
         let external = onnx::external_data(&source.path);
-        let stamp = source.stamp.clone().and(&external);
+        let fingerprint = source.fingerprint.clone().and(&external);
         Self {
             model: source.path.clone(),
             external,
-            stamp,
+            fingerprint,
         }
     }
 
     /// The stamp of the same files of `source`, as it was found.
-    pub(super) fn stamp_as_found(&self, source: &ModelSource) -> Stamp {
-        source.stamp.clone().and(&self.external)
+    pub(super) fn fingerprint_as_found(&self, source: &ModelSource) -> Fingerprint {
+        source.fingerprint.clone().and(&self.external)
     }
 
     /// Whether they are still the same.
     pub(super) fn are_unchanged(&self) -> bool {
-        self.stamp.is_current()
+        self.fingerprint.is_current()
     }
 
     /// The stamp, as it was.
-    pub(super) fn stamp(&self) -> &Stamp {
-        &self.stamp
+    pub(super) fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
     }
 
     /// The `.onnx` file.

@@ -20,8 +20,8 @@ use thiserror::Error;
 
 use crate::loading::{LoadReport, Loader, LoadingError};
 use crate::model::ModelMetadata;
+use crate::model::fingerprint::Fingerprint;
 use crate::model::repository::{Broken, ModelSource};
-use crate::model::stamp::Stamp;
 use crate::registry::{Phase, Registry, ServedModel};
 use crate::service_manager;
 use crate::telemetry::metrics::Metrics;
@@ -169,7 +169,7 @@ struct Worker {
     /// The files of each model when it was last loaded, or refused.
     tried: BTreeMap<String, Files>,
     /// Stamps that were new at the last look; nothing for a model that was gone.
-    changing: BTreeMap<String, Option<Stamp>>,
+    changing: BTreeMap<String, Option<Fingerprint>>,
     /// Why the last look did not find all models.
     troubles: Troubles,
     departures: Departures,
@@ -269,11 +269,11 @@ impl Worker {
         let renamed = self.renamed(sources).filter(|_| troubles.is_empty());
         for source in sources {
             let tried = self.tried.get(&source.name);
-            let stamp = match tried {
-                Some(files) => files.stamp_as_found(source),
-                None => source.stamp.clone(),
+            let fingerprint = match tried {
+                Some(files) => files.fingerprint_as_found(source),
+                None => source.fingerprint.clone(),
             };
-            if all || self.has_settled(&source.name, Some(&stamp)) {
+            if all || self.has_settled(&source.name, Some(&fingerprint)) {
                 // Two of a model at a time are enough for the memory.
                 self.wait_for_retired();
                 self.load(source, renamed.as_deref());
@@ -333,14 +333,14 @@ impl Worker {
 
     /// Whether the model's files differ from those that were tried, and were the same at the last look: somebody may
     /// still be writing them.
-    fn has_settled(&mut self, name: &str, stamp: Option<&Stamp>) -> bool {
-        let tried = self.tried.get(name).map(Files::stamp);
-        if stamp.is_some() && tried == stamp {
+    fn has_settled(&mut self, name: &str, fingerprint: Option<&Fingerprint>) -> bool {
+        let tried = self.tried.get(name).map(Files::fingerprint);
+        if fingerprint.is_some() && tried == fingerprint {
             self.changing.remove(name);
             return false;
         }
-        let last = self.changing.insert(name.to_owned(), stamp.cloned());
-        last.is_some_and(|last| last.as_ref() == stamp)
+        let last = self.changing.insert(name.to_owned(), fingerprint.cloned());
+        last.is_some_and(|last| last.as_ref() == fingerprint)
     }
 
     /// Loads the model at `source`, instead of the one called `renamed`, if any.

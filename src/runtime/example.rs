@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::ModelOutput;
-use super::made_up::{self, Size};
+use super::dummy_inputs::{self, Size};
 use super::{Model, RuntimeError};
 use crate::tensor::{DataType, TensorData, TensorView, for_each_plain_datatype};
 
@@ -127,9 +127,9 @@ pub fn find(model: &mut dyn Model, time: Duration) -> Result<Example, NoExample>
             for value in VALUES {
                 let began = Instant::now();
                 let fill = |_, datatype, elements| filled(datatype, value, elements);
-                match made_up::run(model, size, fill) {
+                match dummy_inputs::run(model, size, fill) {
                     Ok(Some(outputs)) if outputs.iter().all(is_finite) => {
-                        let shapes = made_up::shapes(&metadata, size);
+                        let shapes = dummy_inputs::shapes(&metadata, size);
                         let inputs = metadata.inputs.iter().zip(shapes);
                         let inputs = inputs.map(|(spec, shape)| ExampleInput {
                             name: spec.name.clone(),

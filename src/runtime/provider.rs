@@ -102,6 +102,15 @@ impl ExecutionProvider {
         ep::CUDA::is_available().unwrap_or(false)
     }
 
+    /// Whether it executes on a device with memory of its own, beside the CPU.
+    #[must_use]
+    pub fn is_gpu(self) -> bool {
+        match self {
+            Self::Cpu => false,
+            Self::Cuda(_) => true,
+        }
+    }
+
     /// The name in ONNX Runtime, as `ml_model_info` reports it.
     #[must_use]
     pub fn name(self) -> &'static str {

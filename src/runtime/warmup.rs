@@ -2,7 +2,7 @@
 //!
 //! Invariant: every batch size at which a runtime prepares something of its own has run once before readiness.
 
-use super::made_up::{self, LARGEST_INPUT, Size};
+use super::dummy_inputs::{self, LARGEST_INPUT, Size};
 use super::{Model, RuntimeError};
 use crate::tensor::TensorData;
 
@@ -14,12 +14,12 @@ pub fn fits(model: &mut dyn Model) -> bool {
         open: 1,
         largest: LARGEST_INPUT,
     };
-    if made_up::input_bytes(model.metadata(), size) > LARGEST_INPUT {
+    if dummy_inputs::input_bytes(model.metadata(), size) > LARGEST_INPUT {
         // Too large to be tried.
         return true;
     }
     let zeros = |_, datatype, elements| TensorData::zeros(datatype, elements);
-    !matches!(made_up::run(model, size, zeros), Ok(None))
+    !matches!(dummy_inputs::run(model, size, zeros), Ok(None))
 }
 
 /// Runs `model` once on zeros with `rows` rows; dynamic dimensions other than the batch are taken as 1.
@@ -33,10 +33,10 @@ pub fn run_once(model: &mut dyn Model, rows: usize) -> Result<(), RuntimeError> 
         largest: LARGEST_INPUT,
     };
     let zeros = |_, datatype, elements| TensorData::zeros(datatype, elements);
-    match made_up::run(model, size, zeros)? {
+    match dummy_inputs::run(model, size, zeros)? {
         Some(_) => Ok(()),
         None => Err(RuntimeError::Refused(format!(
-            "{rows} made-up rows are too large"
+            "{rows} dummy rows are too large"
         ))),
     }
 }

@@ -74,7 +74,7 @@ impl<'a> Columns<'a> {
         };
         if self.mark(index) {
             return Err(InvalidRequest(format!(
-                "input '{}' stands twice{}",
+                "duplicate input '{}'{}",
                 quote(&key),
                 place(row)
             )));

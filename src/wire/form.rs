@@ -60,9 +60,7 @@ pub fn select(
         )));
     };
     if selection.contains(&index) {
-        return Err(InvalidRequest(format!(
-            "output '{name}' is asked for twice"
-        )));
+        return Err(InvalidRequest(format!("duplicate output '{name}'")));
     }
     selection.push(index);
     Ok(())

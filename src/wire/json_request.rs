@@ -69,13 +69,13 @@ pub(super) fn parse(
                 selection = Some(read_selection(&mut reader, metadata)?);
             }
             ("outputs", _) => {
-                return Err(InvalidRequest("the key 'outputs' stands twice".to_owned()));
+                return Err(InvalidRequest("duplicate key 'outputs'".to_owned()));
             }
             (other, _) => {
                 let is_input = metadata.inputs.iter().any(|spec| spec.name == other);
                 let message = if is_input {
                     format!(
-                        "the input '{}' stands beside 'inputs'; expected {}",
+                        "input '{}' is outside 'inputs'; expected {}",
                         quote(other),
                         example(metadata)
                     )

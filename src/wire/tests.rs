@@ -113,7 +113,7 @@ fn wrong_bodies_are_told_what_is_wrong() {
         ),
         (
             r#"{"inputs": {"x": [[1,2]], "x": [[1,2]]}}"#,
-            "input 'x' stands twice",
+            "duplicate input 'x'",
         ),
         (
             r#"{"inputs": [[1,2]], "instances": [[1,2]]}"#,
@@ -157,7 +157,7 @@ fn wrong_bodies_are_told_what_is_wrong() {
         ),
         (
             r#"{"inputs": [[1,2]], "outputs": ["y", "y"]}"#,
-            "asked for twice",
+            "duplicate output",
         ),
         (
             r#"{"inputs": [[1,2]], "outputs": []}"#,
@@ -259,7 +259,7 @@ fn whoever_makes_a_usual_mistake_is_told_the_fix() {
         (r#"{"inputs": {"c": [[1]]}}"#, ["unknown input 'c'", both]),
         (
             r#"{"a": [[1]], "b": [1]}"#,
-            ["the input 'a' stands beside 'inputs'", "\"b\": FP32[N]"],
+            ["input 'a' is outside 'inputs'", "\"b\": FP32[N]"],
         ),
         (
             r#"{"instances": [[1]]}"#,

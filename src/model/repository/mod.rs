@@ -14,9 +14,9 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::faults;
+use super::fingerprint::Fingerprint;
 use super::name::{NAME_RULE, is_name};
 use super::sidecar::Sidecar;
-use super::stamp::Stamp;
 pub use error::RepositoryError;
 pub use skipped::{Skipped, SkippedList};
 use walk::Candidate;
@@ -33,7 +33,7 @@ pub struct ModelSource {
     /// The settings beside it.
     pub sidecar: Sidecar,
     /// The stamp of the two files, from before the sidecar was read.
-    pub stamp: Stamp,
+    pub fingerprint: Fingerprint,
 }
 
 /// A model that lies there, and cannot be served because of what is said of it.
@@ -179,7 +179,7 @@ fn refuse_twins(repository: &Path, found: &mut Found) {
 
 /// The model in the file at `path`.
 fn single(path: &Path, name: Option<&str>) -> Result<ModelSource, RepositoryError> {
-    let stamp = stamp_of(path);
+    let fingerprint = fingerprint_of(path);
     let beside = path.with_extension("toml");
     let sidecar = if beside == path {
         // It is told when it is loaded that this is no model.
@@ -208,7 +208,7 @@ fn single(path: &Path, name: Option<&str>) -> Result<ModelSource, RepositoryErro
         name,
         version: sidecar.version.clone().unwrap_or_else(|| "1".to_owned()),
         sidecar,
-        stamp,
+        fingerprint,
     })
 }
 
@@ -222,7 +222,7 @@ fn source_of(
         version,
         model,
     } = candidate;
-    let stamp = stamp_of(&model);
+    let fingerprint = fingerprint_of(&model);
     let sidecar = Sidecar::read(&model.with_extension("toml"))?;
     let differs = |stated: &&String| **stated != version.to_string();
     if let Some(stated) = sidecar.version.as_ref().filter(differs) {
@@ -246,12 +246,12 @@ fn source_of(
         name,
         version: version.to_string(),
         sidecar,
-        stamp,
+        fingerprint,
     }))
 }
 
-fn stamp_of(model: &Path) -> Stamp {
-    Stamp::of([model.to_owned(), model.with_extension("toml")])
+fn fingerprint_of(model: &Path) -> Fingerprint {
+    Fingerprint::of([model.to_owned(), model.with_extension("toml")])
 }
 
 /// Why there is nothing at `path`, of which the operating system said `source`.

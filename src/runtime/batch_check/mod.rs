@@ -5,7 +5,7 @@
 //! the requests of strangers, and texts may be padded to the longest one beside them. What is asked of the graph:
 //!
 //! - Has each output a row for each row of the inputs, and otherwise the sizes that a row alone gives? A size that nothing
-//!   but values explains is doubted, whatever the made-up values gave. An output that no value reaches may be shared.
+//!   but values explains is doubted, whatever the dummy values gave. An output that no value reaches may be shared.
 //! - Does a row's answer change when only its neighbours do? Both runs have the same shape, and so the same kernels, so
 //!   that hardly any difference is rounding. The neighbours are extreme or blank, so that any influence shows. This must
 //!   hold for every kind of rows that the model takes.
@@ -17,8 +17,8 @@
 //! shown to be independent is not merged, nor are more rows than it was shown for.
 
 mod comparison;
-mod doubt;
 mod pace;
+mod row_dependence;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -26,15 +26,15 @@ mod tests;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-pub use doubt::Doubt;
+pub use row_dependence::RowDependence;
 
 use comparison::{Agreement, Difference, Elements, are_telling, other_kernels, same_kernels};
-use doubt::{lengths, no_rows, percent};
 use pace::{Clock, Pace};
+use row_dependence::{lengths, no_rows, percent};
 use rows::{Kind, Row};
 
 use super::division::{DivisionPlan, OutputPlan, Size};
-use super::made_up::{self, LARGEST_INPUT};
+use super::dummy_inputs::{self, LARGEST_INPUT};
 use super::{BatchOutput, Model, RuntimeError};
 use crate::model::flow::Flow;
 use crate::model::operators::Operators;
@@ -59,7 +59,7 @@ const AMPLIFIED: f64 = 0.05;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Verdict {
     /// Why rows must not share executions, if so.
-    pub doubt: Option<Doubt>,
+    pub dependence: Option<RowDependence>,
     /// The most rows of an execution in which they were shown not to depend on each other.
     pub rows: usize,
     /// How outputs are handed out to the requests that share an execution.
@@ -72,7 +72,7 @@ pub struct Verdict {
 /// `operators` are what a refusal is told by.
 ///
 /// # Errors
-/// When a run fails for another reason than that the model refuses the made-up rows.
+/// When a run fails for another reason than that the model refuses the dummy rows.
 pub fn check(
     model: &mut dyn Model,
     flows: &[Flow],
@@ -140,14 +140,14 @@ enum Unusable {
 
 /// Ends the trial of a kind of rows, or all.
 enum Stop {
-    Doubt(Doubt),
+    RowDependence(RowDependence),
     Unusable(Unusable),
     Failed(RuntimeError),
 }
 
-impl From<Doubt> for Stop {
-    fn from(doubt: Doubt) -> Self {
-        Self::Doubt(doubt)
+impl From<RowDependence> for Stop {
+    fn from(dependence: RowDependence) -> Self {
+        Self::RowDependence(dependence)
     }
 }
 
@@ -236,17 +236,17 @@ impl<'a> Trial<'a> {
         } else {
             self.compare(&mut shown)
         };
-        let doubt = match found {
+        let dependence = match found {
             Ok(()) => None,
-            Err(Stop::Doubt(doubt)) => Some(doubt),
-            Err(Stop::Unusable(unusable)) => Some(unusable.into_doubt()),
+            Err(Stop::RowDependence(dependence)) => Some(dependence),
+            Err(Stop::Unusable(unusable)) => Some(unusable.into_dependence()),
             Err(Stop::Failed(error)) => return Err(error),
         };
         Ok(Verdict {
             rows: if trusted { usize::MAX } else { self.rows },
             plan: self.plan(),
             tried: self.tried(&shown),
-            doubt,
+            dependence,
         })
     }
 
@@ -307,7 +307,7 @@ impl<'a> Trial<'a> {
             {
                 // Where it holds something else, it may say which of the rows is meant.
                 let reason = format!(
-                    "it takes no made-up values but zeros in input '{}'",
+                    "it takes no dummy values but zeros in input '{}'",
                     spec.name
                 );
                 return Err(Unusable::Refused(reason).into());
@@ -336,12 +336,12 @@ impl<'a> Trial<'a> {
     }
 
     /// Whether what the kinds of rows have shown together leaves a doubt.
-    fn judge(&self, shown: &[Shown]) -> Result<(), Doubt> {
+    fn judge(&self, shown: &[Shown]) -> Result<(), RowDependence> {
         for (index, spec) in self.metadata.outputs.iter().enumerate() {
             let is = |flags: &[bool]| flags.get(index).copied().unwrap_or_default();
             if shown.iter().all(|kind| is(&kind.nothing)) {
                 let reason = format!("output '{}' has no number for any of the rows", spec.name);
-                return Err(Doubt::Untested(reason));
+                return Err(RowDependence::Untested(reason));
             }
             let beyond = |kind: &Shown| kind.beyond.get(index).cloned().flatten();
             let reassuring = shown
@@ -364,8 +364,8 @@ impl<'a> Trial<'a> {
         rows: usize,
         difference: Difference,
         kind: Kind,
-    ) -> Doubt {
-        Doubt::Size {
+    ) -> RowDependence {
+        RowDependence::Size {
             output: spec.name.clone(),
             rows,
             values: (difference.one, difference.other),
@@ -395,7 +395,7 @@ impl<'a> Trial<'a> {
                         "it takes rows alone and {} of them together, and refuses {rows}: {reason}",
                         self.rows
                     );
-                    return Err(Doubt::Untested(reason).into());
+                    return Err(RowDependence::Untested(reason).into());
                 }
                 Err(stop) => return Err(stop),
             }
@@ -506,8 +506,8 @@ impl<'a> Trial<'a> {
         // A value that depends on others says more than a shape that does.
         let misshapen = self.note_shapes(&before, rows).err();
         self.agree(shown, &before, rows, misshapen.is_some())?;
-        if let Some(doubt) = misshapen {
-            return Err(doubt.into());
+        if let Some(dependence) = misshapen {
+            return Err(dependence.into());
         }
         for place in [0, rows - 1] {
             let Some(after) = self.beside_others(kind, &ordinary, place, open)? else {
@@ -554,7 +554,7 @@ impl<'a> Trial<'a> {
 
     /// Runs rows of `kind`, and takes note of how long that takes.
     fn execute(&mut self, kind: Kind, rows: &[Row], open: usize) -> Result<BatchOutput, Stop> {
-        let size = made_up::Size {
+        let size = dummy_inputs::Size {
             rows: rows.len(),
             open,
             largest: self.limits.largest,
@@ -565,7 +565,7 @@ impl<'a> Trial<'a> {
         match result {
             Ok(Some(outputs)) => {
                 let bytes = outputs.iter().map(bytes_of).sum::<usize>();
-                let bytes = bytes.saturating_add(made_up::input_bytes(&self.metadata, size));
+                let bytes = bytes.saturating_add(dummy_inputs::input_bytes(&self.metadata, size));
                 self.pace.note(rows.len(), took, bytes);
                 self.sizes.insert(rows.len());
                 Ok(outputs)
@@ -578,7 +578,7 @@ impl<'a> Trial<'a> {
                     Some(operator) => format!("the model's {operator}"),
                     None => "the model".to_owned(),
                 };
-                Err(Unusable::Refused(format!("{who} refuses made-up values")).into())
+                Err(Unusable::Refused(format!("{who} refuses dummy values")).into())
             }
             Err(error) => Err(Stop::Failed(error)),
         }
@@ -609,10 +609,10 @@ impl<'a> Trial<'a> {
 
     /// Takes note of the shapes of an execution of `rows` rows. The first output that can neither be handed out by rows
     /// nor be shared is a doubt.
-    fn note_shapes(&mut self, outputs: &BatchOutput, rows: usize) -> Result<(), Doubt> {
+    fn note_shapes(&mut self, outputs: &BatchOutput, rows: usize) -> Result<(), RowDependence> {
         let first = self.first.get_or_insert_with(|| outputs.clone());
         let specs = self.metadata.outputs.iter();
-        let mut doubt = None;
+        let mut dependence = None;
         for ((axis, spec), (output, first)) in self
             .axes
             .iter_mut()
@@ -623,9 +623,9 @@ impl<'a> Trial<'a> {
             axis.shared = axis.shared
                 && output.shape() == first.shape()
                 && same_kernels(&Elements::whole(first), &Elements::whole(output)).is_none();
-            if !axis.rows && !axis.shared && doubt.is_none() {
-                doubt = Some(if spec.has_dynamic_first() {
-                    Doubt::Shape {
+            if !axis.rows && !axis.shared && dependence.is_none() {
+                dependence = Some(if spec.has_dynamic_first() {
+                    RowDependence::Shape {
                         output: spec.name.clone(),
                         rows,
                         shape: output.shape().to_vec(),
@@ -635,25 +635,25 @@ impl<'a> Trial<'a> {
                 });
             }
         }
-        doubt.map_or(Ok(()), Err)
+        dependence.map_or(Ok(()), Err)
     }
 
     /// Whether the same row gives the same in two runs.
-    fn repeats(&self, one: &BatchOutput, other: &BatchOutput) -> Result<(), Doubt> {
+    fn repeats(&self, one: &BatchOutput, other: &BatchOutput) -> Result<(), RowDependence> {
         for (spec, (one, other)) in self.metadata.outputs.iter().zip(one.iter().zip(other)) {
             if one.shape() != other.shape() {
                 return Err(lengths(spec, one, other));
             }
             if same_kernels(&Elements::whole(one), &Elements::whole(other)).is_some() {
                 let output = spec.name.clone();
-                return Err(Doubt::Random { output });
+                return Err(RowDependence::Random { output });
             }
         }
         Ok(())
     }
 
     /// Whether every output of rows of the same shape has a shape that something but values explains.
-    fn same_lengths(&self, alone: &[BatchOutput], open: usize) -> Result<(), Doubt> {
+    fn same_lengths(&self, alone: &[BatchOutput], open: usize) -> Result<(), RowDependence> {
         for (index, spec) in self.metadata.outputs.iter().enumerate() {
             let mut outputs = alone.iter().filter_map(|outputs| outputs.get(index));
             let Some(first) = outputs.next() else {
@@ -669,7 +669,7 @@ impl<'a> Trial<'a> {
             let sizes = first.shape().iter().enumerate().skip(1);
             for (axis, size) in sizes {
                 if self.explained(spec, axis, *size, open) == Size::Open {
-                    return Err(Doubt::Unexplained {
+                    return Err(RowDependence::Unexplained {
                         output: spec.name.clone(),
                         axis,
                     });
@@ -704,7 +704,7 @@ impl<'a> Trial<'a> {
         together: &BatchOutput,
         rows: usize,
         misshapen: bool,
-    ) -> Result<(), Doubt> {
+    ) -> Result<(), RowDependence> {
         for (index, spec) in self.metadata.outputs.iter().enumerate() {
             let Some(output) = together.get(index) else {
                 continue;
@@ -716,7 +716,7 @@ impl<'a> Trial<'a> {
             let singles: Vec<&ModelOutput> = singles.cycle().take(rows).collect();
             let same = |single: &&ModelOutput| single.shape().get(1..) == output.shape().get(1..);
             if !singles.iter().all(same) {
-                return Err(Doubt::Shape {
+                return Err(RowDependence::Shape {
                     output: spec.name.clone(),
                     rows,
                     shape: output.shape().to_vec(),
@@ -754,7 +754,7 @@ impl<'a> Trial<'a> {
         place: usize,
         rows: usize,
         kind: Kind,
-    ) -> Result<(), Doubt> {
+    ) -> Result<(), RowDependence> {
         for (index, spec) in self.metadata.outputs.iter().enumerate() {
             if self.axes.get(index).is_none_or(|axis| !axis.rows) {
                 continue;
@@ -769,7 +769,7 @@ impl<'a> Trial<'a> {
             if let (Some(one), Some(other)) = (row(before), row(after))
                 && let Some(difference) = same_kernels(&one, &other)
             {
-                return Err(Doubt::Neighbours {
+                return Err(RowDependence::Neighbours {
                     output: spec.name.clone(),
                     rows,
                     values: (difference.one, difference.other),
@@ -850,14 +850,14 @@ impl<'a> Trial<'a> {
 }
 
 impl Unusable {
-    fn into_doubt(self) -> Doubt {
+    fn into_dependence(self) -> RowDependence {
         match self {
-            Self::Refused(reason) => Doubt::Untested(reason),
-            Self::OneRow(reason) => Doubt::Signature(format!(
+            Self::Refused(reason) => RowDependence::Untested(reason),
+            Self::OneRow(reason) => RowDependence::Signature(format!(
                 "the model takes one row, and refuses two: {reason}"
             )),
-            Self::TooLarge => Doubt::Untested("its rows are too large".to_owned()),
-            Self::TooSlow(run) => Doubt::Untested(format!(
+            Self::TooLarge => RowDependence::Untested("its rows are too large".to_owned()),
+            Self::TooSlow(run) => RowDependence::Untested(format!(
                 "a run of one row takes {:.1} s, which is too long to make the necessary ones",
                 run.as_secs_f64()
             )),

@@ -8,7 +8,7 @@
 use half::{bf16, f16};
 
 use crate::model::ModelMetadata;
-use crate::runtime::made_up::{self, Size};
+use crate::runtime::dummy_inputs::{self, Size};
 use crate::runtime::{BatchOutput, Model, RuntimeError};
 use crate::tensor::{DataType, TensorData, for_each_plain_datatype};
 
@@ -264,7 +264,7 @@ pub(super) fn run(
         open,
         largest,
     };
-    made_up::run(model, size, |input, datatype, elements| {
+    dummy_inputs::run(model, size, |input, datatype, elements| {
         let per_row = elements.checked_div(rows.len()).unwrap_or_default();
         let all = rows
             .iter()
@@ -275,13 +275,13 @@ pub(super) fn run(
 
 /// How an element is made up.
 trait MadeUp {
-    fn made_up(element: Element) -> Self;
+    fn dummy_inputs(element: Element) -> Self;
 }
 
 macro_rules! made_up_wholes {
     ($($element:ty),+) => {
         $(impl MadeUp for $element {
-            fn made_up(element: Element) -> Self {
+            fn dummy_inputs(element: Element) -> Self {
                 Self::from(element.whole())
             }
         })+
@@ -290,32 +290,32 @@ macro_rules! made_up_wholes {
 made_up_wholes!(u8, u16, u32, u64, i16, i32, i64);
 
 impl MadeUp for i8 {
-    fn made_up(element: Element) -> Self {
+    fn dummy_inputs(element: Element) -> Self {
         Self::try_from(element.whole()).unwrap_or(Self::MAX)
     }
 }
 
 impl MadeUp for f64 {
-    fn made_up(element: Element) -> Self {
+    fn dummy_inputs(element: Element) -> Self {
         element.fraction()
     }
 }
 
 impl MadeUp for f32 {
     #[expect(clippy::cast_possible_truncation, reason = "any value near it does")]
-    fn made_up(element: Element) -> Self {
+    fn dummy_inputs(element: Element) -> Self {
         element.fraction() as Self
     }
 }
 
 impl MadeUp for f16 {
-    fn made_up(element: Element) -> Self {
+    fn dummy_inputs(element: Element) -> Self {
         Self::from_f64(element.fraction())
     }
 }
 
 impl MadeUp for bf16 {
-    fn made_up(element: Element) -> Self {
+    fn dummy_inputs(element: Element) -> Self {
         Self::from_f64(element.fraction())
     }
 }
@@ -325,7 +325,7 @@ macro_rules! made_up_elements {
         fn elements_of(datatype: DataType, elements: impl Iterator<Item = Element>) -> TensorData {
             match datatype {
                 DataType::Bool => elements.map(Element::bit).collect::<Vec<bool>>().into(),
-                $(DataType::$variant => elements.map(<$element>::made_up).collect::<Vec<$element>>().into(),)+
+                $(DataType::$variant => elements.map(<$element>::dummy_inputs).collect::<Vec<$element>>().into(),)+
                 DataType::Bytes => elements.map(Element::text).collect::<Vec<String>>().into(),
             }
         }
@@ -385,7 +385,10 @@ mod tests {
         let first = |number| Row::ordinary(number).element(Kind::Small, 0, 0).whole();
         assert!(first(0) != first(1) && first(1) != first(2) && first(0) != first(2));
         // Beyond what a signed byte holds, the largest it holds.
-        assert_eq!(i8::made_up(Row::extreme(0).element(Kind::Bytes, 0, 0)), 127);
+        assert_eq!(
+            i8::dummy_inputs(Row::extreme(0).element(Kind::Bytes, 0, 0)),
+            127
+        );
     }
 
     #[test]

@@ -149,15 +149,15 @@ impl Case {
         (verdict, executed, clock())
     }
 
-    fn doubt(self) -> Option<String> {
-        let doubt = self.verdict().0.doubt;
-        doubt.map(|doubt| format!("{}: {doubt}", doubt.kind()))
+    fn dependence(self) -> Option<String> {
+        let dependence = self.verdict().0.dependence;
+        dependence.map(|dependence| format!("{}: {dependence}", dependence.kind()))
     }
 }
 
 /// What is said of a model with rows of four numbers on either side.
-fn doubt(compute: Compute) -> Option<String> {
-    Case::new(compute).doubt()
+fn dependence(compute: Compute) -> Option<String> {
+    Case::new(compute).dependence()
 }
 
 /// One output of as many columns as the input has.
@@ -178,16 +178,16 @@ fn float(count: usize) -> f32 {
 #[test]
 fn rounding_is_no_doubt_and_everything_beyond_it_is() {
     assert_eq!(
-        doubt(|values, rows| each(values, rows, |_, value| value)),
+        dependence(|values, rows| each(values, rows, |_, value| value)),
         None
     );
     // As when the order of additions depends on the number of rows.
     let rounded: Compute =
         |values, rows| each(values, rows, |_, value| value * (1.0 + 1e-6 * float(rows)));
-    assert_eq!(doubt(rounded), None);
+    assert_eq!(dependence(rounded), None);
     let scaled: Compute =
         |values, rows| each(values, rows, |_, value| value * (1.0 + 0.01 * float(rows)));
-    let scaled = doubt(scaled).unwrap();
+    let scaled = dependence(scaled).unwrap();
     assert!(
         scaled
             .starts_with("neighbours: output 'y' of a row depends on how many rows are executed: "),
@@ -202,13 +202,13 @@ fn an_influence_of_the_last_row_or_of_the_position_is_found() {
         let last = values[values.len() - 1];
         each(values, rows, |_, value| value + last)
     };
-    let last = doubt(last).unwrap();
+    let last = dependence(last).unwrap();
     assert!(
         last.starts_with("neighbours: output 'y' of a row depends on the rows beside it: "),
         "{last}"
     );
     let position: Compute = |values, rows| each(values, rows, |row, value| value + float(row));
-    assert!(doubt(position).unwrap().starts_with("neighbours"));
+    assert!(dependence(position).unwrap().starts_with("neighbours"));
     // Five rows before: nothing that two or three rows can show.
     let before: Compute = |values, rows| {
         let columns = values.len() / rows;
@@ -217,23 +217,23 @@ fn an_influence_of_the_last_row_or_of_the_position_is_found() {
             value + before
         })
     };
-    assert!(doubt(before).unwrap().starts_with("neighbours"));
+    assert!(dependence(before).unwrap().starts_with("neighbours"));
 }
 
 #[test]
 fn other_shapes_are_told_as_such_and_not_as_random_answers() {
     assert_eq!(
-        doubt(|values, _| vec![tensor(&[1, 4], values[..4].to_vec())]).unwrap(),
+        dependence(|values, _| vec![tensor(&[1, 4], values[..4].to_vec())]).unwrap(),
         "neighbours: output 'y' has another shape when 2 rows are executed together: [1, 4]"
     );
     assert_eq!(
-        doubt(|values, rows| vec![tensor(&[2 * rows, 4], [values, values].concat())]).unwrap(),
+        dependence(|values, rows| vec![tensor(&[2 * rows, 4], [values, values].concat())]).unwrap(),
         "neighbours: output 'y' has the shape [2, 4] when 1 row is executed, so that its first dimension is not the batch"
     );
     let mut declared = Case::new(|values, _| vec![tensor(&[1], vec![values.iter().sum()])]);
     declared.metadata = metadata(&["N", "4"], &[&["1"]]);
     assert_eq!(
-        declared.doubt().unwrap(),
+        declared.dependence().unwrap(),
         "signature: output y FP32[1] has no dynamic first dimension"
     );
 }
@@ -252,9 +252,9 @@ fn the_operator_that_refuses_is_told_by_the_names_of_the_model_s_file_alone() {
         let mut case = Case::new(|_, _| Vec::new());
         case.operators = Operators::of_nodes(nodes);
         let expected = format!(
-            "untested: it could not be tested whether rows depend on each other: {who} refuses made-up values"
+            "untested: it could not be tested whether rows depend on each other: {who} refuses dummy values"
         );
-        assert_eq!(case.doubt(), Some(expected));
+        assert_eq!(case.dependence(), Some(expected));
     }
 }
 
@@ -268,8 +268,8 @@ fn a_model_that_refuses_two_rows_has_no_batch() {
         }
     };
     assert_eq!(
-        doubt(single).unwrap(),
-        "signature: the model takes one row, and refuses two: the model refuses made-up values"
+        dependence(single).unwrap(),
+        "signature: the model takes one row, and refuses two: the model refuses dummy values"
     );
 }
 
@@ -284,7 +284,7 @@ fn a_length_that_values_decide_is_found_where_made_up_rows_differ_in_it() {
     };
     let mut case = Case::new(padded);
     case.metadata = metadata(&["N", "64"], &[&["N", "K"]]);
-    let found = case.doubt().unwrap();
+    let found = case.dependence().unwrap();
     assert!(
         found.starts_with("neighbours: the shape of output 'y' depends on values: [1, "),
         "{found}"
@@ -297,7 +297,7 @@ fn a_length_that_nothing_explains_is_doubted_although_made_up_rows_do_not_show_i
         sized: false,
         constant: false,
     };
-    // What a row says beyond a million; no made-up row does.
+    // What a row says beyond a million; no dummy row does.
     let rarely: Compute = |values, rows| {
         let most = values.iter().filter(|value| **value > 1e6).count();
         vec![tensor(&[rows, 1 + most], vec![1.0; rows * (1 + most)])]
@@ -306,7 +306,7 @@ fn a_length_that_nothing_explains_is_doubted_although_made_up_rows_do_not_show_i
         let mut case = Case::new(rarely);
         case.metadata = metadata(&["N", "4"], &[dims]);
         case.flows = vec![flow];
-        case.doubt()
+        case.dependence()
     };
     let found = case(&["N", "K"], loose).unwrap();
     assert!(
@@ -324,7 +324,7 @@ fn a_length_that_nothing_explains_is_doubted_although_made_up_rows_do_not_show_i
     let mut open = Case::new(|values, rows| each(values, rows, |_, value| value));
     open.metadata = metadata(&["N", "L"], &[&["N", "L"]]);
     open.flows = vec![loose];
-    assert_eq!(open.doubt(), None);
+    assert_eq!(open.dependence(), None);
 }
 
 #[test]
@@ -345,7 +345,7 @@ fn an_output_that_no_value_reaches_is_shared_and_another_one_without_rows_is_a_d
         case
     };
     let (verdict, ..) = case(constant, beside).verdict();
-    assert_eq!(verdict.doubt, None);
+    assert_eq!(verdict.dependence, None);
     let divisions: Vec<Division> = verdict
         .plan
         .outputs
@@ -356,7 +356,7 @@ fn an_output_that_no_value_reaches_is_shared_and_another_one_without_rows_is_a_d
     // Values might reach it that were not made up.
     assert!(
         case(SIZED, beside)
-            .doubt()
+            .dependence()
             .unwrap()
             .starts_with("signature")
     );
@@ -367,7 +367,7 @@ fn an_output_that_no_value_reaches_is_shared_and_another_one_without_rows_is_a_d
     };
     assert!(
         case(constant, counted)
-            .doubt()
+            .dependence()
             .unwrap()
             .starts_with("signature")
     );
@@ -398,7 +398,7 @@ fn rows_of_many_elements_hide_nothing_by_being_alike() {
     for compute in computations {
         let mut case = Case::new(compute);
         case.metadata = metadata(&["N", "12288"], &[&["N", "12288"]]);
-        assert!(case.doubt().unwrap().starts_with("neighbours"));
+        assert!(case.dependence().unwrap().starts_with("neighbours"));
     }
 }
 
@@ -424,7 +424,7 @@ fn what_only_unlikely_rows_show_is_rounding_if_it_is_small_and_neighbours_do_not
         })
     }
     let (verdict, ..) = wide(|values, rows| amplified(values, rows, 0.01)).verdict();
-    assert_eq!(verdict.doubt, None);
+    assert_eq!(verdict.dependence, None);
     assert!(
         verdict
             .tried
@@ -434,7 +434,7 @@ fn what_only_unlikely_rows_show_is_rounding_if_it_is_small_and_neighbours_do_not
         verdict.tried
     );
     let far = wide(|values, rows| amplified(values, rows, 0.2))
-        .doubt()
+        .dependence()
         .unwrap();
     assert!(far.contains("depends on how many rows"), "{far}");
     // Whatever kind of rows it is that notices its neighbours.
@@ -447,7 +447,7 @@ fn what_only_unlikely_rows_show_is_rounding_if_it_is_small_and_neighbours_do_not
             |_, value| if any_sparse { value * 1.001 } else { value },
         )
     };
-    assert!(wide(sees).doubt().unwrap().starts_with("neighbours"));
+    assert!(wide(sees).dependence().unwrap().starts_with("neighbours"));
 }
 
 #[test]
@@ -479,15 +479,15 @@ fn a_few_whole_numbers_may_flip_with_the_number_of_rows_but_not_with_the_neighbo
 
 #[test]
 fn what_has_no_numbers_shows_nothing() {
-    let nothing = doubt(|values, rows| each(values, rows, |_, _| f32::NAN));
+    let nothing = dependence(|values, rows| each(values, rows, |_, _| f32::NAN));
     assert!(nothing.unwrap().starts_with("untested"));
 }
 
 #[test]
 fn what_cannot_be_tried_is_doubted() {
     assert_eq!(
-        doubt(|_, _| Vec::new()).unwrap(),
-        "untested: it could not be tested whether rows depend on each other: the model refuses made-up values"
+        dependence(|_, _| Vec::new()).unwrap(),
+        "untested: it could not be tested whether rows depend on each other: the model refuses dummy values"
     );
     let limited = |largest| {
         let mut case = Case::new(|values, rows| each(values, rows, |_, value| value));
@@ -497,13 +497,13 @@ fn what_cannot_be_tried_is_doubted() {
     // One row of four numbers fits, and two do not.
     assert!(
         limited(16)
-            .doubt()
+            .dependence()
             .unwrap()
             .ends_with("its rows are too large")
     );
     // Two fit, and three do not: it is shown for two.
     let (verdict, ..) = limited(32).verdict();
-    assert_eq!((verdict.doubt, verdict.rows), (None, 2));
+    assert_eq!((verdict.dependence, verdict.rows), (None, 2));
 }
 
 #[test]
@@ -514,7 +514,7 @@ fn a_slow_model_is_tried_with_few_rows_and_merges_no_more_and_a_fast_one_with_al
         case.costs = costs;
         case.limits.max_rows = max_rows;
         let (verdict, executed, time) = case.verdict();
-        assert_eq!(verdict.doubt, None);
+        assert_eq!(verdict.dependence, None);
         (verdict, executed, time)
     };
     // 150 ms a row: what a verdict needs, whatever the largest batch may be.
@@ -541,6 +541,6 @@ fn a_slow_model_is_tried_with_few_rows_and_merges_no_more_and_a_fast_one_with_al
         endless.costs = (run, 0);
         let (verdict, executed, _) = endless.verdict();
         assert_eq!(executed, vec![1; executions]);
-        assert_eq!(verdict.doubt.unwrap().kind(), "untested");
+        assert_eq!(verdict.dependence.unwrap().kind(), "untested");
     }
 }

@@ -52,7 +52,7 @@ pub struct SessionConfig {
 
 /// How many sessions execute a model, and with how many threads each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Placement {
+pub struct InstanceGroup {
     /// Sessions.
     pub instances: usize,
     /// Threads that one run may use, the calling one included.
@@ -68,7 +68,7 @@ pub struct LoadedModel {
     /// The provider that all of them use.
     pub provider: ExecutionProvider,
     /// How many sessions there are, and their threads.
-    pub placement: Placement,
+    pub instance_group: InstanceGroup,
     /// Why not the preferred one, when `auto` fell back.
     pub fallback: Option<String>,
     /// Which nodes of the graph each provider executes.
@@ -249,7 +249,7 @@ impl OpenedModel<'_> {
     }
 }
 
-/// Loads the model at `source` into as many sessions as `placement` says for the provider that can be had.
+/// Loads the model at `source` into as many sessions as `instance_group` says for the provider that can be had.
 ///
 /// # Errors
 /// See [`LoadError`].
@@ -257,18 +257,19 @@ pub fn load(
     library: &Library,
     source: &ModelSource,
     config: SessionConfig,
-    placement: impl Fn(ExecutionProvider) -> Placement,
+    instance_group: impl Fn(ExecutionProvider) -> InstanceGroup,
 ) -> Result<LoadedModel, LoadError> {
-    let threads = |provider| placement(provider).intra_op_threads;
+    let threads = |provider| instance_group(provider).intra_op_threads;
     let (opened, first) = open(library, source, config, threads)?;
-    let placement = placement(opened.registered);
-    let more = (1..placement.instances).map(|_| opened.session(placement.intra_op_threads));
+    let instance_group = instance_group(opened.registered);
+    let more =
+        (1..instance_group.instances).map(|_| opened.session(instance_group.intra_op_threads));
     let more = more.collect::<Result<Vec<_>, _>>()?;
     Ok(LoadedModel {
         models: std::iter::once(first).chain(more).collect(),
         metadata: opened.metadata,
         provider: opened.provider,
-        placement,
+        instance_group,
         fallback: opened.fallback,
         assignment: opened.assignment,
     })
@@ -283,7 +284,7 @@ fn weights(file: &OnnxFile) -> usize {
 
 /// The provider from whose memory inputs and outputs are copied, if that is to be pinned.
 fn bound_to(provider: ExecutionProvider, cuda: CudaConfig) -> Option<ExecutionProvider> {
-    (pretended(provider) != ExecutionProvider::Cpu && cuda.pinned).then_some(provider)
+    (pretended(provider).is_gpu() && cuda.pinned).then_some(provider)
 }
 
 /// The provider as which `provider` is to be treated: itself.
@@ -313,7 +314,7 @@ fn check_assignment(
     let assignment = Assignment::of(session).map_err(|error| refused(library, file, &error))?;
     let cpu = ExecutionProvider::Cpu.name();
     let on_cpu = assignment.nodes(cpu);
-    if provider != ExecutionProvider::Cpu && assignment.nodes(provider.name()) == 0 && on_cpu > 0 {
+    if provider.is_gpu() && assignment.nodes(provider.name()) == 0 && on_cpu > 0 {
         return Err(LoadError::Device {
             device,
             reason: format!(
@@ -384,7 +385,7 @@ fn create_session(
                 "session.model_external_initializers_file_folder_path",
                 file.folder.to_string_lossy(),
             )?;
-        if provider == ExecutionProvider::Cpu {
+        if !provider.is_gpu() {
             builder = builder.with_config_entry(arena::CONFIG_ENTRY, "1")?;
         }
         Ok(builder.with_execution_providers(provider.registration(config.cuda))?)
@@ -392,7 +393,7 @@ fn create_session(
     let mut builder = configure().map_err(|error: ort::Error| unavailable(&error))?;
     builder.commit_from_memory(&file.bytes).map_err(|error| {
         // The model's own faults are told as such, whatever device was asked for.
-        if provider != ExecutionProvider::Cpu && cuda::is_concerned(&error.to_string()) {
+        if provider.is_gpu() && cuda::is_concerned(&error.to_string()) {
             unavailable(&error)
         } else {
             refused(library, file, &error)

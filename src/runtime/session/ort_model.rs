@@ -139,7 +139,7 @@ impl Model for OrtModel {
                 .map_err(|error| RuntimeError::Broken(error.to_string()))?;
         }
         let failed = match self.run_once(&input) {
-            Err(RuntimeError::OutOfMemory(_)) if self.provider == ExecutionProvider::Cpu => {
+            Err(RuntimeError::OutOfMemory(_)) if !self.provider.is_gpu() => {
                 // The arena may hold enough, in pieces that do not suit.
                 self.arena.shrink();
                 let held = self.arena.held();
@@ -175,7 +175,7 @@ impl Model for OrtModel {
 fn classify(error: &ort::Error, interrupted: bool, provider: ExecutionProvider) -> RuntimeError {
     let whole = error.to_string();
     let text = one_line(&whole);
-    let on_gpu = provider != ExecutionProvider::Cpu;
+    let on_gpu = provider.is_gpu();
     // A GPU that is lost may well be what kept the run until it was interrupted.
     if on_gpu && cuda::is_lost(&whole) {
         return RuntimeError::DeviceLost(text);

@@ -6,14 +6,14 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::runtime::session::{OrtModel, Placement};
+use crate::runtime::session::{InstanceGroup, OrtModel};
 use crate::runtime::{RuntimeError, warmup};
 
 /// What was measured of one setting.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Measurement {
     /// Sessions that ran at once, and their threads.
-    pub placement: Placement,
+    pub instance_group: InstanceGroup,
     /// Rows of each run.
     pub rows: usize,
     /// Rows per second of all sessions together.
@@ -65,24 +65,24 @@ impl Effort {
 }
 
 /// Sessions and threads of `models`, which all have as many.
-pub(super) fn placement_of(models: &[OrtModel]) -> Placement {
-    Placement {
+pub(super) fn instance_group_of(models: &[OrtModel]) -> InstanceGroup {
+    InstanceGroup {
         instances: models.len(),
         intra_op_threads: models.first().map_or(1, OrtModel::intra_op_threads),
     }
 }
 
-/// Runs every one of `models` on `rows` made-up rows, all at once, until that was done often enough, or `end` is there.
+/// Runs every one of `models` on `rows` dummy rows, all at once, until that was done often enough, or `end` is there.
 ///
 /// # Errors
-/// What a run said; [`RuntimeError::Refused`] when the model does not take made-up rows.
+/// What a run said; [`RuntimeError::Refused`] when the model does not take dummy rows.
 pub(super) fn measure(
     models: &mut [OrtModel],
     rows: usize,
     effort: Effort,
     end: Instant,
 ) -> Result<Measurement, RuntimeError> {
-    let placement = placement_of(models);
+    let instance_group = instance_group_of(models);
     let medians = match models {
         [model] => vec![median_run(model, rows, effort, end, || ())?],
         models => together(models, rows, effort, end)?,
@@ -90,7 +90,7 @@ pub(super) fn measure(
     #[expect(clippy::cast_precision_loss, reason = "row counts are far below 2^53")]
     let rate = |run: &Duration| rows as f64 / run.as_secs_f64().max(1e-9);
     Ok(Measurement {
-        placement,
+        instance_group,
         rows,
         rows_per_second: medians.iter().map(rate).sum(),
         run: medians.iter().max().copied().unwrap_or_default(),

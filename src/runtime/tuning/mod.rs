@@ -6,20 +6,20 @@
 //! Invariant: what the user has fixed is never changed, what was shown not to pay is not done, and what was not measured is
 //! not said to have been.
 
-mod choice;
 mod measurement;
+mod settings;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-pub use choice::{Choice, Freedom, MAX_INSTANCES, placements};
 pub use measurement::{Effort, Measurement};
+pub use settings::{MAX_INSTANCES, ModelSettings, TuningConstraints, instance_groups};
 
 use super::buckets::Buckets;
-use super::session::{OpenedModel, OrtModel, Placement};
+use super::session::{InstanceGroup, OpenedModel, OrtModel};
 use super::{LoadError, RuntimeError, warmup};
-use choice::{is_still_rising, merge_rows, merging, threads_pay};
 use measurement::measure;
+use settings::{is_still_rising, merge_rows, merging, threads_pay};
 
 /// Runs shorter than this are no faster with more threads: waking one costs about as much.
 const QUICK: Duration = Duration::from_micros(200);
@@ -33,8 +33,8 @@ pub struct Tuned {
     /// what is merged.
     pub models: Vec<OrtModel>,
     /// What suits the model best.
-    pub choice: Choice,
-    /// Everything that was measured, in the order in which it was. Nothing if the model refuses made-up rows.
+    pub choice: ModelSettings,
+    /// Everything that was measured, in the order in which it was. Nothing if the model refuses dummy rows.
     pub measurements: Vec<Measurement>,
 }
 
@@ -49,20 +49,20 @@ pub struct Budget {
     pub everything: bool,
 }
 
-/// Tries the settings that `freedom` leaves open on `opened`, of which `first` is a session, preferably one with the
-/// threads that [`Freedom::first_threads`] says.
+/// Tries the settings that `constraints` leaves open on `opened`, of which `first` is a session, preferably one with the
+/// threads that [`TuningConstraints::first_threads`] says.
 ///
 /// # Errors
-/// When a session cannot be created, or a run fails for another reason than made-up values.
+/// When a session cannot be created, or a run fails for another reason than dummy values.
 pub fn tune(
     opened: &OpenedModel<'_>,
     first: OrtModel,
-    freedom: &Freedom,
+    constraints: &TuningConstraints,
     budget: Budget,
 ) -> Result<Tuned, LoadError> {
     let mut tuning = Tuning {
         opened,
-        freedom,
+        constraints,
         budget,
         end: Instant::now() + budget.time,
         measurements: Vec::new(),
@@ -76,8 +76,8 @@ pub fn tune(
         }),
         Err(Failure::Refused) => {
             // Zeros are what we can make up, not what the model was made for; some models rightly refuse them.
-            let choice = freedom.untuned();
-            tuning.make_sessions(choice.placement)?;
+            let choice = constraints.untuned();
+            tuning.make_sessions(choice.instance_group)?;
             Ok(Tuned {
                 models: tuning.models,
                 choice,
@@ -88,7 +88,7 @@ pub fn tune(
     }
 }
 
-/// The median time of a run of `rows` rows, or nothing if the model refuses made-up rows.
+/// The median time of a run of `rows` rows, or nothing if the model refuses dummy rows.
 ///
 /// # Errors
 /// When a run fails for another reason.
@@ -115,7 +115,7 @@ fn failed(path: &Path, rows: usize, source: RuntimeError) -> LoadError {
 
 /// Why nothing was chosen.
 enum Failure {
-    /// The model refuses made-up rows, so that nothing can be measured.
+    /// The model refuses dummy rows, so that nothing can be measured.
     Refused,
     Load(LoadError),
 }
@@ -129,7 +129,7 @@ impl From<LoadError> for Failure {
 /// Tuning in progress: the sessions of the best setting so far.
 struct Tuning<'a, 'l> {
     opened: &'a OpenedModel<'l>,
-    freedom: &'a Freedom,
+    constraints: &'a TuningConstraints,
     budget: Budget,
     end: Instant,
     measurements: Vec<Measurement>,
@@ -137,23 +137,23 @@ struct Tuning<'a, 'l> {
 }
 
 impl Tuning<'_, '_> {
-    fn run(&mut self) -> Result<Choice, Failure> {
-        let untuned = self.freedom.untuned();
-        let threads = self.freedom.first_threads();
-        self.make_sessions(Placement {
+    fn run(&mut self) -> Result<ModelSettings, Failure> {
+        let untuned = self.constraints.untuned();
+        let threads = self.constraints.first_threads();
+        self.make_sessions(InstanceGroup {
             instances: 1,
             intra_op_threads: threads,
         })?;
         let alone = self.measure_one_row()?;
         if alone.run >= QUICK {
             if !self.has_time_for(alone.run) {
-                self.make_sessions(untuned.placement)?;
+                self.make_sessions(untuned.instance_group)?;
                 return Ok(untuned);
             }
-            let placement = self.choose_placement(alone.run)?;
+            let instance_group = self.choose_instance_group(alone.run)?;
             let (merge_rows, measured) = self.choose_merge_rows()?;
-            return Ok(Choice {
-                placement,
+            return Ok(ModelSettings {
+                instance_group,
                 merge_rows,
                 measured,
             });
@@ -161,8 +161,8 @@ impl Tuning<'_, '_> {
         let (merge_rows, measured) = self.choose_merge_rows()?;
         let rates = self.measurements.iter().map(|size| size.rows_per_second);
         let rate = rates.fold(0.0, f64::max);
-        let placement = self.freedom.quick(rate, self.opened.weights());
-        self.make_sessions(placement)?;
+        let instance_group = self.constraints.quick(rate, self.opened.weights());
+        self.make_sessions(instance_group)?;
         // The first has run every size that was measured.
         let others = self.models.iter_mut().skip(1).filter(|_| measured);
         for model in others {
@@ -171,17 +171,17 @@ impl Tuning<'_, '_> {
                     .map_err(|error| failed(self.opened.path(), rows, error))?;
             }
         }
-        Ok(Choice {
-            placement,
+        Ok(ModelSettings {
+            instance_group,
             merge_rows,
             measured,
         })
     }
 
     /// Measures every placement, and keeps the sessions of the best. `run` is what a run takes alone.
-    fn choose_placement(&mut self, run: Duration) -> Result<Placement, Failure> {
+    fn choose_instance_group(&mut self, run: Duration) -> Result<InstanceGroup, Failure> {
         let mut best: Option<Measurement> = None;
-        for placement in placements(self.freedom, self.opened.weights()) {
+        for instance_group in instance_groups(self.constraints, self.opened.weights()) {
             if best.is_some() && !self.has_time_for(run) {
                 break;
             }
@@ -189,11 +189,11 @@ impl Tuning<'_, '_> {
             // Only the first can use a session that is there; later ones stand beside the best so far.
             if best.is_none() {
                 self.models = before;
-                self.make_sessions(placement)?;
+                self.make_sessions(instance_group)?;
                 best = Some(self.measure_one_row()?);
                 continue;
             }
-            self.make_sessions(placement)?;
+            self.make_sessions(instance_group)?;
             let measurement = self.measure_one_row()?;
             if best.is_none_or(|best| threads_pay(&best, &measurement)) {
                 best = Some(measurement);
@@ -201,13 +201,17 @@ impl Tuning<'_, '_> {
                 self.models = before;
             }
         }
-        Ok(best.map_or(self.freedom.untuned().placement, |best| best.placement))
+        Ok(
+            best.map_or(self.constraints.untuned().instance_group, |best| {
+                best.instance_group
+            }),
+        )
     }
 
     /// Measures batches until they gain nothing any more. Says how many rows to merge, and whether that was measured.
     fn choose_merge_rows(&mut self) -> Result<(usize, bool), Failure> {
-        let limit = self.freedom.merge_limit();
-        if limit == 1 || self.freedom.merging_fixed {
+        let limit = self.constraints.merge_limit();
+        if limit == 1 || self.constraints.merging_fixed {
             return Ok((limit, false));
         }
         let mut sizes = vec![self.measure_one_row()?];
@@ -226,7 +230,7 @@ impl Tuning<'_, '_> {
             }
             match self.measure(rows) {
                 Ok(size) => sizes.push(size),
-                // It took made-up rows of other values.
+                // It took dummy rows of other values.
                 Err(Failure::Refused) => break,
                 Err(error) => return Err(error),
             }
@@ -251,11 +255,10 @@ impl Tuning<'_, '_> {
 
     /// The measurement of one row with the sessions there are, taken now unless it was before.
     fn measure_one_row(&mut self) -> Result<Measurement, Failure> {
-        let placement = measurement::placement_of(&self.models);
-        let known = self
-            .measurements
-            .iter()
-            .find(|measurement| measurement.rows == 1 && measurement.placement == placement);
+        let instance_group = measurement::instance_group_of(&self.models);
+        let known = self.measurements.iter().find(|measurement| {
+            measurement.rows == 1 && measurement.instance_group == instance_group
+        });
         match known {
             Some(known) => Ok(*known),
             None => self.measure(1),
@@ -272,13 +275,13 @@ impl Tuning<'_, '_> {
         Ok(measurement)
     }
 
-    /// Keeps the sessions that `placement` has, lets others go, and creates those that it lacks.
-    fn make_sessions(&mut self, placement: Placement) -> Result<(), LoadError> {
-        let threads = placement.intra_op_threads;
+    /// Keeps the sessions that `instance_group` has, lets others go, and creates those that it lacks.
+    fn make_sessions(&mut self, instance_group: InstanceGroup) -> Result<(), LoadError> {
+        let threads = instance_group.intra_op_threads;
         self.models
             .retain(|model| model.intra_op_threads() == threads);
-        self.models.truncate(placement.instances);
-        while self.models.len() < placement.instances {
+        self.models.truncate(instance_group.instances);
+        while self.models.len() < instance_group.instances {
             self.models.push(self.opened.session(threads)?);
         }
         Ok(())

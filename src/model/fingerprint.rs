@@ -12,7 +12,7 @@ use std::time::SystemTime;
 /// another file which may have all else alike: Kubernetes changes mounted files so. The time of the change tells a file that was moved into the place of one of the same size and, as archives and image
 /// layers set it, the same time of writing. Numbers of inodes would too, but on FUSE mounts they change by themselves.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Stamp(Vec<(PathBuf, Option<Look>)>);
+pub struct Fingerprint(Vec<(PathBuf, Option<Look>)>);
 
 /// What is seen of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +25,7 @@ struct Look {
     changed: (i64, i64),
 }
 
-impl Stamp {
+impl Fingerprint {
     /// Looks at `files`. One that is not there has a stamp too, which changes when it appears.
     #[must_use]
     pub fn of(files: impl IntoIterator<Item = impl AsRef<Path>>) -> Self {
@@ -71,7 +71,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let [model, sidecar] = ["m.onnx", "m.toml"].map(|name| folder.path().join(name));
         fs::write(&model, "one").unwrap();
-        let look = || Stamp::of([&model, &sidecar]);
+        let look = || Fingerprint::of([&model, &sidecar]);
         let first = look();
         assert_eq!(first, look());
 
@@ -119,7 +119,7 @@ mod tests {
             ("..data", ["one", "two"], "..data/1/model.onnx"),
         ] {
             set(link, targets[0]);
-            let first = Stamp::of([root.join(file)]);
+            let first = Fingerprint::of([root.join(file)]);
             assert!(first.is_current());
             set(link, targets[1]);
             assert!(!first.is_current(), "{link}");

@@ -9,7 +9,7 @@ use crate::runtime::ModelOutput;
 
 /// Why the rows of different requests are not merged.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Doubt {
+pub enum RowDependence {
     /// The model has no batch: its declaration says so, and runs do not say otherwise.
     Signature(String),
     /// An output has not as many rows as were executed.
@@ -77,7 +77,7 @@ pub enum Doubt {
     Untested(String),
 }
 
-impl Doubt {
+impl RowDependence {
     /// The kind of doubt, as the metrics name it.
     #[must_use]
     pub fn kind(&self) -> &'static str {
@@ -95,7 +95,7 @@ impl Doubt {
     }
 }
 
-impl fmt::Display for Doubt {
+impl fmt::Display for RowDependence {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Signature(reason) => formatter.write_str(reason),
@@ -173,12 +173,12 @@ pub(super) fn percent(part: f64) -> String {
     }
 }
 
-pub(super) fn no_rows(spec: &TensorSpec) -> Doubt {
-    Doubt::Signature(format!("output {spec} has no dynamic first dimension"))
+pub(super) fn no_rows(spec: &TensorSpec) -> RowDependence {
+    RowDependence::Signature(format!("output {spec} has no dynamic first dimension"))
 }
 
-pub(super) fn lengths(spec: &TensorSpec, one: &ModelOutput, other: &ModelOutput) -> Doubt {
-    Doubt::Length {
+pub(super) fn lengths(spec: &TensorSpec, one: &ModelOutput, other: &ModelOutput) -> RowDependence {
+    RowDependence::Length {
         output: spec.name.clone(),
         one: one.shape().to_vec(),
         other: other.shape().to_vec(),

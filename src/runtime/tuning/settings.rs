@@ -4,7 +4,7 @@
 //! smaller batch is chosen: it wastes less, and answers sooner.
 
 use super::measurement::Measurement;
-use crate::runtime::session::Placement;
+use crate::runtime::session::InstanceGroup;
 
 /// The most sessions that are chosen. Each holds the model's weights and arena anew.
 pub const MAX_INSTANCES: usize = 8;
@@ -33,7 +33,7 @@ const HOPELESS: usize = 2;
 
 /// What may be chosen, and what is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Freedom {
+pub struct TuningConstraints {
     /// The CPUs that this process may use.
     pub cpus: usize,
     /// Sessions, if the user has fixed them.
@@ -52,19 +52,19 @@ pub struct Freedom {
 
 /// The settings of one model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Choice {
+pub struct ModelSettings {
     /// Sessions and their threads.
-    pub placement: Placement,
+    pub instance_group: InstanceGroup,
     /// Rows of several requests that share an execution at most; 1 merges nothing.
     pub merge_rows: usize,
     /// Whether measurements speak for so many rows. Else they are all that may be merged.
     pub measured: bool,
 }
 
-impl Freedom {
+impl TuningConstraints {
     /// What is done without measuring.
     #[must_use]
-    pub fn untuned(&self) -> Choice {
+    pub fn untuned(&self) -> ModelSettings {
         let instances = self.instances.unwrap_or(match self.intra_op_threads {
             Some(threads) => (self.cpus / threads).clamp(1, 2),
             None => self.cpus.clamp(1, 2),
@@ -72,8 +72,8 @@ impl Freedom {
         let threads = self
             .intra_op_threads
             .unwrap_or((self.cpus / instances).max(1));
-        Choice {
-            placement: Placement {
+        ModelSettings {
+            instance_group: InstanceGroup {
                 instances,
                 intra_op_threads: threads,
             },
@@ -97,7 +97,7 @@ impl Freedom {
     /// `rows_per_second`: as many sessions as the part of the work that is the model's keeps busy, but two where there are
     /// two CPUs, so that requests on one need not wait for the other. More would only take turns.
     #[must_use]
-    pub fn quick(&self, rows_per_second: f64, weights: usize) -> Placement {
+    pub fn quick(&self, rows_per_second: f64, weights: usize) -> InstanceGroup {
         let row = 1.0 / rows_per_second.max(1.0);
         let part = row / (row + BESIDES);
         #[expect(
@@ -107,7 +107,7 @@ impl Freedom {
             reason = "a part of a number of CPUs"
         )]
         let busy = (self.cpus as f64 * part).ceil() as usize;
-        Placement {
+        InstanceGroup {
             instances: self
                 .instances
                 .unwrap_or(busy.max(self.cpus.clamp(1, 2)).min(most_instances(weights))),
@@ -140,30 +140,30 @@ fn most_instances(weights: usize) -> usize {
     (MAX_WEIGHTS / weights.max(1)).clamp(1, MAX_INSTANCES)
 }
 
-/// The placements worth trying for a model whose weights take so many bytes, the most likely one first. All CPUs are used, and none
+/// The instance groups worth trying for a model whose weights take so many bytes, the most likely one first. All CPUs are used, and none
 /// twice, unless the user says otherwise.
 #[must_use]
-pub fn placements(freedom: &Freedom, weights: usize) -> Vec<Placement> {
-    let cpus = freedom.cpus.max(1);
+pub fn instance_groups(constraints: &TuningConstraints, weights: usize) -> Vec<InstanceGroup> {
+    let cpus = constraints.cpus.max(1);
     let most = most_instances(weights);
-    let placement = |instances: usize, intra_op_threads: usize| Placement {
+    let instance_group = |instances: usize, intra_op_threads: usize| InstanceGroup {
         instances,
         intra_op_threads,
     };
-    match (freedom.instances, freedom.intra_op_threads) {
-        (Some(instances), Some(threads)) => vec![placement(instances, threads)],
-        (Some(instances), None) => vec![placement(instances, (cpus / instances).max(1))],
+    match (constraints.instances, constraints.intra_op_threads) {
+        (Some(instances), Some(threads)) => vec![instance_group(instances, threads)],
+        (Some(instances), None) => vec![instance_group(instances, (cpus / instances).max(1))],
         (None, Some(threads)) => {
-            vec![placement((cpus / threads).clamp(1, most), threads)]
+            vec![instance_group((cpus / threads).clamp(1, most), threads)]
         }
         (None, None) => {
             let threads = std::iter::successors(Some(1), |threads| Some(threads * 2));
-            let mut all: Vec<Placement> = threads
+            let mut all: Vec<InstanceGroup> = threads
                 .take_while(|threads| *threads < cpus)
-                .map(|threads| placement(cpus / threads, threads))
-                .filter(|placement| placement.instances <= most)
+                .map(|threads| instance_group(cpus / threads, threads))
+                .filter(|instance_group| instance_group.instances <= most)
                 .collect();
-            all.push(placement(1, cpus));
+            all.push(instance_group(1, cpus));
             all
         }
     }
@@ -218,7 +218,7 @@ mod tests {
 
     use super::*;
 
-    const FREE: Freedom = Freedom {
+    const FREE: TuningConstraints = TuningConstraints {
         cpus: 2,
         instances: None,
         intra_op_threads: None,
@@ -228,16 +228,16 @@ mod tests {
         merging_fixed: false,
     };
 
-    fn pairs(freedom: Freedom, weights: usize) -> Vec<(usize, usize)> {
-        placements(&freedom, weights)
+    fn pairs(constraints: TuningConstraints, weights: usize) -> Vec<(usize, usize)> {
+        instance_groups(&constraints, weights)
             .iter()
-            .map(|placement| (placement.instances, placement.intra_op_threads))
+            .map(|instance_group| (instance_group.instances, instance_group.intra_op_threads))
             .collect()
     }
 
     fn sizes(rates: &[f64]) -> Vec<Measurement> {
         let size = |(index, rate): (u32, &f64)| Measurement {
-            placement: FREE.quick(1.0, 1),
+            instance_group: FREE.quick(1.0, 1),
             rows: 2_usize.pow(index),
             rows_per_second: *rate,
             run: Duration::from_millis(1),
@@ -248,32 +248,32 @@ mod tests {
     #[test]
     fn every_cpu_is_used_once() {
         assert_eq!(pairs(FREE, 1), [(2, 1), (1, 2)]);
-        assert_eq!(pairs(Freedom { cpus: 1, ..FREE }, 1), [(1, 1)]);
+        assert_eq!(pairs(TuningConstraints { cpus: 1, ..FREE }, 1), [(1, 1)]);
         assert_eq!(
-            pairs(Freedom { cpus: 16, ..FREE }, 1),
+            pairs(TuningConstraints { cpus: 16, ..FREE }, 1),
             [(8, 2), (4, 4), (2, 8), (1, 16)]
         );
         assert_eq!(
-            pairs(Freedom { cpus: 6, ..FREE }, 1),
+            pairs(TuningConstraints { cpus: 6, ..FREE }, 1),
             [(6, 1), (3, 2), (1, 4), (1, 6)]
         );
         for cpus in 1..100 {
-            for placement in placements(&Freedom { cpus, ..FREE }, 1) {
-                assert!(placement.instances * placement.intra_op_threads <= cpus);
+            for instance_group in instance_groups(&TuningConstraints { cpus, ..FREE }, 1) {
+                assert!(instance_group.instances * instance_group.intra_op_threads <= cpus);
             }
         }
     }
 
     #[test]
     fn quick_models_get_as_many_instances_as_they_keep_busy() {
-        let instances = |cpus, rate| Freedom { cpus, ..FREE }.quick(rate, 1).instances;
+        let instances = |cpus, rate| TuningConstraints { cpus, ..FREE }.quick(rate, 1).instances;
         // A tiny network, one of 5 microseconds a row, and one of 150.
         assert_eq!(instances(1, 10e6), 1);
         assert_eq!(instances(2, 10e6), 2);
         assert_eq!(instances(16, 10e6), 2);
         assert_eq!(instances(2, 6.7e3), 2);
         assert_eq!(instances(16, 200e3), 6);
-        let fixed = Freedom {
+        let fixed = TuningConstraints {
             instances: Some(3),
             ..FREE
         };
@@ -284,34 +284,36 @@ mod tests {
 
     #[test]
     fn a_large_model_is_not_held_many_times() {
-        let four = Freedom { cpus: 4, ..FREE };
+        let four = TuningConstraints { cpus: 4, ..FREE };
         assert_eq!(pairs(four, 600 << 20), [(1, 4)]);
         assert_eq!(pairs(four, 400 << 20), [(2, 2), (1, 4)]);
     }
 
     #[test]
     fn what_the_user_fixed_stays() {
-        let fixed = |instances, intra_op_threads| Freedom {
+        let fixed = |instances, intra_op_threads| TuningConstraints {
             cpus: 4,
             instances,
             intra_op_threads,
             ..FREE
         };
-        for (freedom, expected) in [
+        for (constraints, expected) in [
             (fixed(Some(3), Some(5)), (3, 5)),
             (fixed(Some(2), None), (2, 2)),
             (fixed(Some(9), None), (9, 1)),
             (fixed(None, Some(2)), (2, 2)),
             (fixed(None, Some(8)), (1, 8)),
         ] {
-            assert_eq!(pairs(freedom, 1), [expected]);
-            let untuned = freedom.untuned().placement;
+            assert_eq!(pairs(constraints, 1), [expected]);
+            let untuned = constraints.untuned().instance_group;
             assert_eq!(
-                freedom.instances.unwrap_or(untuned.instances),
+                constraints.instances.unwrap_or(untuned.instances),
                 untuned.instances
             );
             assert_eq!(
-                freedom.intra_op_threads.unwrap_or(untuned.intra_op_threads),
+                constraints
+                    .intra_op_threads
+                    .unwrap_or(untuned.intra_op_threads),
                 untuned.intra_op_threads
             );
         }
@@ -340,7 +342,7 @@ mod tests {
 
     #[test]
     fn no_more_rows_are_merged_than_were_shown_to_be_independent() {
-        let shown = |independent_rows| Freedom {
+        let shown = |independent_rows| TuningConstraints {
             independent_rows,
             ..FREE
         };
@@ -348,7 +350,7 @@ mod tests {
         assert_eq!(shown(100).untuned().merge_rows, 32);
         // It is no reason to measure a model anew that is loaded again.
         assert!(shown(3).leaves_the_same_as(&shown(32)));
-        let other = Freedom {
+        let other = TuningConstraints {
             cpus: 3,
             ..shown(3)
         };

@@ -11,7 +11,7 @@ use crate::tensor::{DataType, Shape, TensorData, element_count};
 /// The largest input, in bytes, that is made up.
 pub(super) const LARGEST_INPUT: usize = 256 << 20;
 
-/// How large the made-up inputs are.
+/// How large the dummy inputs are.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Size {
     /// The size of the batch, where there is one.
