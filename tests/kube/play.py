@@ -204,7 +204,11 @@ def play(
                     container.pop(probe, None)
     path = folder / "pod.yaml"
     path.write_text(yaml.safe_dump_all(objects))
-    return podman.run("play", "kube", "--network", "podman", str(path), check=False)
+    done = podman.run("play", "kube", "--network", "podman", str(path), check=False)
+    # Debian's podman only recommends the package of that program.
+    if "finding pause binary" in done.stderr:
+        raise CannotRun("podman cannot make a pod without the program catatonit")
+    return done
 
 
 def clear(podman: Podman) -> None:
@@ -267,6 +271,8 @@ def prove_locked_down(podman: Podman, container: str) -> None:
 def prove_wrong_digest(podman: Podman, folder: pathlib.Path, uri: str) -> None:
     # A pod of a Deployment would try again for ever, as it should.
     done = play(podman, folder, render(folder, uri, "0" * 64), restart="Never")
+    if podman.run("container", "exists", FETCH, check=False).returncode:
+        raise Failed(f"podman play kube: {done.stderr.strip()}")
     state = podman.inspect(FETCH)["State"]
     started = podman.inspect(API)["State"]["Status"]
     said = last_words(podman, FETCH)
