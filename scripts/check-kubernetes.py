@@ -269,8 +269,11 @@ class Rendering:
     def starting(self) -> None:
         """A rollout is given up later than the slowest pod starts."""
         probe = self.server["startupProbe"]
-        loading = probe["periodSeconds"] * probe["failureThreshold"]
         gives_up = self.workload["spec"].get("progressDeadlineSeconds", 600)
+        if not all(isinstance(it, int) for it in (probe["periodSeconds"], probe["failureThreshold"], gives_up)):
+            # The schemas say so in better words.
+            return
+        loading = probe["periodSeconds"] * probe["failureThreshold"]
         # Else more pods are ending at once than the quota has room for: each takes as long as its hook sleeps.
         hook = self.server["lifecycle"]["preStop"]["sleep"]["seconds"]
         ready = self.workload["spec"].get("minReadySeconds", 0)
