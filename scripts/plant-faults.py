@@ -2075,7 +2075,7 @@ FAULTS = [
         "response.raw_headers = length",
         RAY,
         "test_serve_model.py",
-        "X-Request-Id",
+        "the answer's Server-Timing is lost",
     ),
     # Documents.
     Fault(
