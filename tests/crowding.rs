@@ -112,33 +112,48 @@ fn probes_and_scrapes_cost_nobody_a_connection() {
     assert_eq!(full(&server, "gave_way"), Some(0.0));
 }
 
+/// Whether the server has closed this connection.
+fn is_closed(client: &Client) -> bool {
+    client.stream.set_nonblocking(true).unwrap();
+    let peeked = client.stream.peek(&mut [0]);
+    client.stream.set_nonblocking(false).unwrap();
+    match peeked {
+        Ok(read) => read == 0,
+        Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
+    }
+}
+
 #[test]
 fn who_never_sends_a_request_gives_way_to_who_does() {
     let server = crowded("addone", "4");
-    let mut silent: Vec<Client> = (0..2).map(|_| server.connect()).collect();
-    let mut half: Vec<Client> = (0..2).map(|_| server.connect()).collect();
-    for client in &mut half {
+    let mut strangers: Vec<Client> = (0..4).map(|_| server.connect()).collect();
+    for client in &mut strangers[2..] {
         client.write(b"POST /predict HTTP/1.1\r\nHo").unwrap();
     }
-    let mut accepted = Vec::new();
+    // At first they have a fair chance, and those who come meanwhile are refused or give way to each other.
+    let (mut accepted, mut refused) = (Vec::new(), 0);
     let deadline = Instant::now() + PATIENCE;
-    while accepted.len() < 4 {
+    while !strangers.iter().all(is_closed) {
+        assert!(Instant::now() < deadline, "they keep their places");
         let mut client = server.connect();
-        // At first they have a fair chance.
         let answer = client.send(&valid()).unwrap();
         if answer.status == 200 {
             accepted.push(client);
         } else {
             assert_eq!((answer.status, answer.closes()), (429, true));
-            assert!(Instant::now() < deadline);
+            refused += 1;
         }
     }
-    for client in silent.iter_mut().chain(&mut half) {
+    for client in &mut strangers {
         assert!(client.read_to_end().is_empty());
     }
-    for client in &mut accepted {
+    // The four places are those of the last four.
+    let kept = accepted.len() - 4;
+    for client in &mut accepted[kept..] {
         assert_eq!(client.send(&valid()).unwrap().status, 200);
     }
+    assert_eq!(full(&server, "gave_way"), Some((kept + 4) as f64));
+    assert_eq!(full(&server, "refused"), Some(f64::from(refused)));
 }
 
 /// Takes all `places` with requests that take long.
