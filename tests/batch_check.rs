@@ -386,6 +386,27 @@ fn served(path: &str, settings: &Settings<'_>) -> Verdict {
     }
 }
 
+/// What `inspect` and a server say of one model. What more rows do is tried for a while only, so a busy machine may end at
+/// fewer than `rows`: then both are asked once more, a few times.
+fn verdicts(
+    path: &str,
+    settings: &Settings<'_>,
+    rows: usize,
+) -> (Result<Verdict, String>, Verdict) {
+    let ask = || (inspected(path, settings), served(path, settings));
+    let cut_short = |(said, served): &(Result<Verdict, String>, Verdict)| {
+        served.rows < rows || said.as_ref().is_ok_and(|said| said.rows < rows)
+    };
+    let mut asked = ask();
+    for _ in 0..4 {
+        if !cut_short(&asked) {
+            break;
+        }
+        asked = ask();
+    }
+    asked
+}
+
 /// Flags, or the variables that mean the same.
 struct Settings<'a> {
     flags: &'a [&'a str],
@@ -450,7 +471,7 @@ fn inspect_and_serve_give_one_verdict_under_the_same_settings() {
             Settings::by_flags(settings),
             Settings::by_environment(settings),
         ] {
-            let (said, served) = (inspected(&path, &settings), served(&path, &settings));
+            let (said, served) = verdicts(&path, &settings, rows);
             assert_eq!(said.as_ref(), Ok(&served), "{name}");
             assert_eq!((served.kind.as_str(), served.rows), (kind, rows), "{name}");
         }
@@ -492,8 +513,8 @@ fn what_is_said_of_settings_that_were_written_down_was_measured_or_says_that_it_
         );
         fs::write(model.with_extension("toml"), settings).unwrap();
         let path = model.to_str().unwrap();
-        let served = served(path, &Settings::NONE);
-        assert_eq!(inspected(path, &Settings::NONE).as_ref(), Ok(&served));
+        let (said, served) = verdicts(path, &Settings::NONE, rows);
+        assert_eq!(said.as_ref(), Ok(&served));
         assert_eq!((served.kind.as_str(), served.rows), (kind, rows), "{name}");
         assert!(served.words.ends_with(end), "{served:?}");
     }
@@ -501,19 +522,24 @@ fn what_is_said_of_settings_that_were_written_down_was_measured_or_says_that_it_
 
 #[test]
 fn as_many_rows_share_an_execution_as_the_server_says() {
-    // Of so large rows no more than eight are tried.
-    let server = Server::fixture(
-        "passthrough_wide",
-        &[
-            "--max-batch-size",
-            "32",
-            "--instances",
-            "1",
-            "--max-queue-delay",
-            "20s",
-        ],
-    );
-    let ready = server.get("/ready").json()["models"][0].clone();
+    // Of so large rows no more than eight are tried; fewer where a busy machine takes too long for them.
+    let flags = [
+        "--max-batch-size",
+        "32",
+        "--instances",
+        "1",
+        "--max-queue-delay",
+        "20s",
+    ];
+    let ready = |server: &Server| server.get("/ready").json()["models"][0].clone();
+    let mut server = Server::fixture("passthrough_wide", &flags);
+    for _ in 0..4 {
+        if ready(&server)["merge_rows"].as_u64() >= Some(8) {
+            break;
+        }
+        server = Server::fixture("passthrough_wide", &flags);
+    }
+    let ready = ready(&server);
     assert_eq!(
         (&ready["max_batch_size"], &ready["merge_rows"]),
         (&json!(32), &json!(8)),
