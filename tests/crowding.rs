@@ -152,7 +152,8 @@ fn who_never_sends_a_request_gives_way_to_who_does() {
     for client in &mut accepted[kept..] {
         assert_eq!(client.send(&valid()).unwrap().status, 200);
     }
-    assert_eq!(full(&server, "gave_way"), Some((kept + 4) as f64));
+    let gave_way = u32::try_from(kept + 4).unwrap();
+    assert_eq!(full(&server, "gave_way"), Some(f64::from(gave_way)));
     assert_eq!(full(&server, "refused"), Some(f64::from(refused)));
 }
 
