@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 
 use crate::address;
 use crate::curl;
-use crate::registry::{Registry, ServedModel};
+use crate::models::registry::Registry;
+use crate::models::served::ServedModel;
 use crate::telemetry::logging::HINTS;
 use crate::text_file;
 

@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 
 use crate::container;
 use crate::curl;
-use crate::loading::{self, Fixed, LoadingError, Prepared, sessions};
 use crate::model::faults;
 use crate::model::repository;
 use crate::model::{Dim, ModelMetadata, TensorSpec};
+use crate::models::loading::{self, Fixed, LoadingError, Prepared, sessions};
 use crate::runtime::LoadError;
 use crate::runtime::example::{self, Example, NoExample};
 use crate::runtime::library::Library;

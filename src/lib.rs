@@ -2,7 +2,7 @@
 //!
 //! Read the modules in this order to follow one prediction. [`config`] and [`server`] put everything together. A
 //! request arrives on a connection of [`net`], and at a route of [`http`], whose handler turns bytes into a valid
-//! [`inference::InferenceRequest`]. The handler looks its model up in the [`registry`] and submits the request to the
+//! [`inference::InferenceRequest`]. The handler looks its model up in the [`models::registry`] and submits the request to the
 //! model's [`batching::Scheduler`]. An idle instance thread takes it, with others, out of the queue and executes them
 //! in ONNX Runtime ([`runtime`]). The outputs travel back the same way, as views of the memory that ONNX Runtime
 //! wrote.
@@ -18,9 +18,7 @@ pub mod fetch;
 pub mod healthcheck;
 mod hints;
 pub mod inspect;
-pub mod loading;
 pub mod process;
-pub mod reload;
 pub mod server;
 pub mod service_manager;
 pub mod shutdown;
@@ -40,8 +38,8 @@ pub mod net;
 // Codecs.
 pub mod wire;
 
-// Which models there are.
-pub mod registry;
+// One life of a model: found, loaded, published, retired.
+pub mod models;
 
 // Queues and waiting.
 pub mod batching;

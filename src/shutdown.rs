@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
+use crate::models::registry::Registry;
 use crate::net::drain::Drain;
-use crate::registry::Registry;
 use crate::signals::Stop;
 
 /// How the server stops.

@@ -11,9 +11,9 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::container;
-use crate::loading::{self, DEFAULT_RUN_MEMORY, Fixed, sessions};
 use crate::model::repository::{self, ModelSource, RepositoryError};
 use crate::model::sidecar::{SidecarError, TuningSettings};
+use crate::models::loading::{self, DEFAULT_RUN_MEMORY, Fixed, sessions};
 use crate::runtime::LoadError;
 use crate::runtime::library::Library;
 use crate::runtime::provider::{CudaConfig, Device, ExecutionProvider};

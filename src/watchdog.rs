@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use tokio::runtime::Handle;
 
+use crate::models::registry::Registry;
 use crate::process;
-use crate::registry::Registry;
 use crate::runtime::library::Library;
 use crate::service_manager;
 use crate::telemetry::supervision::{self, Restarts};

@@ -23,7 +23,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "shutdown",
             "fetch",
             "healthcheck",
-            "loading",
+            "models",
             "http",
             "net",
             "runtime",
@@ -37,7 +37,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("healthcheck", &["address"]),
     (
         "hints",
-        &["curl", "registry", "telemetry", "address", "text_file"],
+        &["curl", "models", "telemetry", "address", "text_file"],
     ),
     ("curl", &["runtime", "tensor"]),
     (
@@ -45,7 +45,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "container",
             "curl",
-            "loading",
+            "models",
             "runtime",
             "model",
             "telemetry",
@@ -54,7 +54,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     (
         "tune",
-        &["container", "loading", "runtime", "model", "telemetry"],
+        &["container", "models", "runtime", "model", "telemetry"],
     ),
     (
         "server",
@@ -68,11 +68,9 @@ const LAYERS: &[(&str, &[&str])] = &[
             "shutdown",
             "signals",
             "hints",
-            "reload",
-            "loading",
+            "models",
             "http",
             "net",
-            "registry",
             "service",
             "inference",
             "gpu",
@@ -89,39 +87,17 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "testkit",
             "process",
-            "registry",
+            "models",
             "runtime",
             "service_manager",
             "telemetry",
         ],
     ),
-    ("shutdown", &["signals", "net", "registry"]),
+    ("shutdown", &["signals", "net", "models"]),
     ("service_manager", &[]),
     ("signals", &[]),
     ("process", &["runtime"]),
     ("container", &[]),
-    (
-        "reload",
-        &[
-            "testkit",
-            "loading",
-            "registry",
-            "model",
-            "service_manager",
-            "telemetry",
-        ],
-    ),
-    (
-        "loading",
-        &[
-            "registry",
-            "batching",
-            "runtime",
-            "model",
-            "telemetry",
-            "units",
-        ],
-    ),
     (
         "http",
         &[
@@ -129,7 +105,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "net",
             "service",
             "wire",
-            "registry",
+            "models",
             "batching",
             "inference",
             "model",
@@ -142,7 +118,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "service",
         &[
-            "registry",
+            "models",
             "batching",
             "inference",
             "model",
@@ -152,7 +128,18 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("wire", &["inference", "model", "tensor", "units"]),
     ("net", &["testkit", "telemetry", "address", "chance"]),
-    ("registry", &["batching", "runtime", "model", "telemetry"]),
+    (
+        "models",
+        &[
+            "testkit",
+            "batching",
+            "runtime",
+            "model",
+            "service_manager",
+            "telemetry",
+            "units",
+        ],
+    ),
     (
         "batching",
         &[

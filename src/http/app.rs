@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::api_keys::ApiKeys;
 use super::quiet::QuietRoutes;
+use crate::models::registry::Registry;
 use crate::net::drain::Drain;
-use crate::registry::Registry;
 use crate::service::Service;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Tracer;

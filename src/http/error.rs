@@ -8,7 +8,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
 use crate::inference::{Exhausted, InvalidRequest};
-use crate::registry::Fault;
+use crate::models::registry::Fault;
 use crate::service::error::ServeError;
 use crate::telemetry::metrics::Outcome;
 use crate::wire::{DecodeError, EncodeError};

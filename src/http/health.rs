@@ -11,7 +11,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
 use super::app::App;
-use crate::registry::Phase;
+use crate::models::registry::Phase;
 
 #[derive(Serialize)]
 struct Live {
@@ -81,8 +81,8 @@ pub(super) async fn live(State(app): State<Arc<App>>) -> Response {
     let fault = app.registry.fault();
     let body = Live {
         live: fault.is_none(),
-        error: fault.map(crate::registry::Fault::reason),
-        code: fault.map(crate::registry::Fault::code),
+        error: fault.map(crate::models::registry::Fault::reason),
+        code: fault.map(crate::models::registry::Fault::code),
     };
     json(
         if fault.is_none() {

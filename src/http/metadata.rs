@@ -16,7 +16,7 @@ use super::error::ApiError;
 use super::health::json;
 use super::predict::not_utf8;
 use crate::model::{Dim, TensorSpec};
-use crate::registry::ServedModel;
+use crate::models::served::ServedModel;
 
 #[derive(Serialize)]
 struct Metadata<'a> {

@@ -22,7 +22,7 @@ use super::media;
 use super::middleware::Arrival;
 use crate::inference::{InferenceResponse, Reservation};
 use crate::model::ModelMetadata;
-use crate::registry::ServedModel;
+use crate::models::served::ServedModel;
 use crate::service::error::ServeError;
 use crate::service::{Caller, Facts, OutcomeGuard, Prediction, Ticket};
 use crate::telemetry::metrics::Outcome;

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use crate::registry::ServedModel;
+use crate::models::served::ServedModel;
 use crate::telemetry::metrics::Outcome;
 
 /// Counts a prediction when it is dropped: as what it became, or as cancelled when the client left.

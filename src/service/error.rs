@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::batching::ScheduleError;
 use crate::inference::{Exhausted, InvalidRequest};
 use crate::model::operators::Operators;
-use crate::registry::Fault;
+use crate::models::registry::Fault;
 use crate::telemetry::metrics::Outcome;
 
 /// Why a prediction is not answered with what was asked for.

@@ -19,7 +19,8 @@ use error::ServeError;
 
 use crate::batching::ScheduleError;
 use crate::inference::{InferenceRequest, InferenceResponse, MemoryBudget, Reservation, Timings};
-use crate::registry::{Phase, Registry, ServedModel};
+use crate::models::registry::{Phase, Registry};
+use crate::models::served::ServedModel;
 use crate::telemetry::request_ids::RequestIds;
 use crate::tensor::Tensor;
 

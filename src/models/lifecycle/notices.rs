@@ -4,7 +4,7 @@
 
 use crate::model::default::DefaultModel;
 use crate::model::repository::{Found, ModelSource, Skipped, SkippedList};
-use crate::registry::Registry;
+use crate::models::registry::Registry;
 
 /// What the log and `/ready` are told of a repository besides its models: what is skipped, and which model is the default
 /// one.

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::registry::ServedModel;
+use crate::models::served::ServedModel;
 
 /// What loading a model has shown, besides what is served.
 pub struct LoadReport {

@@ -18,11 +18,12 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use crate::loading::{LoadReport, Loader, LoadingError};
 use crate::model::ModelMetadata;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::repository::{Broken, ModelSource};
-use crate::registry::{Phase, Registry, ServedModel};
+use crate::models::loading::{LoadReport, Loader, LoadingError};
+use crate::models::registry::{Phase, Registry};
+use crate::models::served::ServedModel;
 use crate::service_manager;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::supervision;

@@ -19,7 +19,7 @@ use crate::model::ModelMetadata;
 use crate::model::default::{DefaultError, DefaultModel};
 use crate::model::faults::Faults;
 use crate::model::repository::{self, Found, ModelSource, RepositoryError};
-use crate::registry::ServedModel;
+use crate::models::served::ServedModel;
 use crate::runtime::buckets::Buckets;
 use crate::runtime::device_health::DeviceHealth;
 use crate::runtime::library::Library;
