@@ -462,7 +462,7 @@ fn planted_violations_are_reported() {
             "ort is used outside runtime",
         ),
         (
-            "registry.rs",
+            "models/registry.rs",
             "fn f() -> axum::Router { todo }",
             "axum is used outside http",
         ),
