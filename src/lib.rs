@@ -7,7 +7,7 @@
 //! in ONNX Runtime ([`runtime`]). The outputs travel back the same way, as views of the memory that ONNX Runtime
 //! wrote.
 //!
-//! Imports run downwards only, in the order of this page; a test reads them and keeps it so.
+//! Imports run downwards only, in the order of the drawing in ARCHITECTURE.md; a test reads them and keeps it so.
 
 // The process.
 pub mod admin;

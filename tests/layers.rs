@@ -1,4 +1,4 @@
-//! The drawing in `src/lib.rs` stays true: imports run downwards, and each foreign library stays in its layer.
+//! The drawing in ARCHITECTURE.md stays true: imports run downwards, and each foreign library stays in its layer.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,7 +14,7 @@ use std::path::Path;
 
 use imports::circles;
 
-/// What each module of `src/` may import of ours.
+/// What each module of `src/` may import of ours, from above to below: in the order of the drawing in ARCHITECTURE.md.
 const LAYERS: &[(&str, &[&str])] = &[
     (
         "config",
@@ -35,11 +35,6 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("fetch", &["chance", "service_manager", "version"]),
     ("healthcheck", &["address"]),
-    (
-        "hints",
-        &["curl", "models", "telemetry", "address", "text_file"],
-    ),
-    ("curl", &["runtime", "tensor"]),
     (
         "inspect",
         &[
@@ -81,6 +76,11 @@ const LAYERS: &[(&str, &[&str])] = &[
             "version",
         ],
     ),
+    (
+        "hints",
+        &["curl", "models", "telemetry", "address", "text_file"],
+    ),
+    ("curl", &["runtime", "tensor"]),
     ("admin", &["net", "telemetry"]),
     (
         "watchdog",
@@ -94,7 +94,6 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("shutdown", &["signals", "net", "models"]),
-    ("service_manager", &[]),
     ("signals", &[]),
     ("process", &["runtime"]),
     ("container", &[]),
@@ -155,6 +154,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("gpu", &["testkit", "runtime", "telemetry"]),
     ("runtime", &["testkit", "model", "tensor", "text_file"]),
     ("model", &["tensor", "text_file", "units"]),
+    ("service_manager", &[]),
     ("address", &[]),
     ("chance", &[]),
     ("telemetry", &["testkit"]),
@@ -496,4 +496,145 @@ fn planted_violations_are_reported() {
     ] {
         assert_eq!(violations(path, text), Vec::<String>::new(), "{path}");
     }
+}
+
+/// The part of a page under the heading `name`, up to the next one of that rank.
+fn section<'a>(page: &'a str, name: &str) -> &'a str {
+    let heading = format!("\n## {name}\n");
+    let (_, rest) = page.split_once(&heading).unwrap_or_default();
+    rest.split("\n## ").next().unwrap_or_default()
+}
+
+/// The column in which the drawing has its modules.
+const MODULES_COLUMN: usize = 15;
+
+/// How the drawing and the rooms of `page`, which is ARCHITECTURE.md, differ from `table`.
+fn differences(page: &str, table: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    let drawing = section(page, "Layers").split("```").nth(1);
+    let drawn: Vec<String> = drawing
+        .unwrap_or_default()
+        .lines()
+        .skip(1)
+        .map(|line| line.chars().skip(MODULES_COLUMN))
+        .map(|rest| rest.take_while(|c| !c.is_whitespace()).collect::<String>())
+        .filter(|module| !module.is_empty())
+        .collect();
+    if drawn != table {
+        found.push(format!("the drawing has {drawn:?}, the table {table:?}"));
+    }
+    let rooms: Vec<(&str, &str)> = section(page, "Rooms")
+        .lines()
+        .filter_map(|line| line.strip_prefix("- **`")?.split_once("`**"))
+        .collect();
+    let names: Vec<&str> = rooms.iter().map(|(name, _)| *name).collect();
+    if names != table {
+        found.push(format!("the rooms are {names:?}, the table has {table:?}"));
+    }
+    for (name, said) in rooms {
+        if said.matches("**Invariant:** ").count() != 1 {
+            found.push(format!("the room {name} has not one invariant"));
+        }
+    }
+    found
+}
+
+/// What a table of layers lets a module import that does not stand below it.
+fn upward<'a>(table: &[(&'a str, &[&'a str])]) -> Vec<(&'a str, &'a str)> {
+    let mut found = Vec::new();
+    for (index, (name, allowed)) in table.iter().enumerate() {
+        let (_, below) = table.split_at(index + 1);
+        let is_below = |import: &&&str| below.iter().any(|(name, _)| name == *import);
+        found.extend(
+            allowed
+                .iter()
+                .filter(|import| !is_below(import))
+                .map(|import| (*name, *import)),
+        );
+    }
+    found
+}
+
+fn architecture() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md");
+    std::fs::read_to_string(path).unwrap()
+}
+
+fn modules() -> Vec<&'static str> {
+    LAYERS.iter().map(|(name, _)| *name).collect()
+}
+
+#[test]
+fn the_drawing_and_the_rooms_of_the_architecture_are_the_table_of_layers() {
+    assert_eq!(
+        differences(&architecture(), &modules()),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn the_table_of_layers_lets_nobody_import_from_above() {
+    assert_eq!(upward(LAYERS), []);
+    assert_eq!(
+        upward(&[("a", &["b", "c"]), ("b", &["a"]), ("c", &["c"])]),
+        [("b", "a"), ("c", "c")]
+    );
+}
+
+#[test]
+fn planted_differences_between_the_drawing_and_the_table_are_found() {
+    let page = architecture();
+    let line = |module: &str| {
+        let mut lines = section(&page, "Layers").lines();
+        let is_wanted = |line: &&str| {
+            let rest: String = line.chars().skip(MODULES_COLUMN).collect();
+            rest.split(' ').next() == Some(module)
+        };
+        lines.find(is_wanted).unwrap().to_owned()
+    };
+    let (models, batching) = (line("models"), line("batching"));
+    let swapped = page
+        .replace(&models, "HERE")
+        .replace(&batching, &models)
+        .replace("HERE", &batching);
+    let (room, _) = page.split_once("- **`wire`**").unwrap();
+    let (_, after) = page[room.len()..].split_once('\n').unwrap();
+    for (planted, part) in [
+        (swapped, "the drawing has"),
+        (page.replace(&format!("{models}\n"), ""), "the drawing has"),
+        (
+            page.replace("wire              ", "wires             "),
+            "\"wires\"",
+        ),
+        (
+            page.replace(
+                &batching,
+                &format!("{batching}\n               novel             a layer"),
+            ),
+            "\"novel\"",
+        ),
+        (
+            page.replace("\n## Layers\n", "\n## Storeys\n"),
+            "the drawing has []",
+        ),
+        (format!("{room}{after}"), "the rooms are"),
+        (
+            page.replace(
+                "**Invariant:** it knows neither axum",
+                "It knows neither axum",
+            ),
+            "the room net has not one invariant",
+        ),
+    ] {
+        assert_ne!(planted, page, "{part}");
+        let found = differences(&planted, &modules());
+        assert!(
+            found.iter().any(|difference| difference.contains(part)),
+            "{part}: {found:?}"
+        );
+    }
+    // A module that the table knows and the page does not.
+    let mut more = modules();
+    more.insert(3, "novel");
+    assert_eq!(differences(&page, &more).len(), 2);
 }
