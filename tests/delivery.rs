@@ -1659,7 +1659,7 @@ fn a_release_says_what_the_changelog_says_of_its_version() {
         return;
     };
     let changelog = tools.path("CHANGELOG.md");
-    let text = "# Changelog\n\n## Unreleased\n\n- new\n\n## [1.2.30] - 2026-02-01\n\n- thirty\n\n\
+    let text = "# Changelog\n\n## [Unreleased]\n\n- new\n\n## [1.2.30] - 2026-02-01\n\n- thirty\n\n\
                 ## 1.2.3\n\n### Fixed\n\n- three\n\n## 1.2.2\n\n## 1.2.1\n\n- one\n";
     fs::write(&changelog, text).unwrap();
     let notes = |version: &str| {
@@ -1677,6 +1677,26 @@ fn a_release_says_what_the_changelog_says_of_its_version() {
     let steps = steps(&deploy["jobs"]["promote"]);
     assert!(position(&steps, "release-notes.sh") < position(&steps, "name-image.sh"));
     assert!(text_of_job("deploy", "release").contains("release-notes.sh"));
+}
+
+#[test]
+fn the_changelog_has_what_comes_on_top_and_this_version_below() {
+    let changelog = read("CHANGELOG.md");
+    let mut headings = changelog
+        .lines()
+        .filter_map(|line| line.strip_prefix("## "));
+    assert_eq!(headings.next(), Some("[Unreleased]"));
+    let newest = headings.next().unwrap();
+    let version = format!("[{}] - ", env!("CARGO_PKG_VERSION"));
+    let date = newest.strip_prefix(&version);
+    let date = date.unwrap_or_else(|| panic!("the newest release is {newest}, not {version}"));
+    let numbers: Vec<&str> = date.split('-').collect();
+    let digits: Vec<usize> = numbers.iter().map(|number| number.len()).collect();
+    assert_eq!(digits, [4, 2, 2], "{date}");
+    assert!(
+        date.bytes().all(|b| b.is_ascii_digit() || b == b'-'),
+        "{date}"
+    );
 }
 
 /// All scripts of a job.
