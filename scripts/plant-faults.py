@@ -2079,8 +2079,8 @@ FAULTS = [
     ),
     # Documents.
     Fault(
-        "README: a default that is not the program's",
-        "README.md",
+        "settings: a default that is not the program's",
+        "docs/settings.md",
         "| `DRAIN_TIMEOUT` | `8s` |",
         "| `DRAIN_TIMEOUT` | `9s` |",
         DOCS,
@@ -2088,8 +2088,8 @@ FAULTS = [
         "drain-timeout",
     ),
     Fault(
-        "README: a metric that does not exist",
-        "README.md",
+        "metrics: a metric that does not exist",
+        "docs/metrics.md",
         "| `ml_queue_rows` |",
         "| `ml_queue_row` |",
         DOCS,

@@ -415,7 +415,7 @@ fn the_oldest_kubernetes_is_one_number_that_has_what_the_manifests_use() {
     assert!(minor >= 30, "{oldest} ignores the preStop hook");
     let mut named = 0;
     for document in [
-        "README.md",
+        "docs/helm.md",
         "docs/kubernetes.md",
         "k8s/base/deployment.yaml",
     ] {

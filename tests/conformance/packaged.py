@@ -22,7 +22,7 @@ from tensors import FLOATS
 
 import models
 
-# Of an FP32 output's largest value (README, "Independent rows").
+# Of an FP32 output's largest value (docs/batching.md, "Independent rows").
 TOLERANCE = 1e-3
 CLIENTS = 8
 ROUNDS = 5

@@ -1,4 +1,4 @@
-"""The protocol's forms as this client writes and reads them, from README and not from the server's sources."""
+"""The protocol's forms as this client writes and reads them, from docs/api.md and not from the server's sources."""
 
 import json
 
