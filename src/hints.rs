@@ -42,7 +42,11 @@ pub(crate) fn at_ready(address: SocketAddr, path: &Path, registry: &Registry, ne
         hint("API_KEY=...   # a key of --api-key-file (API_KEY_FILE), for the following commands");
     }
     let models = registry.models();
-    for model in models.values().take(MODELS) {
+    for model in models
+        .names()
+        .filter_map(|name| models.get(name))
+        .take(MODELS)
+    {
         let name = &model.metadata.name;
         let described = curl::url(&url, &format!("/v2/models/{name}"));
         hint(&format!("curl {described}{key}"));

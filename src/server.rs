@@ -3,15 +3,12 @@
 //! Invariant: the port is bound before anything slow begins, so `/health` answers from the first moment and `/ready`
 //! says why not yet.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
 
 use crate::address::Host;
 use crate::admin::Admin;
@@ -20,13 +17,9 @@ use crate::gpu;
 use crate::hints;
 use crate::http::{self, App, HttpConfig};
 use crate::inference::MemoryBudget;
-use crate::model::default::DefaultModel;
-use crate::model::faults;
-use crate::model::repository::Found;
-use crate::models::lifecycle::{Files, Notices, ReloadConfig, Reloader};
+use crate::models::lifecycle::{FirstLook, Lifecycle, LifecycleConfig};
 use crate::models::loading::{Loader, LoadingError, ModelsConfig};
 use crate::models::registry::Registry;
-use crate::models::served::ServedModel;
 use crate::net::accept;
 use crate::net::config::{ListenerConfig, Port};
 use crate::net::drain::Drain;
@@ -40,7 +33,6 @@ use crate::shutdown::{self, DrainConfig};
 use crate::signals::{Signals, Stop};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::panics;
-use crate::telemetry::supervision;
 use crate::telemetry::traces::{Tracer, TracesConfig};
 use crate::watchdog::Watchdog;
 
@@ -217,12 +209,16 @@ pub async fn run(
 
     let runtime = tokio::runtime::Handle::current();
     let watchdog = Watchdog::start(Arc::clone(&registry), &runtime).map_err(no_thread)?;
-    let (stop, reloader) = tokio::select! {
+    let (lifecycle, first_look) =
+        start_models(&config, run_memory, &registry, &metrics, &device).map_err(no_thread)?;
+    let (stop, lifecycle) = tokio::select! {
+        // Whoever stops waiting leaves the thread to the end of the process.
         stop = signals.stop.next() => (stop, None),
         _ = &mut serving => return Err(StartError::NotAccepting),
-        loaded = load_models(&config, run_memory, &metrics, &device) => {
-            let reloader = publish(loaded?, &config, &registry, metrics)?;
-            tracing::info!(seconds = started.elapsed().as_secs_f64(), "ready");
+        ended = first_look => {
+            // Without a result it has panicked.
+            ended.map_err(|_| StartError::Panicked)??;
+            tell_ready(&config, &registry, started);
             service_manager::ready();
             if let Some(address) = address.filter(|_| hints::are_shown()) {
                 let (path, registry) = (config.models.path.clone(), Arc::clone(&registry));
@@ -236,10 +232,10 @@ pub async fn run(
                 tokio::select! {
                     stop = signals.stop.next() => break stop,
                     _ = &mut serving => return Err(StartError::NotAccepting),
-                    () = signals.reload.next() => reloader.reload(),
+                    () = signals.reload.next() => lifecycle.reload(),
                 }
             };
-            (stop, Some(reloader))
+            (stop, Some(lifecycle))
         }
     };
     service_manager::stopping();
@@ -248,9 +244,9 @@ pub async fn run(
     let hurry = async { while signals.stop.next().await != Stop::Interrupt {} };
     shutdown::drain(&registry, &drain, serving, config.drain, stop, hurry).await;
     tokio::task::block_in_place(|| drop(watchdog));
-    if let Some(reloader) = reloader {
+    if let Some(lifecycle) = lifecycle {
         // ONNX Runtime must not be cut off while it loads something.
-        let has_ended = tokio::task::block_in_place(|| reloader.join(end));
+        let has_ended = tokio::task::block_in_place(|| lifecycle.join(end));
         if !has_ended {
             std::mem::forget(LoadInProgress::begin());
         }
@@ -292,93 +288,32 @@ fn with_room<L>(
     (fitting, admin)
 }
 
-/// What was loaded before the server is ready.
-struct Loaded {
-    loader: Loader,
-    models: Vec<ServedModel>,
-    /// Which model answers requests that name none.
-    default: DefaultModel,
-    /// The models on the disk, and what lies beside them.
-    found: Found,
-    /// The files of each model, as they were before it was loaded.
-    files: BTreeMap<String, Files>,
-}
-
-/// Loads every model, on a thread of its own. Whoever stops waiting leaves that thread to the end of the process.
-async fn load_models(
+/// Starts what loads the models and lets them go.
+fn start_models(
     config: &Config,
     run_memory: RunMemory,
+    registry: &Arc<Registry>,
     metrics: &Arc<Metrics>,
     device: &Arc<DeviceHealth>,
-) -> Result<Loaded, StartError> {
-    let (models, metrics) = (config.models.clone(), Arc::clone(metrics));
-    let device = Arc::clone(device);
-    let timeout = config.http.request_timeout;
+) -> std::io::Result<(Lifecycle, FirstLook)> {
+    let (models, timeout) = (config.models.clone(), config.http.request_timeout);
     let runtime = tokio::runtime::Handle::current();
-    let load = move || -> Result<Loaded, LoadingError> {
-        #[cfg(feature = "testkit")]
-        crate::testkit::panic_at("start");
-        let loader = Loader::new(models, run_memory, timeout, metrics, device, runtime)?;
-        let (mut found, emptiness) = loader.look()?;
-        if let Some(error) = emptiness {
-            return Err(error.into());
-        }
-        let broken = found.broken.drain(..);
-        let mut faults: Vec<LoadingError> = broken.map(|broken| broken.fault.into()).collect();
-        let (mut models, mut files) = (Vec::new(), BTreeMap::new());
-        for source in &found.sources {
-            let own = Files::of(source);
-            // Once one is broken, the others are only looked at, so that all that are broken are named.
-            let attempt = if faults.is_empty() {
-                loader.load(source).map(Some)
-            } else {
-                loader.try_open(source).map(|()| None)
-            };
-            match attempt {
-                Ok(served) => models.extend(served.map(|(model, report)| {
-                    report.log(&model);
-                    model
-                })),
-                Err(error) => faults.push(error),
-            }
-            files.insert(source.name.clone(), own);
-        }
-        faults::refuse(faults, LoadingError::Several)?;
-        let default = loader.default_of(&found.sources)?;
-        Ok(Loaded {
-            loader,
-            models,
-            default,
-            found,
-            files,
-        })
+    let loader = {
+        let (metrics, device) = (Arc::clone(metrics), Arc::clone(device));
+        move || Loader::new(models, run_memory, timeout, metrics, device, runtime)
     };
-    let (send, loaded) = oneshot::channel();
-    let thread = thread::Builder::new().name("load".to_owned());
-    let in_progress = LoadInProgress::begin();
-    let spawned = thread.spawn(move || {
-        if let Some(loaded) = supervision::guard(load) {
-            // Nobody waits any more when a signal came first.
-            let _ = send.send(loaded);
-        }
-        drop(in_progress);
-    });
-    spawned.map_err(no_thread)?;
-    // Without a result it has panicked.
-    Ok(loaded.await.map_err(|_| StartError::Panicked)??)
+    let lifecycle = LifecycleConfig {
+        registry: Arc::clone(registry),
+        metrics: Arc::clone(metrics),
+        watch: config.watch_model,
+        // From a request's head to its body, and from there to its answer.
+        grace: config.http.body_timeout + config.http.request_timeout,
+    };
+    Lifecycle::start(lifecycle, loader, LoadInProgress::begin())
 }
 
-/// Serves what was loaded, from now on also anew.
-fn publish(
-    loaded: Loaded,
-    config: &Config,
-    registry: &Arc<Registry>,
-    metrics: Arc<Metrics>,
-) -> Result<Reloader, StartError> {
-    for model in loaded.models {
-        metrics.set_model_info(Some(&model.info), None);
-        registry.publish(&Arc::new(model));
-    }
+/// Tells that the models serve, or those of them that can.
+fn tell_ready(config: &Config, registry: &Registry, started: Instant) {
     if let Some(name) = &config.expected_model
         && registry.get(name).is_none()
     {
@@ -387,17 +322,15 @@ fn publish(
             "AIP_PREDICT_ROUTE names a model that is not served, so that its predictions get 404; set it to the route of a model, or to another path"
         );
     }
-    let notices = Notices::at_start(registry, loaded.default, &loaded.found);
-    registry.become_ready();
-    let reload = ReloadConfig {
-        loader: loaded.loader,
-        registry: Arc::clone(registry),
-        metrics,
-        watch: config.watch_model,
-        // From a request's head to its body, and from there to its answer.
-        grace: config.http.body_timeout + config.http.request_timeout,
-    };
-    Reloader::start(reload, loaded.files, notices).map_err(no_thread)
+    let seconds = started.elapsed().as_secs_f64();
+    if registry.is_incomplete() {
+        tracing::warn!(
+            seconds,
+            "not ready, because models that are required cannot be served; the others answer, and this ends when those are mended or removed, or their sidecars say 'required = false'"
+        );
+    } else {
+        tracing::info!(seconds, "ready");
+    }
 }
 
 fn no_listener(source: std::io::Error) -> StartError {

@@ -66,10 +66,10 @@ pub(crate) async fn drain(
     };
     let mut joined = true;
     let models = registry.models();
-    for model in models.values() {
+    for model in models.all() {
         model.scheduler.close();
     }
-    for model in models.values() {
+    for model in models.all() {
         joined &= model.scheduler.join(deadline);
     }
     let seconds = started.elapsed().as_secs_f64();

@@ -334,7 +334,7 @@ fn work_in_the_background_goes_on_after_a_panic_which_is_logged_and_counted() {
     ]);
     for (place, thread) in [
         ("watchdog", "watchdog"),
-        ("reload", "reload"),
+        ("reload", "models"),
         ("exporter", "OpenTelemetry.Traces.BatchProcessor"),
         ("log", "log"),
     ] {
@@ -356,7 +356,7 @@ fn work_in_the_background_goes_on_after_a_panic_which_is_logged_and_counted() {
             (&json!("ERROR"), &json!(thread))
         );
     }
-    for work in ["watchdog", "reload"] {
+    for work in ["watchdog", "models"] {
         let told = |line: &Value| {
             line["work"] == work
                 && line["message"]

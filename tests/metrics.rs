@@ -80,11 +80,29 @@ const PRESCRIBED: [f64; 10] = [
     f64::INFINITY,
 ];
 
+/// The bundled model, and one that is broken, without which the server is ready all the same.
+fn one_of_two_is_broken() -> tempfile::TempDir {
+    let models = tempfile::tempdir().unwrap();
+    for (model, place) in [
+        (support::repository("models/best.onnx"), "digits/1"),
+        (support::fixture("not_onnx").into(), "broken/1"),
+    ] {
+        let folder = models.path().join(place);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::copy(model, folder.join("model.onnx")).unwrap();
+    }
+    let sidecar = models.path().join("broken/model.toml");
+    std::fs::write(sidecar, "required = false").unwrap();
+    models
+}
+
 #[test]
 fn prescribed_families_have_their_names_labels_and_bucket_edges() {
-    // A family without series is not exposed, so there have to be GPUs, which here are fakes.
+    // A family without series is not exposed, so there have to be GPUs, which here are fakes, and a model that is broken.
     let gpus = FakeNvml::new(&FakeNvml::two_gpus());
-    let server = gpus.serve(&["--device", "cpu"]);
+    let models = one_of_two_is_broken();
+    let path = models.path().to_str().unwrap();
+    let server = gpus.serve(&["--device", "cpu", "--model", path]);
     let deadline = Instant::now() + PATIENCE;
     while !server.get("/metrics").text().contains("ml_gpu_power_watts") {
         assert!(Instant::now() < deadline);
@@ -317,11 +335,11 @@ fn counters_equal_the_clients_own_count_after_20_000_mixed_requests() {
         count.received
     );
     assert_eq!(
-        value("ml_executed_batch_size_sum{model_name=\"recip\"}"),
+        value("ml_executed_batch_size_sum{model_name=\"recip\",version=\"1\"}"),
         count.executed_rows
     );
     assert_eq!(
-        value("ml_queue_duration_seconds_count{model_name=\"recip\"}"),
+        value("ml_queue_duration_seconds_count{model_name=\"recip\",version=\"1\"}"),
         count.received
     );
     assert_eq!(
@@ -329,7 +347,10 @@ fn counters_equal_the_clients_own_count_after_20_000_mixed_requests() {
         count.by_status["success"]
     );
     assert_eq!(value("ml_requests_in_flight{model_name=\"recip\"}"), 0);
-    assert_eq!(value("ml_queue_rows{model_name=\"recip\"}"), 0);
+    assert_eq!(
+        value("ml_queue_rows{model_name=\"recip\",version=\"1\"}"),
+        0
+    );
     assert_eq!(value("panics_total"), 0);
 }
 

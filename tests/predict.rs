@@ -195,8 +195,9 @@ fn batches_are_bounded_by_the_maximum() {
     });
     let text = server.get("/metrics").text();
     let bucket = |edge: &str| {
-        let prefix =
-            format!("ml_executed_batch_size_bucket{{model_name=\"addone\",le=\"{edge}\"}} ");
+        let prefix = format!(
+            "ml_executed_batch_size_bucket{{model_name=\"addone\",version=\"1\",le=\"{edge}\"}} "
+        );
         text.lines()
             .find_map(|line| line.strip_prefix(prefix.as_str()))
             .unwrap()

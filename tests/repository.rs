@@ -52,6 +52,13 @@ impl Repository {
         Server::start(&all)
     }
 
+    /// A server that may never become ready.
+    fn spawn(&self, flags: &[&str]) -> Server {
+        let mut all = vec!["--model", self.0.path().to_str().unwrap()];
+        all.extend(flags);
+        Server::spawn(&all, &[])
+    }
+
     /// The one line that a start with `flags` fails with, and the exit code.
     fn refused(&self, flags: &[&str]) -> (String, i32) {
         let output = program()
@@ -228,12 +235,14 @@ fn of_several_models_the_flag_or_a_sidecar_names_the_default_one() {
     assert_eq!(predict(&server).1["model_name"], "first");
     drop(server);
 
-    let (text, exit_code) = repository.refused(&[]);
-    assert_eq!(exit_code, 1);
-    assert!(
-        text.contains("first, second all say 'default = true'"),
-        "{text}"
-    );
+    // It keeps no model from being served at the start either, but none is the default one then.
+    let server = repository.serve(&[]);
+    let told = |line: &Value| is_about(line, "first, second all say 'default = true'");
+    assert!(server.log.wait_for(told).is_some());
+    assert_eq!(predict(&server).0, 404);
+    assert_eq!(answer_of(&server, "first"), Some(2.0));
+    drop(server);
+
     let (text, exit_code) = repository.refused(&["--default-model", "third"]);
     assert_eq!(exit_code, 2);
     for part in [
@@ -246,10 +255,95 @@ fn of_several_models_the_flag_or_a_sidecar_names_the_default_one() {
 }
 
 #[test]
-fn all_models_that_are_broken_are_named_at_once() {
+fn a_broken_model_keeps_no_other_from_being_served_at_the_start_and_is_named_everywhere() {
     let repository = Repository::with(&[
         ("not_onnx", "a/1/model.onnx"),
         ("addone", "b/1/model.onnx"),
+        ("addten", "c/3/model.onnx"),
+        ("addone", "d/7/model.onnx"),
+        ("addone", "e/1/model.onnx"),
+    ]);
+    repository.write("d/7/model.toml", "nmae = 1");
+    let server = repository.spawn(&[]);
+    let begun = server.log.wait_for(|line| is_about(line, "not ready"));
+    assert_eq!(begun.unwrap()["level"], "WARN");
+    let answers = |server: &Server| ["a", "b", "c", "d", "e"].map(|name| answer_of(server, name));
+    let failed = |server: &Server, name, version| {
+        let labels = [("model_name", name), ("version", version)];
+        server.metric("ml_model_load_failed", &labels)
+    };
+    // The same after every look.
+    for look in 1..4 {
+        assert_eq!(
+            answers(&server),
+            [None, Some(2.0), Some(11.0), None, Some(2.0)]
+        );
+        let ready = server.get("/ready");
+        assert_eq!(
+            (ready.status, &ready.json()["code"]),
+            (503, &"not_ready".into())
+        );
+        let models = ready.json()["models"].clone();
+        let names = models
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|model| &model["name"]);
+        assert_eq!(names.collect::<Vec<_>>(), ["b", "c", "e"]);
+        for (name, version, public, reason) in [
+            ("a", "1", "could not be loaded", "a/1/model.onnx"),
+            ("d", "7", "its sidecar is not valid", "d/7/model.toml"),
+        ] {
+            let said = reason_for(&server, name).unwrap();
+            assert!(said.contains(public), "{said}");
+            let is_told = |line: &Value| {
+                let told = line["reason"].as_str().unwrap_or_default();
+                line["model"] == name && line["version"] == version && told.contains(reason)
+            };
+            support::until("it is told once more", || count(&server, is_told) >= look);
+            assert_eq!(count(&server, is_told), look, "{name}");
+            assert_eq!(failed(&server, name, version), Some(1.0));
+        }
+        assert_eq!(server.metric("ml_ready", &[]), Some(0.0));
+        assert_eq!(server.metric("ml_model_reload_blocked", &[]), Some(1.0));
+        // Nobody knows whether another one says that it is the default one.
+        assert_eq!(predict(&server).0, 404);
+        assert_eq!(server.get("/health").status, 200);
+        if look < 3 {
+            reload(&server);
+        }
+    }
+
+    // Whoever is not required keeps the server from nothing, and what is mended is served.
+    fs::remove_dir_all(repository.path("a")).unwrap();
+    repository.write("d/7/model.toml", "");
+    reload(&server);
+    let ready = |line: &Value| is_about(line, "ready, as every model");
+    assert!(server.log.wait_for(ready).is_some());
+    assert_eq!(server.get("/ready").status, 200);
+    assert_eq!(failed(&server, "a", "1"), None);
+    assert_eq!(failed(&server, "d", "7"), None);
+    assert_eq!(answer_of(&server, "d"), Some(2.0));
+    // What breaks later takes nothing from anybody.
+    repository.put("not_onnx", "d/8/model.onnx");
+    reload(&server);
+    support::until("it is refused", || failed(&server, "d", "8") == Some(1.0));
+    assert_eq!(server.get("/ready").status, 200);
+    assert_eq!(answer_of(&server, "d"), Some(2.0));
+    drop(server);
+
+    // Its own sidecar, or that of all its versions, says that it is not required.
+    repository.write("d/model.toml", "required = false");
+    let server = repository.serve(&[]);
+    assert_eq!(server.get("/ready").status, 200);
+    assert!(reason_for(&server, "d").is_some());
+    assert_eq!(answer_of(&server, "d"), None);
+}
+
+#[test]
+fn where_nothing_at_all_can_be_served_the_start_fails_and_names_all() {
+    let repository = Repository::with(&[
+        ("not_onnx", "a/1/model.onnx"),
         ("truncated", "c/1/model.onnx"),
         ("addone", "d/1/model.onnx"),
     ]);
@@ -264,7 +358,6 @@ fn all_models_that_are_broken_are_named_at_once() {
     ] {
         assert!(text.contains(part), "{text}");
     }
-    assert!(!text.contains("b/1/model.onnx"), "{text}");
 }
 
 #[test]

@@ -327,12 +327,6 @@ impl Scheduler {
             .set(self.predicted_wait().as_secs_f64() / timeout.max(f64::MIN_POSITIVE));
     }
 
-    /// Sets the gauges to what they are without any request, for a model that is no longer served.
-    pub fn clear_gauges(&self) {
-        self.shared.metrics.queue_rows.set(0);
-        self.shared.metrics.saturation.set(0.0);
-    }
-
     /// Interrupts runs that nobody waits for, and says how the worst instance is.
     #[must_use]
     pub fn check(&self, now: Instant) -> InstanceHealth {

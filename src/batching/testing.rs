@@ -24,7 +24,7 @@ pub(crate) type Answer = oneshot::Receiver<Result<InferenceResponse, ScheduleErr
 
 /// Metrics that nobody scrapes.
 pub(crate) fn metrics() -> BatchingMetrics {
-    Metrics::new().unwrap().batching("fake")
+    Metrics::new().unwrap().batching("fake", "1")
 }
 
 /// A request with `values`, one to a row.

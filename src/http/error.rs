@@ -172,9 +172,10 @@ impl ApiError {
 /// The status and code of each cause that the service knows.
 fn row_of(error: &ServeError) -> (StatusCode, &'static str) {
     match error {
-        ServeError::UnknownModel | ServeError::DefaultModelGone | ServeError::NoDefaultModel => {
-            (StatusCode::NOT_FOUND, "not_found")
-        }
+        ServeError::UnknownModel
+        | ServeError::UnknownVersion
+        | ServeError::DefaultModelGone
+        | ServeError::NoDefaultModel => (StatusCode::NOT_FOUND, "not_found"),
         ServeError::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid_request"),
         ServeError::AnswerTooLarge | ServeError::ValuesTooLarge | ServeError::Refused { .. } => {
             (StatusCode::UNPROCESSABLE_ENTITY, "unprocessable")
@@ -198,6 +199,9 @@ fn message_of(error: &ServeError) -> String {
     let text = match error {
         ServeError::Invalid(message) => message,
         ServeError::UnknownModel => "no such model; GET /ready lists the models",
+        ServeError::UnknownVersion => {
+            "no such version of this model is served; GET /ready lists the versions"
+        }
         ServeError::DefaultModelGone => {
             "the default model is not served now; call one as /v1/models/{model}:predict (GET /ready lists them)"
         }

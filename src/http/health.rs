@@ -94,16 +94,22 @@ pub(super) async fn live(State(app): State<Arc<App>>) -> Response {
     )
 }
 
-/// `GET /ready`: 200 with what is served, 503 with the reason why nothing is.
+/// `GET /ready`: 200 with what is served, 503 with the reason why nothing is, or not all that is required.
 pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
     let (error, code) = match (app.registry.phase(), app.registry.fault()) {
         (Phase::Draining, _) => (Some("the server is draining"), Some("draining")),
         (_, Some(fault)) => (Some(fault.reason()), Some(fault.code())),
         (Phase::Starting, None) => (Some("the models are being loaded"), Some("not_ready")),
+        (Phase::Ready, None) if app.registry.is_incomplete() => (
+            Some(
+                "a model that is required cannot be served, and 'skipped' says which; the others answer",
+            ),
+            Some("not_ready"),
+        ),
         (Phase::Ready, None) => (None, None),
     };
     let models = app.registry.models();
-    let models = models.values().map(|model| ReadyModel {
+    let models = models.all().map(|model| ReadyModel {
         name: &model.metadata.name,
         version: &model.metadata.version,
         device: &model.device,

@@ -1,4 +1,4 @@
-//! `GET /v2/models/{model}`: what a model is, as the Open Inference Protocol says it.
+//! `GET /v2/models/{model}`, also `/versions/{version}`: what a model is, as the Open Inference Protocol says it.
 //!
 //! Invariant: what stands here is what requests are held against.
 
@@ -21,7 +21,8 @@ use crate::models::served::ServedModel;
 #[derive(Serialize)]
 struct Metadata<'a> {
     name: &'a str,
-    versions: [&'a str; 1],
+    /// Those that are served.
+    versions: Vec<&'a str>,
     platform: &'static str,
     inputs: Vec<TensorMetadata<'a>>,
     outputs: Vec<TensorMetadata<'a>>,
@@ -54,7 +55,7 @@ impl<'a> TensorMetadata<'a> {
     }
 }
 
-/// The metadata of the model, or 404.
+/// The metadata of the model's highest version, or 404.
 pub(super) async fn metadata(
     State(app): State<Arc<App>>,
     name: Result<Path<String>, PathRejection>,
@@ -62,13 +63,32 @@ pub(super) async fn metadata(
     let Ok(Path(name)) = name else {
         return not_utf8().into_response();
     };
-    match app.service.resolve(Some(&name)).map_err(ApiError::from) {
-        Ok(model) => json(StatusCode::OK, &describe(&model)),
-        Err(error) => error.into_response(),
+    answer(&app, &name, None)
+}
+
+/// The metadata of one version of the model, or 404.
+pub(super) async fn version_metadata(
+    State(app): State<Arc<App>>,
+    path: Result<Path<(String, String)>, PathRejection>,
+) -> Response {
+    let Ok(Path((name, version))) = path else {
+        return not_utf8().into_response();
+    };
+    answer(&app, &name, Some(&version))
+}
+
+fn answer(app: &App, name: &str, version: Option<&str>) -> Response {
+    match app.service.resolve(Some(name), version) {
+        Ok(model) => {
+            let models = app.registry.models();
+            let versions = models.versions(name).collect();
+            json(StatusCode::OK, &describe(&model, versions))
+        }
+        Err(error) => ApiError::from(error).into_response(),
     }
 }
 
-fn describe(model: &ServedModel) -> Metadata<'_> {
+fn describe<'a>(model: &'a ServedModel, versions: Vec<&'a str>) -> Metadata<'a> {
     let metadata = &model.metadata;
     let mut properties = BTreeMap::from([
         ("device", model.device.clone()),
@@ -106,7 +126,7 @@ fn describe(model: &ServedModel) -> Metadata<'_> {
     }
     Metadata {
         name: &metadata.name,
-        versions: [&metadata.version],
+        versions,
         platform: "onnxruntime_onnx",
         inputs: metadata.inputs.iter().map(TensorMetadata::of).collect(),
         outputs: metadata.outputs.iter().map(TensorMetadata::of).collect(),

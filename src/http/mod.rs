@@ -70,7 +70,7 @@ impl Purpose {
 }
 
 /// The fixed routes. No route changes the server.
-fn routes() -> [(&'static str, Purpose, MethodRouter<Arc<App>>); 8] {
+fn routes() -> [(&'static str, Purpose, MethodRouter<Arc<App>>); 10] {
     [
         ("/predict", Purpose::Predict, post(predict::predict)),
         ("/invocations", Purpose::Predict, post(predict::predict)),
@@ -80,9 +80,19 @@ fn routes() -> [(&'static str, Purpose, MethodRouter<Arc<App>>); 8] {
             post(predict::predict_named),
         ),
         (
+            "/v1/models/{model}/versions/{call}",
+            Purpose::PredictNamed,
+            post(predict::predict_version),
+        ),
+        (
             "/v2/models/{model}",
             Purpose::Metadata,
             get(metadata::metadata),
+        ),
+        (
+            "/v2/models/{model}/versions/{version}",
+            Purpose::Metadata,
+            get(metadata::version_metadata),
         ),
         ("/health", Purpose::Live, get(health::live)),
         ("/ready", Purpose::Ready, get(health::ready)),
@@ -110,13 +120,19 @@ pub fn purpose(path: &str) -> Option<(String, Purpose)> {
     let (pattern, purpose, _) = routes.find(|(pattern, purpose, _)| {
         answers(pattern) && (*purpose != Purpose::PredictNamed || path.ends_with(":predict"))
     })?;
-    Some((pattern.replace("{call}", "{model}:predict"), purpose))
+    let call = if pattern.contains("{model}") {
+        "{version}:predict"
+    } else {
+        "{model}:predict"
+    };
+    Some((pattern.replace("{call}", call), purpose))
 }
 
 /// The model that `path` names, if it is the route of one model's predictions.
 #[must_use]
 pub fn model_of(path: &str) -> Option<&str> {
-    path.strip_prefix("/v1/models/")?.strip_suffix(":predict")
+    let call = path.strip_prefix("/v1/models/")?.strip_suffix(":predict")?;
+    Some(call.split_once("/versions/").map_or(call, |(name, _)| name))
 }
 
 /// What the main port serves: every route.

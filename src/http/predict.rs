@@ -57,7 +57,7 @@ const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// `POST /predict`, `/invocations` and Vertex AI's route: the default model.
 pub(super) async fn predict(State(app): State<Arc<App>>, request: Request) -> Response {
-    answer(&app, None, request).await
+    answer(&app, None, None, request).await
 }
 
 /// `POST /v1/models/{model}:predict`.
@@ -75,7 +75,26 @@ pub(super) async fn predict_named(
         )
         .into_response();
     };
-    answer(&app, Some(name), request).await
+    answer(&app, Some(name), None, request).await
+}
+
+/// `POST /v1/models/{model}/versions/{version}:predict`.
+pub(super) async fn predict_version(
+    State(app): State<Arc<App>>,
+    call: Result<Path<(String, String)>, PathRejection>,
+    request: Request,
+) -> Response {
+    let Ok(Path((name, call))) = call else {
+        return not_utf8().into_response();
+    };
+    let Some(version) = call.strip_suffix(":predict") else {
+        return ApiError::NotFound(
+            "no such route; a version of a model is called as /v1/models/{model}/versions/{version}:predict"
+                .to_owned(),
+        )
+        .into_response();
+    };
+    answer(&app, Some(&name), Some(version), request).await
 }
 
 /// A model that is named by bytes which are no UTF-8, such as `%ff`.
@@ -86,9 +105,15 @@ pub(super) fn not_utf8() -> ApiError {
     )
 }
 
-/// Answers a prediction with the model called `name`, or the default one, and has it counted.
-async fn answer(app: &App, name: Option<&str>, request: Request) -> Response {
-    let model = match app.service.resolve(name) {
+/// Answers a prediction with this version of the model called `name`, or with the highest, or with the default model, and
+/// has it counted.
+async fn answer(
+    app: &App,
+    name: Option<&str>,
+    version: Option<&str>,
+    request: Request,
+) -> Response {
+    let model = match app.service.resolve(name, version) {
         Ok(model) => model,
         Err(error) => return ApiError::from(error).into_response(),
     };

@@ -4,6 +4,8 @@
 //! says another, or the only model gets another name and keeps its signature. Neither a model that appears nor one that
 //! goes away sends them elsewhere.
 
+use std::collections::BTreeSet;
+
 use thiserror::Error;
 
 use super::repository::ModelSource;
@@ -78,26 +80,28 @@ pub struct DefaultModel {
 }
 
 impl DefaultModel {
-    /// The default one of `sources`, as a server begins with them; `flag` names it.
+    /// What a server begins with: the model that `flag` names, if it does.
+    #[must_use]
+    pub fn at_start(flag: Option<&str>) -> Self {
+        Self {
+            flag: flag.map(str::to_owned),
+            current: flag.map(str::to_owned),
+            told: None,
+        }
+    }
+
+    /// Refuses a flag that names none of `sources`.
     ///
     /// # Errors
-    /// When the flag or the sidecars name none that can be it.
-    pub fn at_start(flag: Option<&str>, sources: &[ModelSource]) -> Result<Self, DefaultError> {
-        if let Some(name) = flag.filter(|name| !sources.iter().any(|source| source.name == *name)) {
-            return Err(DefaultError::Unknown {
+    /// With the names that there are.
+    pub fn check(flag: Option<&str>, sources: &[ModelSource]) -> Result<(), DefaultError> {
+        match flag.filter(|name| !sources.iter().any(|source| source.name == *name)) {
+            None => Ok(()),
+            Some(name) => Err(DefaultError::Unknown {
                 name: name.to_owned(),
-                known: list(sources.iter()),
-            });
+                known: list(sources),
+            }),
         }
-        let mut default = Self {
-            flag: flag.map(str::to_owned),
-            ..Self::default()
-        };
-        default.current = match default.said(sources)? {
-            Some(name) => Some(name),
-            None => only(sources),
-        };
-        Ok(default)
     }
 
     /// The name, whether a model that is served has it or not.
@@ -119,14 +123,21 @@ impl DefaultModel {
         }
     }
 
-    /// Looks again: `sources` are there, and those for which `is_served` holds are served.
-    pub fn update(&mut self, sources: &[ModelSource], is_served: impl Fn(&str) -> bool) {
+    /// Looks: `sources` are there, and those for which `is_served` holds are served. The only one is the default one unless
+    /// something else lies there that is `broken`: its sidecar may say that it is meant. A contradiction among sidecars
+    /// changes nothing, and [`Self::notice`] tells it.
+    pub fn update(
+        &mut self,
+        sources: &[ModelSource],
+        broken: bool,
+        is_served: impl Fn(&str) -> bool,
+    ) {
         let Ok(said) = self.said(sources) else {
             return;
         };
-        if let Some(name) = said.filter(|name| is_served(name)) {
+        if let Some(name) = said.filter(|name| is_served(name) || self.current.is_none()) {
             self.current = Some(name);
-        } else if self.current.is_none() {
+        } else if self.current.is_none() && !broken {
             self.current = only(sources);
         }
     }
@@ -138,11 +149,9 @@ impl DefaultModel {
         sources: &[ModelSource],
         is_served: impl Fn(&str) -> bool,
     ) -> Option<Notice> {
-        let several = sources
-            .iter()
-            .filter(|source| is_served(&source.name))
-            .count()
-            > 1;
+        let mut names = names(sources);
+        names.retain(|name| is_served(name));
+        let several = names.len() > 1;
         let notice = match (self.said(sources), &self.current) {
             (Err(error), _) => Some(Notice::Contradiction(error)),
             (Ok(_), Some(name)) if !is_served(name) => Some(Notice::Gone(name.clone())),
@@ -160,25 +169,34 @@ impl DefaultModel {
         if self.flag.is_some() {
             return Ok(self.flag.clone());
         }
-        let claims = || sources.iter().filter(|source| source.sidecar.default);
-        if claims().count() > 1 {
-            let names = list(claims());
-            return Err(DefaultError::Several { names });
+        let claims = sources.iter().filter(|source| source.sidecar.default);
+        let claims: Vec<ModelSource> = claims.cloned().collect();
+        match names(&claims).as_slice() {
+            [] => Ok(None),
+            [name] => Ok(Some((*name).to_owned())),
+            _ => Err(DefaultError::Several {
+                names: list(&claims),
+            }),
         }
-        Ok(claims().next().map(|source| source.name.clone()))
     }
+}
+
+/// The names of `sources`, each once.
+fn names(sources: &[ModelSource]) -> Vec<&str> {
+    let names: BTreeSet<&str> = sources.iter().map(|source| source.name.as_str()).collect();
+    names.into_iter().collect()
 }
 
 /// The only one, if there is one.
 fn only(sources: &[ModelSource]) -> Option<String> {
-    match sources {
-        [source] => Some(source.name.clone()),
+    match names(sources).as_slice() {
+        [name] => Some((*name).to_owned()),
         _ => None,
     }
 }
 
-fn list<'a>(sources: impl Iterator<Item = &'a ModelSource>) -> String {
-    let mut names: Vec<&str> = sources.map(|source| source.name.as_str()).collect();
+fn list(sources: &[ModelSource]) -> String {
+    let mut names = names(sources);
     if names.len() > MOST_NAMED {
         names.truncate(MOST_NAMED);
         names.push("...");
@@ -208,14 +226,16 @@ mod tests {
     }
 
     fn start(flag: Option<&str>, names: &[&str]) -> DefaultModel {
-        DefaultModel::at_start(flag, &models(names)).unwrap()
+        let mut default = DefaultModel::at_start(flag);
+        default.update(&models(names), false, |_| true);
+        default
     }
 
     /// What is the default one, and told, once these are there and served.
     fn after(default: &mut DefaultModel, names: &[&str]) -> (Option<String>, Option<Notice>) {
         let sources = models(names);
         let is_served = |name: &str| sources.iter().any(|source| source.name == name);
-        default.update(&sources, is_served);
+        default.update(&sources, false, is_served);
         let notice = default.notice(&sources, is_served);
         (default.name().map(str::to_owned), notice)
     }
@@ -226,12 +246,32 @@ mod tests {
         assert_eq!(start(None, &["a", "b*"]).name(), Some("b"));
         assert_eq!(start(None, &["a"]).name(), Some("a"));
         assert_eq!(start(None, &["a", "b"]).name(), None);
-        let unknown = DefaultModel::at_start(Some("c"), &models(&["a", "b"]));
+        let unknown = DefaultModel::check(Some("c"), &models(&["a", "b"]));
         let error = unknown.unwrap_err().to_string();
         assert!(error.contains("'c'") && error.contains("a, b;"), "{error}");
-        let several = DefaultModel::at_start(None, &models(&["a*", "b*", "c"]));
-        let error = several.unwrap_err().to_string();
-        assert!(error.contains("sidecars of a, b all"), "{error}");
+        assert_eq!(DefaultModel::check(Some("a"), &models(&["a", "b"])), Ok(()));
+        let mut several = start(None, &["a*", "b*", "c"]);
+        let (name, notice) = after(&mut several, &["a*", "b*", "c"]);
+        assert_eq!(name, None);
+        let text = notice.unwrap().text();
+        assert!(text.contains("sidecars of a, b all"), "{text}");
+    }
+
+    #[test]
+    fn versions_of_one_model_are_one_model() {
+        let versions = &["a*", "a*", "b"];
+        assert_eq!(start(None, versions).name(), Some("a"));
+        assert_eq!(start(None, &["a", "a"]).name(), Some("a"));
+        assert_eq!(after(&mut start(None, &["a", "a"]), &["a", "a"]).1, None);
+    }
+
+    #[test]
+    fn the_only_model_is_not_the_default_one_beside_another_that_is_broken() {
+        let mut default = DefaultModel::at_start(None);
+        default.update(&models(&["a"]), true, |_| true);
+        assert_eq!(default.name(), None);
+        default.update(&models(&["a*"]), true, |_| true);
+        assert_eq!(default.name(), Some("a"));
     }
 
     #[test]

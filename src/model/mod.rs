@@ -17,6 +17,7 @@ pub mod rows;
 pub mod sidecar;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod versions;
 mod work;
 
 pub use name::is_name;
@@ -235,6 +236,12 @@ impl ModelMetadata {
                 next.signature_text()
             )
         })
+    }
+
+    /// The model and its version.
+    #[must_use]
+    pub fn id(&self) -> versions::ModelId {
+        versions::ModelId::new(&self.name, &self.version)
     }
 
     /// Whether a request has a number of rows: whether its first dimension is a batch of independent rows. Of a model

@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use super::limits::{MAX_CPUS, MAX_INSTANCES, MAX_ROWS, MAX_THREADS, too_many_threads};
 use super::name::{NAME_RULE, is_name, is_version};
+use super::versions::VersionPolicy;
 use crate::text_file::{self, TextFileError};
 use crate::units::DurationText;
 
@@ -61,6 +62,10 @@ pub struct Sidecar {
     /// Whether requests that name no model are for this one.
     #[serde(default)]
     pub default: bool,
+    /// Which of a repository's versions of the model are served; the highest, if not given.
+    pub version_policy: Option<VersionPolicy>,
+    /// Whether the server is ready only once the model serves, if it was there at the start; it is, if not given.
+    pub required: Option<bool>,
     /// What the model does.
     pub description: Option<String>,
     /// Settings by output name.
@@ -290,6 +295,29 @@ fn place(text: &str, position: usize) -> (usize, Option<String>) {
 }
 
 impl Sidecar {
+    /// What this sidecar of one version says, and where it says nothing, that of the `model`.
+    #[must_use]
+    pub fn or(self, model: Self) -> Self {
+        let mut outputs = model.outputs;
+        outputs.extend(self.outputs);
+        let (own, general) = (self.batching, model.batching);
+        Self {
+            name: self.name.or(model.name),
+            version: self.version.or(model.version),
+            default: self.default || model.default,
+            version_policy: self.version_policy.or(model.version_policy),
+            required: self.required.or(model.required),
+            description: self.description.or(model.description),
+            outputs,
+            batching: BatchingSettings {
+                max_batch_size: own.max_batch_size.or(general.max_batch_size),
+                max_queue_delay: own.max_queue_delay.or(general.max_queue_delay),
+                check: own.check.or(general.check),
+            },
+            tuning: self.tuning.or(model.tuning),
+        }
+    }
+
     /// Reads the sidecar at `path`; a missing file is an empty sidecar.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! Invariant: what is published answers requests at once, and goes on until nobody needs it. Imports run from `lifecycle`
 //! over `loading` to `registry` and `served`.
 
+pub mod directory;
 pub mod lifecycle;
 pub mod loading;
 pub mod registry;

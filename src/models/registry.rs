@@ -3,7 +3,6 @@
 //! Invariant: a name that is not in the registry reaches nothing: no file, no metric series. A request is answered by
 //! the one model that it found here, whatever is published while it is on its way.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Instant;
@@ -13,10 +12,11 @@ use arc_swap::ArcSwap;
 use super::served::ServedModel;
 use crate::batching::InstanceHealth;
 use crate::model::repository::SkippedList;
+use crate::model::versions::ModelId;
 use crate::runtime::device_health::DeviceHealth;
 
-/// Models by their names.
-pub type Models = BTreeMap<String, Arc<ServedModel>>;
+/// The models that are served.
+pub type Models = super::directory::Models<ServedModel>;
 
 /// What a request finds its model in.
 #[derive(Clone, Default)]
@@ -32,6 +32,8 @@ pub struct Registry {
     directory: ArcSwap<Directory>,
     /// What lies in the repository and is not served.
     skipped: ArcSwap<SkippedList>,
+    /// Whether a model is missing without which the server is not ready.
+    incomplete: AtomicBool,
     phase: AtomicU8,
     fault: AtomicU8,
     stuck: AtomicBool,
@@ -94,52 +96,50 @@ impl Registry {
         }
     }
 
-    /// Publishes `model` under its name, and returns the one that had it before. Requests that have looked that one up
-    /// already are answered by it; all later ones by the new one.
-    pub fn publish(&self, model: &Arc<ServedModel>) -> Option<Arc<ServedModel>> {
-        self.publish_instead_of(model, &model.metadata.name, true)
-    }
-
-    /// The same for a model that comes instead of the one called `old`, whose name is gone at the same moment. If the
-    /// default `follows`, requests that name no model go with it.
-    pub fn publish_instead_of(
+    /// Publishes `model` under its name and version. What had these before is taken out at the same moment, and so is what
+    /// it comes `instead_of`; both are returned. Requests that have looked those up already are answered by them; all later
+    /// ones by the new one. If the default `follows`, requests that name no model go with it to another name.
+    pub fn publish(
         &self,
         model: &Arc<ServedModel>,
-        old: &str,
+        instead_of: Option<&ModelId>,
         follows: bool,
-    ) -> Option<Arc<ServedModel>> {
+    ) -> Vec<Arc<ServedModel>> {
+        let id = model.metadata.id();
         let before = self.directory.rcu(|directory| {
             let mut models = Models::clone(&directory.models);
-            models.remove(old);
-            models.insert(model.metadata.name.clone(), Arc::clone(model));
+            instead_of.and_then(|old| models.remove(old));
+            models.insert(&id, Arc::clone(model));
+            let mut default = directory.default.clone();
             // Whoever names no model must not meet a moment without one.
-            let default = directory.default.clone();
-            let default = default.map(|name| {
-                if name == old && follows {
-                    model.metadata.name.clone()
-                } else {
-                    name
-                }
-            });
+            if let Some(old) = instead_of.filter(|old| old.name != id.name)
+                && follows
+                && default.as_deref() == Some(&old.name)
+            {
+                default = Some(id.name.clone());
+            }
             Directory {
                 models: Arc::new(models),
                 default,
             }
         });
-        before.models.get(old).cloned()
+        let replaced = [Some(&id), instead_of].into_iter().flatten();
+        replaced
+            .filter_map(|id| before.models.version(&id.name, &id.version).cloned())
+            .collect()
     }
 
-    /// Takes the model called `name` out.
-    pub fn remove(&self, name: &str) -> Option<Arc<ServedModel>> {
+    /// Takes this version of a model out.
+    pub fn remove(&self, id: &ModelId) -> Option<Arc<ServedModel>> {
         let before = self.directory.rcu(|directory| {
             let mut models = Models::clone(&directory.models);
-            models.remove(name);
+            models.remove(id);
             Directory {
                 models: Arc::new(models),
                 default: directory.default.clone(),
             }
         });
-        before.models.get(name).cloned()
+        before.models.version(&id.name, &id.version).cloned()
     }
 
     /// Sets the model that answers requests which name none.
@@ -201,19 +201,36 @@ impl Registry {
         self.stuck.store(stuck, Ordering::Release);
     }
 
-    /// Whether predictions are answered.
-    #[must_use]
-    pub fn is_ready(&self) -> bool {
-        self.phase() == Phase::Ready && self.fault().is_none()
+    /// Says whether a model is missing without which the server is not ready. Those that serve answer all the same.
+    pub fn set_incomplete(&self, incomplete: bool) {
+        self.incomplete.store(incomplete, Ordering::Release);
     }
 
-    /// The model called `name`.
+    /// Whether a model is missing without which the server is not ready.
+    #[must_use]
+    pub fn is_incomplete(&self) -> bool {
+        self.incomplete.load(Ordering::Acquire)
+    }
+
+    /// Whether predictions of all models that are required are answered.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.phase() == Phase::Ready && !self.is_incomplete() && self.fault().is_none()
+    }
+
+    /// The highest version of the model called `name`.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Arc<ServedModel>> {
         self.directory.load().models.get(name).cloned()
     }
 
-    /// The models as they are now, in the order of their names.
+    /// This version of the model called `name`.
+    #[must_use]
+    pub fn version(&self, name: &str, version: &str) -> Option<Arc<ServedModel>> {
+        self.directory.load().models.version(name, version).cloned()
+    }
+
+    /// The models as they are now.
     #[must_use]
     pub fn models(&self) -> Arc<Models> {
         Arc::clone(&self.directory.load().models)
@@ -236,7 +253,7 @@ impl Registry {
     /// Looks at every instance: interrupts runs that nobody waits for, updates gauges, and notes faults.
     pub fn check(&self, now: Instant) {
         let mut fault = 0;
-        for model in self.directory.load().models.values() {
+        for model in self.directory.load().models.all() {
             model.scheduler.update_gauges();
             fault = fault.max(match model.scheduler.check(now) {
                 InstanceHealth::Healthy => 0,

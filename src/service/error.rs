@@ -18,6 +18,8 @@ pub enum ServeError {
     Starting,
     /// No model has the name that was given.
     UnknownModel,
+    /// No such version of a model that is served is.
+    UnknownVersion,
     /// No name was given, and the default model is not served now.
     DefaultModelGone,
     /// No name was given, and there is no default among the models.
@@ -60,6 +62,7 @@ impl ServeError {
     pub fn outcome(&self) -> Outcome {
         match self {
             Self::UnknownModel
+            | Self::UnknownVersion
             | Self::DefaultModelGone
             | Self::NoDefaultModel
             | Self::Invalid(_)

@@ -86,11 +86,15 @@ impl Service {
         }
     }
 
-    /// The model called `name`; the default one if no name is given.
+    /// This `version` of the model called `name`; the highest one if none is given, and the default model if no name is.
     ///
     /// # Errors
     /// When there is none, or the models are still being loaded.
-    pub fn resolve(&self, name: Option<&str>) -> Result<Arc<ServedModel>, ServeError> {
+    pub fn resolve(
+        &self,
+        name: Option<&str>,
+        version: Option<&str>,
+    ) -> Result<Arc<ServedModel>, ServeError> {
         if self.registry.phase() == Phase::Starting {
             return Err(ServeError::Starting);
         }
@@ -102,7 +106,14 @@ impl Service {
                 }
             });
         };
-        self.registry.get(name).ok_or(ServeError::UnknownModel)
+        let Some(version) = version else {
+            return self.registry.get(name).ok_or(ServeError::UnknownModel);
+        };
+        let model = self.registry.version(name, version);
+        model.ok_or_else(|| match self.registry.get(name) {
+            Some(_) => ServeError::UnknownVersion,
+            None => ServeError::UnknownModel,
+        })
     }
 
     /// Whether anything can be predicted at all.

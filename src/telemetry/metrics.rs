@@ -97,23 +97,25 @@ families! {
     #[doc = " Rows of each well-formed request received; 1 where the model has no batch axis."]
     batch_size: HistogramVec(ROWS) = "ml_batch_size" ["model_name"];
     #[doc = " Rows of each execution, after requests were merged, or of each part of a large one."]
-    executed_batch_size: HistogramVec(ROWS) = "ml_executed_batch_size" ["model_name"];
+    executed_batch_size: HistogramVec(ROWS) = "ml_executed_batch_size" ["model_name", "version"];
     #[doc = " Seconds that a request waited in the queue before its execution began."]
-    queue_duration: HistogramVec(SECONDS) = "ml_queue_duration_seconds" ["model_name"];
+    queue_duration: HistogramVec(SECONDS) = "ml_queue_duration_seconds" ["model_name", "version"];
     #[doc = " Seconds of each execution in ONNX Runtime."]
-    inference_duration: HistogramVec(SECONDS) = "ml_inference_duration_seconds" ["model_name"];
+    inference_duration: HistogramVec(SECONDS) = "ml_inference_duration_seconds" ["model_name", "version"];
     #[doc = " Requests by the route that they matched (unmatched if none) and the HTTP status of their answer; the status is none for those that ended without an answer."]
     responses: IntCounterVec = "ml_http_responses_total" ["route", "status"];
     #[doc = " Rows waiting in the queue."]
-    queue_rows: IntGaugeVec = "ml_queue_rows" ["model_name"];
+    queue_rows: IntGaugeVec = "ml_queue_rows" ["model_name", "version"];
     #[doc = " Prediction requests being worked on, from their head to their answer."]
     requests_in_flight: IntGaugeVec = "ml_requests_in_flight" ["model_name"];
     #[doc = " Predicted wait of a new request divided by the default deadline; 1 and more means that requests are refused."]
-    saturation: GaugeVec = "ml_saturation" ["model_name"];
+    saturation: GaugeVec = "ml_saturation" ["model_name", "version"];
     #[doc = " 1 for each loaded model, with what it is and what executes it."]
     model_info: IntGaugeVec = "ml_model_info" ["model_name", "version", "sha256", "device", "execution_provider", "onnxruntime"];
     #[doc = " 1 for each loaded model, with whether requests are merged (batching on or off), and if not, why: signature, limit, cost, neighbours, random, untested; unmeasured where they are merged although it was not measured whether that pays."]
-    model_batching_info: IntGaugeVec = "ml_model_batching_info" ["model_name", "batching", "reason"];
+    model_batching_info: IntGaugeVec = "ml_model_batching_info" ["model_name", "version", "batching", "reason"];
+    #[doc = " 1 for each version of a model that lies there and could not be loaded when it was last tried; the log and /ready say why. What served before goes on serving."]
+    model_load_failed: IntGaugeVec = "ml_model_load_failed" ["model_name", "version"];
     #[doc = " Attempts to load a model while serving, a new one or one again, by result: success, failure (what served before goes on serving)."]
     model_reloads: IntCounterVec = "ml_model_reloads_total" ["result"];
     #[doc = " 1 while the files of a model were refused when they were last tried, so that an older one serves or none; 0 otherwise."]
@@ -282,9 +284,9 @@ pub struct ModelInfo {
 }
 
 impl ModelInfo {
-    fn batching_values(&self) -> [&str; 3] {
+    fn batching_values(&self) -> [&str; 4] {
         let [batching, reason] = self.merging.values();
-        [&self.model_name, batching, reason]
+        [&self.model_name, &self.version, batching, reason]
     }
 
     fn values(&self) -> [&str; 6] {
@@ -364,15 +366,41 @@ impl Metrics {
         }
     }
 
-    /// The queue's and the instances' metrics of the model `name`.
+    /// The queue's and the instances' metrics of this version of the model `name`.
     #[must_use]
-    pub fn batching(&self, name: &str) -> BatchingMetrics {
+    pub fn batching(&self, name: &str, version: &str) -> BatchingMetrics {
+        let families = &self.families;
+        let labels = &[name, version];
         BatchingMetrics {
-            executed_batch_size: self.families.executed_batch_size.with_label_values(&[name]),
-            queue_duration: self.families.queue_duration.with_label_values(&[name]),
-            inference_duration: self.families.inference_duration.with_label_values(&[name]),
-            queue_rows: self.families.queue_rows.with_label_values(&[name]),
-            saturation: self.families.saturation.with_label_values(&[name]),
+            executed_batch_size: families.executed_batch_size.with_label_values(labels),
+            queue_duration: families.queue_duration.with_label_values(labels),
+            inference_duration: families.inference_duration.with_label_values(labels),
+            queue_rows: families.queue_rows.with_label_values(labels),
+            saturation: families.saturation.with_label_values(labels),
+        }
+    }
+
+    /// Takes out the series of [`Self::batching`], of a version that is gone for good.
+    pub fn remove_batching(&self, name: &str, version: &str) {
+        let families = &self.families;
+        let labels = &[name, version];
+        // An error says that it is not there, which is what was wanted.
+        drop(families.executed_batch_size.remove_label_values(labels));
+        drop(families.queue_duration.remove_label_values(labels));
+        drop(families.inference_duration.remove_label_values(labels));
+        drop(families.queue_rows.remove_label_values(labels));
+        drop(families.saturation.remove_label_values(labels));
+    }
+
+    /// States whether this version of the model `name` could not be loaded when it was last tried.
+    pub fn set_load_failed(&self, name: &str, version: &str, failed: bool) {
+        let gauges = &self.families.model_load_failed;
+        let labels = &[name, version];
+        if failed {
+            gauges.with_label_values(labels).set(1);
+        } else {
+            // An error says that it is not there, which is what was wanted.
+            drop(gauges.remove_label_values(labels));
         }
     }
 

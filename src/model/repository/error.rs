@@ -71,6 +71,14 @@ pub enum RepositoryError {
         /// The folder.
         path: PathBuf,
     },
+    /// Which versions are served is said beside a single file, which has one.
+    #[error(
+        "{path} says version_policy, which is for a repository folder <name>/<version>/model.onnx; leave it out", path = .path.display()
+    )]
+    PolicyForFile {
+        /// The sidecar.
+        path: PathBuf,
+    },
     /// Two models want the same name.
     #[error("{first} and {second} in {path} are both called '{name}'; rename a folder, or the name in a sidecar", path = .path.display(), first = .first.display(), second = .second.display())]
     SameName {

@@ -17,9 +17,10 @@ use super::faults;
 use super::fingerprint::Fingerprint;
 use super::name::{NAME_RULE, is_name};
 use super::sidecar::Sidecar;
+use super::versions::ModelId;
 pub use error::RepositoryError;
 pub use skipped::{Skipped, SkippedList};
-use walk::Candidate;
+use walk::ModelFolder;
 
 /// One model to be served: its file, and how it is called.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,8 +33,22 @@ pub struct ModelSource {
     pub version: String,
     /// The settings beside it.
     pub sidecar: Sidecar,
-    /// The stamp of the two files, from before the sidecar was read.
+    /// The stamp of the model and its sidecars, from before these were read.
     pub fingerprint: Fingerprint,
+}
+
+impl ModelSource {
+    /// The model and its version.
+    #[must_use]
+    pub fn id(&self) -> ModelId {
+        ModelId::new(&self.name, &self.version)
+    }
+
+    /// Whether a server that finds it at its start is ready only once it serves.
+    #[must_use]
+    pub fn is_required(&self) -> bool {
+        self.sidecar.required.unwrap_or(true)
+    }
 }
 
 /// A model that lies there, and cannot be served because of what is said of it.
@@ -43,6 +58,10 @@ pub struct Broken {
     pub model: PathBuf,
     /// How it is called by its folder, or by its file where there is no repository.
     pub name: String,
+    /// Its version, where it lies in a repository.
+    pub version: Option<String>,
+    /// Whether a server that finds it at its start is ready only once it serves; it is where that cannot be read.
+    pub required: bool,
     /// What is wrong.
     pub fault: RepositoryError,
 }
@@ -50,7 +69,7 @@ pub struct Broken {
 /// The models that there are, and what lies beside them without being one.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// The models, in the order of their names.
+    /// The models, in the order of their names and versions.
     pub sources: Vec<ModelSource>,
     /// Models whose sidecars or names are not valid.
     pub broken: Vec<Broken>,
@@ -101,7 +120,8 @@ pub fn find(path: &Path, name: Option<&str>) -> Result<Vec<ModelSource>, Reposit
 
 /// Finds the models at `path`, and what is no model.
 ///
-/// `name` overrides the name of a single-file model. Of a repository's versions, the highest is served.
+/// `name` overrides the name of a single-file model. Of a repository's versions those are found that the sidecar's policy
+/// selects, else the highest.
 ///
 /// # Errors
 /// When there is no model, or what lies beside one is not valid. All that is wrong is named.
@@ -126,6 +146,8 @@ pub fn look(path: &Path, name: Option<&str>) -> Result<Found, RepositoryError> {
             Err(fault) => found.broken.push(Broken {
                 model: path.to_owned(),
                 name: path.file_name().map(skipped::shown).unwrap_or_default(),
+                version: None,
+                required: true,
                 fault,
             }),
         }
@@ -136,26 +158,73 @@ pub fn look(path: &Path, name: Option<&str>) -> Result<Found, RepositoryError> {
             path: path.to_owned(),
         });
     }
-    for candidate in walk::newest_versions(path, &mut found.skipped).map_err(unreadable)? {
-        let (model, name) = (candidate.model.clone(), candidate.folder.clone());
-        match source_of(candidate, &mut found.skipped) {
-            Ok(source) => found.sources.extend(source),
-            Err(fault) => found.broken.push(Broken { model, name, fault }),
-        }
+    for folder in walk::models(path, &mut found.skipped).map_err(unreadable)? {
+        add_versions(&folder, &mut found);
     }
-    found
-        .sources
-        .sort_by(|left, right| left.name.cmp(&right.name));
+    found.sources.sort_by_key(ModelSource::id);
     refuse_twins(path, &mut found);
     Ok(found)
 }
 
-/// Takes out the models of `repository` that want the same name: which of them clients mean cannot be known.
+/// Adds the versions in `folder` that its sidecar's policy selects.
+fn add_versions(folder: &ModelFolder, found: &mut Found) {
+    let Some((highest, newest)) = folder.versions.last_key_value() else {
+        return;
+    };
+    let broken = |version: u64, model: &Path, fault| Broken {
+        model: model.to_owned(),
+        name: folder.name.clone(),
+        version: Some(version.to_string()),
+        required: true,
+        fault,
+    };
+    let general = match Sidecar::read(&folder.sidecar) {
+        Ok(general) => general,
+        Err(fault) => {
+            let fault = fault.into();
+            return found.broken.push(broken(*highest, newest, fault));
+        }
+    };
+    // Whoever has no sidecar for all versions says it where the highest one lies. What is wrong with that one is told
+    // if it is served.
+    let policy = general.version_policy.clone().or_else(|| {
+        let newest = Sidecar::read(&beside(newest)).ok()?;
+        newest.version_policy
+    });
+    let there = folder.versions.keys().copied().collect();
+    let (selected, missing) = policy.unwrap_or_default().select(&there);
+    for version in &missing {
+        let reason = "is not there, although version_policy names it; bring it, or name versions that are there";
+        let path = format!("{}/{version}", folder.name);
+        found.skipped.push(path, reason.to_owned());
+    }
+    for version in selected {
+        let Some(model) = folder.versions.get(&version) else {
+            continue;
+        };
+        match source_of(folder, version, model, &general, &mut found.skipped) {
+            Ok(source) => found.sources.extend(source),
+            Err(fault) => {
+                let required = general.required.unwrap_or(true);
+                found.broken.push(Broken {
+                    required,
+                    ..broken(version, model, fault)
+                });
+            }
+        }
+    }
+}
+
+/// Takes out the models of `repository` that want the same name: which of them clients mean cannot be known. Versions that
+/// lie in one folder are one model.
 fn refuse_twins(repository: &Path, found: &mut Found) {
+    let folder = |source: &ModelSource| source.path.ancestors().nth(2).map(Path::to_owned);
     let mut twins = Vec::new();
     for pair in found.sources.windows(2) {
         if let [left, right] = pair
             && left.name == right.name
+            && folder(left) != folder(right)
+            && !twins.contains(&left.name)
         {
             let relative = |model: &Path| {
                 let relative = model.strip_prefix(repository);
@@ -165,6 +234,8 @@ fn refuse_twins(repository: &Path, found: &mut Found) {
             found.broken.push(Broken {
                 model: right.path.clone(),
                 name: right.name.clone(),
+                version: Some(right.version.clone()),
+                required: left.is_required() || right.is_required(),
                 fault: RepositoryError::SameName {
                     path: repository.to_owned(),
                     name: left.name.clone(),
@@ -179,14 +250,17 @@ fn refuse_twins(repository: &Path, found: &mut Found) {
 
 /// The model in the file at `path`.
 fn single(path: &Path, name: Option<&str>) -> Result<ModelSource, RepositoryError> {
-    let fingerprint = fingerprint_of(path);
-    let beside = path.with_extension("toml");
+    let beside = beside(path);
+    let fingerprint = Fingerprint::of([path, &beside]);
     let sidecar = if beside == path {
         // It is told when it is loaded that this is no model.
         Sidecar::default()
     } else {
         Sidecar::read(&beside)?
     };
+    if sidecar.version_policy.is_some() {
+        return Err(RepositoryError::PolicyForFile { path: beside });
+    }
     let stem = path.file_stem().map(skipped::shown).unwrap_or_default();
     let (name, from) = match name.or(sidecar.name.as_deref()) {
         Some(name) => (name.to_owned(), String::new()),
@@ -212,37 +286,36 @@ fn single(path: &Path, name: Option<&str>) -> Result<ModelSource, RepositoryErro
     })
 }
 
-/// The model that was found in a repository, unless its folder's name cannot be a model's.
+/// The version `version` in `folder`, whose file is `model`, unless its folder's name cannot be a model's. Where its own
+/// sidecar says nothing, the `general` one holds.
 fn source_of(
-    candidate: Candidate,
+    folder: &ModelFolder,
+    version: u64,
+    model: &Path,
+    general: &Sidecar,
     skipped: &mut SkippedList,
 ) -> Result<Option<ModelSource>, RepositoryError> {
-    let Candidate {
-        folder,
-        version,
-        model,
-    } = candidate;
-    let fingerprint = fingerprint_of(&model);
-    let sidecar = Sidecar::read(&model.with_extension("toml"))?;
+    let beside = beside(model);
+    let fingerprint = Fingerprint::of([model, &beside, &folder.sidecar]);
+    let sidecar = Sidecar::read(&beside)?.or(general.clone());
     let differs = |stated: &&String| **stated != version.to_string();
     if let Some(stated) = sidecar.version.as_ref().filter(differs) {
-        let sidecar = stated.clone();
         return Err(RepositoryError::Version {
-            path: model,
+            path: model.to_owned(),
             folder: version,
-            sidecar,
+            sidecar: stated.clone(),
         });
     }
-    let name = sidecar.name.clone().unwrap_or_else(|| folder.clone());
+    let name = sidecar.name.clone().unwrap_or_else(|| folder.name.clone());
     if !is_name(&name) {
         let reason = format!(
             "its name cannot be a model's: {NAME_RULE}; rename the folder, or write a name into the sidecar"
         );
-        skipped.push(folder, reason);
+        skipped.push(folder.name.clone(), reason);
         return Ok(None);
     }
     Ok(Some(ModelSource {
-        path: model,
+        path: model.to_owned(),
         name,
         version: version.to_string(),
         sidecar,
@@ -250,8 +323,9 @@ fn source_of(
     }))
 }
 
-fn fingerprint_of(model: &Path) -> Fingerprint {
-    Fingerprint::of([model.to_owned(), model.with_extension("toml")])
+/// Where the sidecar of `model` lies, if there is one.
+fn beside(model: &Path) -> PathBuf {
+    model.with_extension("toml")
 }
 
 /// Why there is nothing at `path`, of which the operating system said `source`.

@@ -3,6 +3,7 @@
 //! Invariant: every entry is a model's version, or known to be harmless, or named with a reason. Harmless is what is
 //! hidden (`.git`, Kubernetes' `..data`), `lost+found`, and texts about the models, such as a README.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
@@ -13,6 +14,9 @@ use crate::model::is_name;
 
 /// The file that a version's folder holds.
 const MODEL_FILE: &str = "model.onnx";
+
+/// The file with settings, in a version's folder or, for all versions, in the model's.
+const SIDECAR_FILE: &str = "model.toml";
 
 /// What Linux says of a link that leads to itself.
 pub(super) const TOO_MANY_LINKS: i32 = 40;
@@ -35,13 +39,14 @@ const TEXT_NAMES: [&str; 6] = [
     "checksums",
 ];
 
-/// The newest version of one model.
-pub(super) struct Candidate {
-    /// The name of the model's folder, as it can be shown.
-    pub(super) folder: String,
-    pub(super) version: u64,
-    /// The `.onnx` file.
-    pub(super) model: PathBuf,
+/// A folder with versions of one model.
+pub(super) struct ModelFolder {
+    /// Its name, as it can be shown.
+    pub(super) name: String,
+    /// Where the sidecar of all its versions lies, if there is one.
+    pub(super) sidecar: PathBuf,
+    /// The `.onnx` file of each version; at least one.
+    pub(super) versions: BTreeMap<u64, PathBuf>,
 }
 
 /// What an entry is.
@@ -63,22 +68,23 @@ enum Contents {
     Gone,
 }
 
-/// The newest version of each model in `repository`. What is not served is added to `skipped`.
-pub(super) fn newest_versions(
+/// The models in `repository`, each with its versions. What cannot be served is added to `skipped`.
+pub(super) fn models(
     repository: &Path,
     skipped: &mut SkippedList,
-) -> std::io::Result<Vec<Candidate>> {
-    let mut candidates = Vec::new();
+) -> std::io::Result<Vec<ModelFolder>> {
+    let mut models = Vec::new();
     for path in entries(repository)? {
         let name = name_of(&path);
         match kind(&path)? {
             Kind::Gone => {}
             Kind::Folder => {
-                if let Some((version, model)) = newest_version(&path, &name, skipped)? {
-                    candidates.push(Candidate {
-                        folder: name,
-                        version,
-                        model,
+                let versions = versions(&path, &name, skipped)?;
+                if !versions.is_empty() {
+                    models.push(ModelFolder {
+                        name,
+                        sidecar: path.join(SIDECAR_FILE),
+                        versions,
                     });
                 }
             }
@@ -90,24 +96,25 @@ pub(super) fn newest_versions(
             }
         }
     }
-    Ok(candidates)
+    Ok(models)
 }
 
-/// The highest version of the model in `folder`, which is called `name`, with its file.
-fn newest_version(
+/// The versions of the model in `folder`, which is called `name`, each with its file.
+fn versions(
     folder: &Path,
     name: &str,
     skipped: &mut SkippedList,
-) -> std::io::Result<Option<(u64, PathBuf)>> {
-    let mut versions: Vec<(u64, String, PathBuf)> = Vec::new();
+) -> std::io::Result<BTreeMap<u64, PathBuf>> {
+    // With the name of each one's folder.
+    let mut versions: BTreeMap<u64, (String, PathBuf)> = BTreeMap::new();
     let mut inside = SkippedList::default();
     let entries = match contents(folder)? {
         Contents::Entries(entries) => entries,
         Contents::Unreadable(reason) => {
             skipped.push(name.to_owned(), reason);
-            return Ok(None);
+            return Ok(BTreeMap::new());
         }
-        Contents::Gone => return Ok(None),
+        Contents::Gone => return Ok(BTreeMap::new()),
     };
     for path in entries {
         let entry = name_of(&path);
@@ -117,13 +124,12 @@ fn newest_version(
             Kind::Folder => match version(&entry) {
                 Err(reason) => inside.push(shown, reason),
                 Ok(number) => {
-                    let twin = versions.iter().find(|(known, ..)| *known == number);
-                    if let Some((_, twin, _)) = twin {
+                    if let Some((twin, _)) = versions.get(&number) {
                         inside.push(shown, format!("is the same version as {name}/{twin}"));
                         continue;
                     }
                     match model_in(&path)? {
-                        Ok(model) => versions.push((number, entry, model)),
+                        Ok(model) => drop(versions.insert(number, (entry, model))),
                         Err(Some(reason)) => inside.push(shown, reason),
                         Err(None) => {}
                     }
@@ -137,8 +143,7 @@ fn newest_version(
             }
         }
     }
-    let newest = versions.into_iter().max_by_key(|(number, ..)| *number);
-    if newest.is_none() {
+    if versions.is_empty() {
         // That is one thing to say, however much lies there.
         skipped.push(
             name.to_owned(),
@@ -146,10 +151,13 @@ fn newest_version(
                 "holds no version that can be served; expected <version>/model.onnx with a whole number as version{inside}"
             ),
         );
-        return Ok(None);
+    } else {
+        skipped.append(inside);
     }
-    skipped.append(inside);
-    Ok(newest.map(|(number, _, model)| (number, model)))
+    let versions = versions.into_iter();
+    Ok(versions
+        .map(|(number, (_, model))| (number, model))
+        .collect())
 }
 
 /// The version that a folder called `name` holds, or why it is none. Leading zeros are allowed, as exporters write them.
@@ -210,9 +218,11 @@ fn stray_file(name: &str, path: &Path, model: Option<&str>) -> Option<String> {
     if has_ending(path, &TEXTS) || TEXT_NAMES.iter().any(|text| lower.starts_with(text)) {
         return None;
     }
+    if model.is_some() && name == SIDECAR_FILE {
+        return None;
+    }
     if has_ending(path, &["toml"]) {
-        let reason =
-            "a sidecar has an effect only beside its model, as <name>/<version>/model.toml";
+        let reason = "a sidecar has an effect only as <name>/<version>/model.toml, or for all versions as <name>/model.toml";
         return Some(reason.to_owned());
     }
     if !has_ending(path, &["onnx"]) {
@@ -328,8 +338,8 @@ mod tests {
     fn a_folder_that_is_removed_meanwhile_is_as_if_it_was_not_there() {
         let root = tempfile::tempdir().unwrap();
         let mut skipped = SkippedList::default();
-        let gone = newest_version(&root.path().join("gone"), "gone", &mut skipped);
-        assert!(matches!(gone, Ok(None)));
+        let gone = versions(&root.path().join("gone"), "gone", &mut skipped);
+        assert!(matches!(gone, Ok(versions) if versions.is_empty()));
         assert!(skipped.named().is_empty());
         assert!(matches!(
             model_in(&root.path().join("gone/1")),

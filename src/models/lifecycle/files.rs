@@ -12,7 +12,7 @@ use crate::model::repository::ModelSource;
 
 /// The files of a model, as they were at some moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Files {
+pub(super) struct Files {
     model: PathBuf,
     external: Vec<PathBuf>,
     fingerprint: Fingerprint,
@@ -21,8 +21,7 @@ pub struct Files {
 impl Files {
     /// The files of `source` as they are now. To be taken before it is loaded, so that what is written meanwhile is
     /// noticed; also what is still missing, which may be why the load fails.
-    #[must_use]
-    pub fn of(source: &ModelSource) -> Self {
+    pub(super) fn of(source: &ModelSource) -> Self {
         let external = onnx::external_data(&source.path);
         let fingerprint = source.fingerprint.clone().and(&external);
         Self {
@@ -53,16 +52,25 @@ impl Files {
     }
 
     /// Whether `model` is the same model's file, perhaps of another version: both lie in one model's folder.
-    pub(super) fn are_beside(&self, model: &Path) -> bool {
+    fn are_beside(&self, model: &Path) -> bool {
         let folder = |path: &Path| path.ancestors().nth(2).map(Path::to_owned);
         folder(&self.model) == folder(model)
     }
 
-    /// Whether anything lies where the model was: also what is no model any more, or cannot be looked at.
-    pub(super) fn lie_there(&self) -> bool {
-        match fs::symlink_metadata(&self.model) {
-            Ok(_) => true,
-            Err(error) => !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
-        }
+    /// Whether something lies where the model was that is to be mended, and is no model of `sources`: what is no file any
+    /// more, or cannot be looked at, or a file in a folder in which nothing is found.
+    pub(super) fn are_occupied(&self, sources: &[ModelSource]) -> bool {
+        let is_file = match fs::metadata(&self.model) {
+            Ok(metadata) => metadata.is_file(),
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                // A link that leads nowhere is to be mended.
+                return fs::symlink_metadata(&self.model).is_ok();
+            }
+            Err(_) => false,
+        };
+        // What lies in its folder may be called otherwise now, or be of a version that is not wanted any more.
+        !is_file || !sources.iter().any(|source| self.are_beside(&source.path))
     }
 }

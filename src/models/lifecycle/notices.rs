@@ -3,12 +3,12 @@
 //! Invariant: each thing is told once, and again only if it has changed or somebody asked.
 
 use crate::model::default::DefaultModel;
-use crate::model::repository::{Found, ModelSource, Skipped, SkippedList};
+use crate::model::repository::{Found, Skipped, SkippedList};
 use crate::models::registry::Registry;
 
 /// What the log and `/ready` are told of a repository besides its models: what is skipped, and which model is the default
 /// one.
-pub struct Notices {
+pub(super) struct Notices {
     default: DefaultModel,
     /// What was skipped at the last look.
     skipped: SkippedList,
@@ -17,18 +17,13 @@ pub struct Notices {
 }
 
 impl Notices {
-    /// What was `found` when the server started, whose models are served; told by the log and by `registry`.
-    #[must_use]
-    pub fn at_start(registry: &Registry, default: DefaultModel, found: &Found) -> Self {
-        let mut notices = Self {
+    /// Nothing has been told yet; `default` is what the server begins with.
+    pub(super) fn new(default: DefaultModel) -> Self {
+        Self {
             default,
             skipped: SkippedList::default(),
             logged: Vec::new(),
-        };
-        notices.see(&found.skipped, true);
-        registry.set_skipped(found.skipped.clone());
-        notices.choose_default(registry, &found.sources);
-        notices
+        }
     }
 
     /// Takes note of what is `skipped`, and tells what is new: at once if somebody asked, else if it was there at the
@@ -78,11 +73,13 @@ impl Notices {
         }
     }
 
-    /// Says which model answers requests that name none, now that those of `sources` which can be served are.
-    pub(super) fn choose_default(&mut self, registry: &Registry, sources: &[ModelSource]) {
+    /// Says which model answers requests that name none, now that what was `found` and can be served is.
+    pub(super) fn choose_default(&mut self, registry: &Registry, found: &Found) {
+        let sources = &found.sources;
         let is_served = |name: &str| registry.get(name).is_some();
         let before = self.default.name().map(str::to_owned);
-        self.default.update(sources, is_served);
+        self.default
+            .update(sources, !found.broken.is_empty(), is_served);
         let name = self.default.name();
         if registry.default_name().as_deref() != name {
             registry.set_default(name);

@@ -12,6 +12,8 @@ use crate::model::repository::{Broken, RepositoryError};
 pub(super) struct Trouble {
     /// The model, where it is one: as it is served, else by its folder.
     pub(super) model: Option<String>,
+    /// Its version, where it is one of a repository's.
+    pub(super) version: Option<String>,
     /// Where it lies, relative to the repository.
     pub(super) place: String,
     /// The reason, for the log.
@@ -25,6 +27,7 @@ impl Trouble {
     pub(super) fn of_model(broken: &Broken, served: Option<&str>) -> Self {
         Self {
             model: Some(served.unwrap_or(&broken.name).to_owned()),
+            version: broken.version.clone(),
             place: broken.name.clone(),
             reason: broken.fault.to_string(),
             public: public(&broken.fault),
@@ -36,6 +39,7 @@ impl Trouble {
         let successors: Vec<&str> = successors.iter().map(String::as_str).collect();
         Self {
             model: Some(name.to_owned()),
+            version: None,
             place: name.to_owned(),
             reason: format!(
                 "its files are gone, and it may be '{}' now, which cannot be served; mend or remove that",
@@ -49,6 +53,7 @@ impl Trouble {
     pub(super) fn of_all(name: String, fault: &RepositoryError) -> Self {
         Self {
             model: None,
+            version: None,
             place: name,
             reason: fault.to_string(),
             public: public(fault),
@@ -63,9 +68,9 @@ fn public(fault: &RepositoryError) -> &'static str {
         RepositoryError::Missing { .. } => "it is gone",
         RepositoryError::SameName { .. } => "another model has the same name; the log says which",
         RepositoryError::Name { .. } => "its name cannot be a model's; the log says why",
-        RepositoryError::Sidecar(_) | RepositoryError::Version { .. } => {
-            "its sidecar is not valid; the log says why"
-        }
+        RepositoryError::Sidecar(_)
+        | RepositoryError::Version { .. }
+        | RepositoryError::PolicyForFile { .. } => "its sidecar is not valid; the log says why",
         RepositoryError::Unreadable { .. }
         | RepositoryError::BrokenLink { .. }
         | RepositoryError::Address { .. }
@@ -97,7 +102,13 @@ impl Troubles {
 
     /// Whether any of it was told.
     pub(super) fn are_told(&self) -> bool {
-        self.0.iter().any(|(_, told)| *told)
+        self.told().next().is_some()
+    }
+
+    /// What of it was told.
+    pub(super) fn told(&self) -> impl Iterator<Item = &Trouble> {
+        let told = self.0.iter().filter(|(_, told)| *told);
+        told.map(|(trouble, _)| trouble)
     }
 
     /// What is wrong.
@@ -113,6 +124,7 @@ mod tests {
     fn trouble(name: &str, reason: &str) -> Trouble {
         Trouble {
             model: Some(name.to_owned()),
+            version: None,
             place: name.to_owned(),
             reason: reason.to_owned(),
             public: "it is broken",

@@ -90,6 +90,12 @@ pub enum LoadingError {
     /// Several models could not be loaded.
     #[error("{} models cannot be served: {}", .0.len(), Faults(.0))]
     Several(Vec<LoadingError>),
+    /// That is a defect of this program, which the log tells in a line of its own.
+    #[error("loading it panicked, which is a defect of this server; the line 'panic' says where")]
+    Panicked,
+    /// What was loaded may be half of the old files and half of the new ones.
+    #[error("its files change again and again while they are loaded; start when they are complete")]
+    Changed,
     /// The GPU is lost.
     #[error("the GPU is lost; restart the server")]
     DeviceLost,
@@ -173,7 +179,7 @@ impl Loader {
             return Err(error.into());
         }
         if found.broken.is_empty() {
-            DefaultModel::at_start(config.default_model.as_deref(), &found.sources)?;
+            DefaultModel::check(config.default_model.as_deref(), &found.sources)?;
         }
         let library = Library::load(config.library.as_deref()).map_err(LoadError::from)?;
         Ok(Self {
@@ -205,22 +211,10 @@ impl Loader {
         name.to_string_lossy().into_owned()
     }
 
-    /// The default one of `sources`, as a server begins with them.
-    ///
-    /// # Errors
-    /// See [`DefaultError`].
-    pub fn default_of(&self, sources: &[ModelSource]) -> Result<DefaultModel, DefaultError> {
-        DefaultModel::at_start(self.config.default_model.as_deref(), sources)
-    }
-
-    /// Whether the model at `source` can be opened, without preparing it to be served.
-    ///
-    /// # Errors
-    /// See [`LoadingError`].
-    pub fn try_open(&self, source: &ModelSource) -> Result<(), LoadingError> {
-        let session = self.session(self.config.device);
-        session::open(&self.library, source, session, |_| 1)?;
-        Ok(())
+    /// The default model, as a server begins with it.
+    #[must_use]
+    pub fn default_model(&self) -> DefaultModel {
+        DefaultModel::at_start(self.config.default_model.as_deref())
     }
 
     fn session(&self, device: Device) -> SessionConfig {
@@ -232,20 +226,12 @@ impl Loader {
         }
     }
 
-    /// Loads and warms the model at `source`, and starts its instances.
+    /// Loads and warms the model at `source`, and starts its instances: onto the device that executes `served` now if that
+    /// is a GPU, because what is replaced on a GPU must not come back on a CPU when the two do not fit beside each other.
     ///
     /// # Errors
     /// See [`LoadingError`].
-    pub fn load(&self, source: &ModelSource) -> Result<(ServedModel, LoadReport), LoadingError> {
-        self.load_onto(source, self.config.device, None)
-    }
-
-    /// The same, onto the device that executes `served` now if that is a GPU: what is replaced on a GPU must not come
-    /// back on a CPU because the two did not fit beside each other.
-    ///
-    /// # Errors
-    /// See [`LoadingError`].
-    pub fn load_again(
+    pub fn load(
         &self,
         source: &ModelSource,
         served: Option<&ServedModel>,
@@ -351,7 +337,7 @@ impl Loader {
             &executor,
             batching,
             &self.device,
-            metrics.batching(&metadata.name),
+            metrics.batching(&metadata.name, &metadata.version),
         )
         .map_err(LoadingError::Thread)?;
         let report = LoadReport {
