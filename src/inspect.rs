@@ -13,7 +13,9 @@ use crate::curl;
 use crate::model::faults;
 use crate::model::repository;
 use crate::model::{Dim, ModelMetadata, TensorSpec};
-use crate::models::loading::{self, Fixed, LoadingError, Prepared, sessions};
+use crate::models::cpus;
+use crate::models::loading::{self, LoadingError, Prepared};
+use crate::models::settings::{Fixed, Settings};
 use crate::runtime::LoadError;
 use crate::runtime::example::{self, Example, NoExample};
 use crate::runtime::library::Library;
@@ -64,8 +66,17 @@ pub fn describe(config: &InspectConfig) -> Result<String, LoadingError> {
     let library = Library::load(config.library.as_deref()).map_err(LoadError::from)?;
     let mut text = String::new();
     let mut models = Vec::new();
+    let cpus = cpus::share(cpus::available(), found.sources.len());
     for source in &found.sources {
         let _progress = Progress::told(&source.name);
+        let settings = match Settings::resolve(config.fixed, &source.sidecar, cpus) {
+            Ok(settings) => settings,
+            Err(reason) => {
+                let path = source.path.clone();
+                faults.push(LoadError::Sidecar { path, reason }.into());
+                continue;
+            }
+        };
         let session = SessionConfig {
             device: config.device,
             cuda: config.cuda,
@@ -73,9 +84,9 @@ pub fn describe(config: &InspectConfig) -> Result<String, LoadingError> {
                 container::memory(),
                 config.max_inflight_bytes,
             )),
-            most_sessions: sessions::most_sessions(config.fixed),
+            most_sessions: settings.most_sessions(),
         };
-        let settings = (config.fixed, config.tuning_time);
+        let settings = (&settings, config.tuning_time);
         let prepared = loading::prepare(&library, source, session, settings, None);
         let mut prepared = match prepared {
             Ok(prepared) => prepared,

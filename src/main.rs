@@ -12,7 +12,7 @@ use model_serving::config::{
 };
 use model_serving::healthcheck::Target;
 use model_serving::inspect::InspectConfig;
-use model_serving::models::loading::Fixed;
+use model_serving::models::settings::Fixed;
 use model_serving::runtime::library::Library;
 use model_serving::server::{self, StartError};
 use model_serving::signals::{Signals, Stop};

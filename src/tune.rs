@@ -13,7 +13,9 @@ use thiserror::Error;
 use crate::container;
 use crate::model::repository::{self, ModelSource, RepositoryError};
 use crate::model::sidecar::{SidecarError, TuningSettings};
-use crate::models::loading::{self, DEFAULT_RUN_MEMORY, Fixed, sessions};
+use crate::models::cpus;
+use crate::models::loading::{self, DEFAULT_RUN_MEMORY};
+use crate::models::settings::{Fixed, Settings};
 use crate::runtime::LoadError;
 use crate::runtime::library::Library;
 use crate::runtime::provider::{CudaConfig, Device, ExecutionProvider};
@@ -80,7 +82,8 @@ pub fn tune(
     let sources = repository::find(config.path, config.name)?;
     let library = Library::load(config.library).map_err(LoadError::from)?;
     for source in &sources {
-        let tuned = measure(config, &library, source)?;
+        let cpus = cpus::share(cpus::available(), sources.len());
+        let tuned = measure(config, &library, source, cpus)?;
         let mut text = format!("{} ({})\n\n", source.name, source.path.display());
         // Writing into a string cannot fail.
         let _ = write_table(&mut text, &tuned);
@@ -110,24 +113,27 @@ fn measure(
     config: &TuneConfig<'_>,
     library: &Library,
     source: &ModelSource,
+    cpus: usize,
 ) -> Result<TunedModel, TuneError> {
+    let settings = Settings::resolve(config.fixed, &source.sidecar, cpus);
+    let settings = settings.map_err(|reason| LoadError::Sidecar {
+        path: source.path.clone(),
+        reason,
+    })?;
+    let settings = settings.without_tuning();
     let device = SessionConfig {
         device: Device::Cpu,
         cuda: CudaConfig::default(),
         run_memory: Some(RunMemory::within(container::memory(), DEFAULT_RUN_MEMORY)),
-        most_sessions: sessions::most_sessions(config.fixed),
+        most_sessions: settings.most_sessions(),
     };
-    let threads = |provider| {
-        let constraints = sessions::constraints(config.fixed, source, provider, None);
-        sessions::first_threads(&constraints, None)
-    };
+    let threads = |provider: ExecutionProvider| settings.first_threads(provider.is_gpu());
     let _progress = Progress::told(&source.name);
     progress::stage("reading and opening the model");
     let (opened, mut first) = loading::open_with_memory(library, source, device, threads)?;
     progress::stage("trying whether rows may share executions");
-    let trial = loading::try_rows(&opened, &mut first, config.fixed, false, source);
-    let constraints =
-        sessions::constraints(config.fixed, source, ExecutionProvider::Cpu, Some(&trial?));
+    let trial = loading::try_rows(&opened, &mut first, &settings, false, source)?;
+    let constraints = settings.constraints(false, Some(trial.limits()));
     let budget = Budget {
         time: config.time,
         effort: Effort::THOROUGH,

@@ -340,6 +340,51 @@ fn a_broken_model_keeps_no_other_from_being_served_at_the_start_and_is_named_eve
     assert_eq!(answer_of(&server, "d"), None);
 }
 
+/// The threads of a server that execute models: those of instances, and those that ONNX Runtime starts, which are called
+/// like the thread that loads.
+fn executing_threads(server: &Server) -> usize {
+    let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
+    let names = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("comm")).ok());
+    let executing = names.filter(|name| name.starts_with("instance-") || name == "models\n");
+    executing.count() - 1
+}
+
+#[test]
+fn models_share_the_cpus_instead_of_each_having_all() {
+    let repository = Repository::with(&[
+        ("loop", "a/1/model.onnx"),
+        ("loop", "b/1/model.onnx"),
+        ("loop", "c/1/model.onnx"),
+        ("loop", "d/1/model.onnx"),
+        ("loop", "e/1/model.onnx"),
+    ]);
+    // One of them has what its own sidecar says.
+    let own = "[instance_group]\ninstances = 2\n";
+    repository.write("e/model.toml", own);
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    let share = (cpus / 5).max(1);
+    let server = repository.serve(&[]);
+    let instances = |server: &Server| {
+        let models = server.get("/ready").json()["models"].clone();
+        let models = models.as_array().unwrap().iter();
+        models
+            .map(|model| model["instances"].as_u64().unwrap())
+            .collect::<Vec<_>>()
+    };
+    let [each @ .., own] = &instances(&server)[..] else {
+        panic!("no models");
+    };
+    assert!(each.iter().all(|each| *each <= share as u64), "{each:?}");
+    assert_eq!(*own, 2);
+    let threads = executing_threads(&server);
+    assert!(threads <= 4 * share + 2.max(share), "{threads} on {cpus}");
+    drop(server);
+    // A flag goes before all of that.
+    let server = repository.serve(&["--instances", "3", "--intra-op-threads", "1"]);
+    assert_eq!(instances(&server), [3; 5]);
+    assert_eq!(executing_threads(&server), 15);
+}
+
 #[test]
 fn where_nothing_at_all_can_be_served_the_start_fails_and_names_all() {
     let repository = Repository::with(&[

@@ -74,13 +74,18 @@ fn answer(server: &Server, version: Option<u64>) -> (f64, String) {
     (added.unwrap(), version.unwrap().to_owned())
 }
 
-/// The versions that are served, by each place that says so.
-fn served(server: &Server) -> Vec<String> {
+/// The versions that `/ready` names.
+fn listed(server: &Server) -> Vec<String> {
     let models = server.get("/ready").json()["models"].clone();
     let models = models.as_array().unwrap().iter();
-    let versions: Vec<String> = models
+    models
         .map(|model| model["version"].as_str().unwrap().to_owned())
-        .collect();
+        .collect()
+}
+
+/// The versions that are served, by each place that says so.
+fn served(server: &Server) -> Vec<String> {
+    let versions = listed(server);
     let metadata = server.get("/v2/models/m").json();
     assert_eq!(metadata["versions"], json!(versions));
     versions
@@ -186,7 +191,8 @@ fn versions_come_and_go_as_the_policy_says() {
     let repository = Repository::with(&[1, 2, 10], "{ latest = 2 }");
     let server = repository.serve(&["--watch-model", "20ms"]);
     let becomes = |versions: &[&str]| {
-        support::until("other versions are served", || served(&server) == versions);
+        support::until("other versions are served", || listed(&server) == versions);
+        assert_eq!(served(&server), versions);
     };
     assert_eq!(served(&server), ["2", "10"]);
     repository.put(11);

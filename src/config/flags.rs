@@ -13,7 +13,7 @@ use super::values::{self, OptionalTime, Switch};
 use crate::address::Host;
 use crate::fetch::Digest;
 use crate::healthcheck::Target;
-use crate::models::loading::Fixed;
+use crate::models::settings::Fixed;
 use crate::runtime::provider::{CudaConfig, Device};
 use crate::telemetry::collector::Endpoint;
 use crate::telemetry::logging::{LogFormat, LogLevel};

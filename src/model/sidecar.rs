@@ -74,6 +74,9 @@ pub struct Sidecar {
     /// How requests for this model are merged.
     #[serde(default)]
     pub batching: BatchingSettings,
+    /// How many sessions execute the model, and of how many threads.
+    #[serde(default)]
+    pub instance_group: InstanceGroupSettings,
     /// What `model-serving tune` found out.
     pub tuning: Option<TuningSettings>,
 }
@@ -96,6 +99,18 @@ pub struct TuningSettings {
     /// Rows of several requests that share an execution at most, if that was measured.
     #[serde(default, deserialize_with = "optional_count::<_, MAX_ROWS>")]
     pub merge_rows: Option<NonZeroUsize>,
+}
+
+/// Sessions of one model and their threads; flags and environment win over these.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InstanceGroupSettings {
+    /// Sessions.
+    #[serde(default, deserialize_with = "optional_count::<_, MAX_INSTANCES>")]
+    pub instances: Option<NonZeroUsize>,
+    /// Threads per session.
+    #[serde(default, deserialize_with = "optional_count::<_, MAX_THREADS>")]
+    pub intra_op_threads: Option<NonZeroUsize>,
 }
 
 /// What the graph cannot say about an output.
@@ -301,6 +316,7 @@ impl Sidecar {
         let mut outputs = model.outputs;
         outputs.extend(self.outputs);
         let (own, general) = (self.batching, model.batching);
+        let (own_group, general_group) = (self.instance_group, model.instance_group);
         Self {
             name: self.name.or(model.name),
             version: self.version.or(model.version),
@@ -313,6 +329,12 @@ impl Sidecar {
                 max_batch_size: own.max_batch_size.or(general.max_batch_size),
                 max_queue_delay: own.max_queue_delay.or(general.max_queue_delay),
                 check: own.check.or(general.check),
+            },
+            instance_group: InstanceGroupSettings {
+                instances: own_group.instances.or(general_group.instances),
+                intra_op_threads: own_group
+                    .intra_op_threads
+                    .or(general_group.intra_op_threads),
             },
             tuning: self.tuning.or(model.tuning),
         }

@@ -19,6 +19,7 @@ use super::troubles::{Trouble, Troubles};
 use crate::model::faults;
 use crate::model::repository::{Broken, Found, ModelSource};
 use crate::model::versions::ModelId;
+use crate::models::cpus;
 use crate::models::loading::{LoadReport, Loader, LoadingError};
 use crate::models::registry::{Models, Phase};
 use crate::models::served::ServedModel;
@@ -163,9 +164,10 @@ impl Worker {
         for load in self.plan.loads(&look, &self.served()) {
             let mut sources = found.sources.iter();
             if let Some(source) = sources.find(|source| source.id() == load.id) {
+                let cpus = cpus::share(cpus::available(), look.found.len());
                 // Two of a model at a time are enough for the memory.
                 self.wait_for_retired();
-                self.load(source, &load);
+                self.load(source, &load, cpus);
             }
         }
         for id in self.plan.retirements(&look, &self.served()) {
@@ -300,14 +302,14 @@ impl Worker {
     }
 
     /// Loads the model at `source`, and gives it its name if it can have it.
-    fn load(&mut self, source: &ModelSource, load: &Load) {
+    fn load(&mut self, source: &ModelSource, load: &Load, cpus: usize) {
         let started = Instant::now();
         let is_start = self.first_failures.is_some();
         let mut attempts = if is_start { ATTEMPTS_AT_START } else { 1 };
         let result = loop {
             let files = Files::of(source);
             // A panic on the way is a refusal like any other: these files are not tried again and again.
-            let result = supervision::guard(|| self.take_place(source, &files, load));
+            let result = supervision::guard(|| self.take_place(source, &files, load, cpus));
             self.plan.note_tried(&load.id, files.fingerprint().clone());
             self.files.insert(load.id.clone(), files);
             attempts -= 1;
@@ -360,6 +362,7 @@ impl Worker {
         source: &ModelSource,
         files: &Files,
         load: &Load,
+        cpus: usize,
     ) -> Result<Replaced, ReloadError> {
         #[cfg(feature = "testkit")]
         crate::testkit::panic_at("load");
@@ -374,7 +377,9 @@ impl Worker {
         let is_start = self.first_failures.is_some();
         let highest = models.get(&id.name).filter(|_| !is_start);
         let before = same.or(old).or(highest);
-        let (model, report) = self.loader.load(source, before.map(|before| &**before))?;
+        let (model, report) = self
+            .loader
+            .load(source, before.map(|before| &**before), cpus)?;
         let model = Arc::new(model);
         // At the start nobody was told a signature, and versions beside each other may have their own.
         let refused = match different(&model, &models, load) {

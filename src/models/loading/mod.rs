@@ -20,6 +20,7 @@ use crate::model::default::{DefaultError, DefaultModel};
 use crate::model::faults::Faults;
 use crate::model::repository::{self, Found, ModelSource, RepositoryError};
 use crate::models::served::ServedModel;
+use crate::models::settings::{self, Fixed, Origin, Settings};
 use crate::runtime::buckets::Buckets;
 use crate::runtime::device_health::DeviceHealth;
 use crate::runtime::library::Library;
@@ -30,14 +31,11 @@ use crate::runtime::{LoadError, Model, example, warmup};
 use crate::telemetry::logging::HINTS;
 use crate::telemetry::metrics::{Merging, Metrics, ModelInfo};
 use crate::telemetry::progress::{self, Progress};
-use crate::units::DurationText;
 
 pub use crate::model::limits;
 pub use report::LoadReport;
-pub use row_trial::DEFAULT_MAX_BATCH_SIZE;
 pub(crate) use row_trial::RowTrial;
-pub use sessions::Fixed;
-use sessions::{Origin, Sessions};
+use sessions::Sessions;
 
 /// The most rows of a request unless a flag or the environment says otherwise, or an execution may have more.
 pub const DEFAULT_MAX_REQUEST_ROWS: usize = 16_384;
@@ -217,17 +215,18 @@ impl Loader {
         DefaultModel::at_start(self.config.default_model.as_deref())
     }
 
-    fn session(&self, device: Device) -> SessionConfig {
+    fn session(&self, device: Device, settings: &Settings) -> SessionConfig {
         SessionConfig {
             device,
             cuda: self.config.cuda,
             run_memory: Some(self.run_memory),
-            most_sessions: sessions::most_sessions(self.config.fixed),
+            most_sessions: settings.most_sessions(),
         }
     }
 
     /// Loads and warms the model at `source`, and starts its instances: onto the device that executes `served` now if that
     /// is a GPU, because what is replaced on a GPU must not come back on a CPU when the two do not fit beside each other.
+    /// Of the CPUs, so many are the model's.
     ///
     /// # Errors
     /// See [`LoadingError`].
@@ -235,10 +234,11 @@ impl Loader {
         &self,
         source: &ModelSource,
         served: Option<&ServedModel>,
+        cpus: usize,
     ) -> Result<(ServedModel, LoadReport), LoadingError> {
         let device = served.and_then(|served| served.device.parse().ok());
         let on_gpu = device.filter(|device| matches!(device, Device::Cuda(_)));
-        self.load_onto(source, on_gpu.unwrap_or(self.config.device), served)
+        self.load_onto(source, on_gpu.unwrap_or(self.config.device), served, cpus)
     }
 
     fn load_onto(
@@ -246,12 +246,13 @@ impl Loader {
         source: &ModelSource,
         device: Device,
         replaced: Option<&ServedModel>,
+        cpus: usize,
     ) -> Result<(ServedModel, LoadReport), LoadingError> {
         if self.device.is_lost() {
             return Err(LoadingError::DeviceLost);
         }
         let _reported_until_then = Progress::logged(&source.name);
-        let loaded = self.try_load(source, device, replaced);
+        let loaded = self.try_load(source, device, replaced, cpus);
         if let Err(LoadingError::Load(error)) = &loaded
             && let Some(reason) = error.loss()
         {
@@ -265,17 +266,25 @@ impl Loader {
         source: &ModelSource,
         device: Device,
         replaced: Option<&ServedModel>,
+        cpus: usize,
     ) -> Result<(ServedModel, LoadReport), LoadingError> {
-        self.check_delay(source)?;
         let (config, library, metrics) = (&self.config, &self.library, &self.metrics);
+        let wrong = |reason| LoadError::Sidecar {
+            path: source.path.clone(),
+            reason,
+        };
+        let sidecar = &source.sidecar;
+        let max_queue_delay =
+            settings::queue_delay(config.max_queue_delay, sidecar, self.default_timeout)
+                .map_err(wrong)?;
+        let settings = Settings::resolve(config.fixed, sidecar, cpus).map_err(wrong)?;
         let started = Instant::now();
-        let session = self.session(device);
+        let session = self.session(device, &settings);
         let is_first = replaced.is_none();
         // What was measured once is kept, because a server that is in use cannot be measured; but only if measuring is
         // wanted at all.
         let replaced = replaced.and_then(|replaced| replaced.tuned);
         let replaced = replaced.filter(|_| config.tuning_time.is_some());
-        let settings = (config.fixed, config.tuning_time);
         let Prepared {
             opened,
             mut sessions,
@@ -284,7 +293,13 @@ impl Loader {
             merging,
             merging_reason,
             merge_rows,
-        } = prepare(library, source, session, settings, replaced)?;
+        } = prepare(
+            library,
+            source,
+            session,
+            (&settings, config.tuning_time),
+            replaced,
+        )?;
         let provider = opened.provider;
         let on_gpu = provider.is_gpu();
         if let Device::Cuda(index) = provider.device() {
@@ -294,31 +309,21 @@ impl Loader {
         let (max_batch_size, choice) = (constraints.max_batch_size, sessions.choice);
         let measured = !sessions.measurements.is_empty();
         let inherited = sessions.origin == Origin::Before;
-        let executor = self.executor(&opened, &metadata, &mut sessions, max_batch_size)?;
+        let executor = self.executor(&opened, &metadata, &mut sessions, &settings)?;
         let measured_settings = measured.then(|| sessions::summary(&sessions.measurements));
         // Only whoever sits at a terminal is shown it.
         let is_wanted = is_first && tracing::enabled!(target: HINTS, tracing::Level::INFO);
         let first = sessions.models.first_mut().filter(|_| is_wanted);
         let example = first.and_then(|model| example::find(model, EXAMPLE_TIME).ok());
         let batching = BatchingConfig {
-            max_request_rows: config
-                .max_request_rows
-                .unwrap_or(DEFAULT_MAX_REQUEST_ROWS.max(max_batch_size)),
-            max_batch_size,
-            merge_rows,
-            max_queue_delay: config
-                .max_queue_delay
-                .or(source.sidecar.batching.max_queue_delay)
-                .unwrap_or_default(),
-            max_queue_size: config.max_queue_size,
-            default_timeout: self.default_timeout,
-            // Rows that nobody asked for are computed only where repeated shapes are worth more, and where they were
-            // shown not to touch the others.
-            buckets: (on_gpu && merging.is_on()).then(|| Buckets::up_to(merge_rows)),
+            max_queue_delay,
             comparable_runs: opened.has_bounded_work()
                 && !metadata.has_open_sizes()
                 && !metadata.has_strings(),
-            memory: self.run_memory.usual,
+            // Rows that nobody asked for are computed only where repeated shapes are worth more, and where they were
+            // shown not to touch the others.
+            buckets: (on_gpu && merging.is_on()).then(|| Buckets::up_to(merge_rows)),
+            ..self.batching(max_batch_size, merge_rows)
         };
         let device = provider.device().to_string();
         let info = ModelInfo {
@@ -368,20 +373,22 @@ impl Loader {
         Ok((model, report))
     }
 
-    /// Refuses a delay in the sidecar that the flag may not have either, unless the flag says another.
-    fn check_delay(&self, source: &ModelSource) -> Result<(), LoadError> {
-        let delay = source.sidecar.batching.max_queue_delay.unwrap_or_default();
-        let is_overruled = self.config.max_queue_delay.is_some();
-        if is_overruled || delay.is_zero() || delay < self.default_timeout {
-            return Ok(());
+    /// How requests are merged and wait, as far as the settings say it.
+    fn batching(&self, max_batch_size: usize, merge_rows: usize) -> BatchingConfig {
+        let config = &self.config;
+        let max_request_rows = config.max_request_rows;
+        BatchingConfig {
+            max_request_rows: max_request_rows
+                .unwrap_or(DEFAULT_MAX_REQUEST_ROWS.max(max_batch_size)),
+            max_batch_size,
+            merge_rows,
+            max_queue_delay: Duration::ZERO,
+            max_queue_size: config.max_queue_size,
+            default_timeout: self.default_timeout,
+            buckets: None,
+            comparable_runs: false,
+            memory: self.run_memory.usual,
         }
-        let [delay, timeout] = [delay, self.default_timeout].map(DurationText::from);
-        Err(LoadError::Sidecar {
-            path: source.path.clone(),
-            reason: format!(
-                "batching.max_queue_delay '{delay}' is not below --request-timeout (REQUEST_TIMEOUT), which is {timeout}, so that a request could wait for company until nobody waits for it; write a shorter time, for example 5ms"
-            ),
-        })
     }
 
     /// Where the instances of `sessions` are to execute.
@@ -390,14 +397,15 @@ impl Loader {
         opened: &OpenedModel<'_>,
         metadata: &ModelMetadata,
         sessions: &mut Sessions,
-        max_batch_size: usize,
+        settings: &Settings,
     ) -> Result<Executor, LoadError> {
         let config = &self.config;
         // Whoever fixes instances gets threads, and so does who wants no measurements.
-        if config.fixed.instances.is_some() || config.tuning_time.is_none() {
+        if settings.has_instances() || config.tuning_time.is_none() {
             return Ok(Executor::Threads);
         }
-        let short_rows = sessions::short_rows(opened, metadata, sessions, max_batch_size)?;
+        let short_rows =
+            sessions::short_rows(opened, metadata, sessions, settings.max_batch_size())?;
         Ok(
             short_rows.map_or(Executor::Threads, |short_rows| Executor::Runtime {
                 runtime: self.runtime.clone(),
@@ -432,12 +440,11 @@ pub(crate) struct Prepared<'a> {
 pub(crate) fn try_rows(
     opened: &OpenedModel<'_>,
     first: &mut OrtModel,
-    fixed: Fixed,
+    settings: &Settings,
     tf32: bool,
     source: &ModelSource,
 ) -> Result<RowTrial, LoadError> {
-    let most = sessions::max_batch_size(fixed, source);
-    trial::try_rows(opened, first, most, tf32, source)
+    trial::try_rows(opened, first, settings.max_batch_size(), tf32, source)
 }
 
 /// Makes the sessions of the model at `source`, tries whether its rows may share executions, chooses the settings that
@@ -449,25 +456,21 @@ pub(crate) fn prepare<'a>(
     library: &'a Library,
     source: &ModelSource,
     session: SessionConfig,
-    (fixed, tuning_time): (Fixed, Option<Duration>),
+    (settings, tuning_time): (&Settings, Option<Duration>),
     replaced: Option<(TuningConstraints, ModelSettings)>,
 ) -> Result<Prepared<'a>, LoadError> {
-    let written = source.sidecar.tuning.as_ref();
-    let threads = |provider| {
-        let constraints = sessions::constraints(fixed, source, provider, None);
-        sessions::first_threads(&constraints, written)
-    };
+    let threads = |provider: ExecutionProvider| settings.first_threads(provider.is_gpu());
     progress::stage("reading and opening the model");
     let (opened, mut first) = open_with_memory(library, source, session, threads)?;
     progress::stage("trying whether rows may share executions");
-    let trial = try_rows(&opened, &mut first, fixed, session.cuda.tf32, source)?;
-    let constraints = sessions::constraints(fixed, source, opened.provider, Some(&trial));
-    let known = sessions::known(&constraints, written, replaced, opened.sha256());
+    let trial = try_rows(&opened, &mut first, settings, session.cuda.tf32, source)?;
+    let on_gpu = opened.provider.is_gpu();
+    let constraints = settings.constraints(on_gpu, Some(trial.limits()));
+    let known = settings.known(&constraints, replaced, opened.sha256());
     progress::stage("measuring settings");
     let mut sessions = sessions::make(&opened, first, &constraints, known, tuning_time)?;
-    let given = sessions::fixed_batch_size(fixed, source).is_some();
+    let given = settings.has_batch_size();
     let (merging, merging_reason) = trial::merging(&trial, &constraints, &sessions, given);
-    let on_gpu = opened.provider.is_gpu();
     progress::stage("warming up");
     for model in &mut sessions.models {
         model.divide_by(&trial.plan);

@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::model::ModelMetadata;
+use crate::model::{Batchability, ModelMetadata};
+use crate::models::settings::RowLimits;
 use crate::runtime::division::DivisionPlan;
-
-/// The most rows of an execution unless a flag, the environment or the sidecar says otherwise.
-pub const DEFAULT_MAX_BATCH_SIZE: usize = 32;
 
 /// What trying a model's rows has shown.
 pub(crate) struct RowTrial {
@@ -20,4 +18,14 @@ pub(crate) struct RowTrial {
     pub(crate) plan: Arc<DivisionPlan>,
     /// What this rests on, for people.
     pub(crate) tried: String,
+}
+
+impl RowTrial {
+    /// What it says of the rows that may share an execution.
+    pub(crate) fn limits(&self) -> RowLimits {
+        RowLimits {
+            mergeable: self.metadata.batchability == Batchability::Rows,
+            independent_rows: self.independent_rows,
+        }
+    }
 }

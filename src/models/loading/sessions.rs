@@ -1,21 +1,14 @@
-//! The sessions of one model, and the settings that they are made with: the user's, those that `model-serving tune` wrote
-//! down, those of the model that is replaced, or those that a short measurement speaks for, in this order.
+//! The sessions of one model, made with the settings that are known, else with those that a short measurement speaks for.
 //!
 //! Invariant: settings given by the user are never overridden.
 
-use std::num::NonZeroUsize;
-use std::thread;
 use std::time::Duration;
 
-use super::row_trial::{DEFAULT_MAX_BATCH_SIZE, RowTrial};
-use crate::model::Batchability;
 use crate::model::ModelMetadata;
-use crate::model::repository::ModelSource;
-use crate::model::sidecar::TuningSettings;
+use crate::models::settings::{DEFAULT_MAX_BATCH_SIZE, Origin};
 use crate::runtime::LoadError;
 use crate::runtime::buckets::Buckets;
-use crate::runtime::provider::ExecutionProvider;
-use crate::runtime::session::{InstanceGroup, OpenedModel, OrtModel};
+use crate::runtime::session::{OpenedModel, OrtModel};
 use crate::runtime::tuning::{
     self, Budget, Effort, Measurement, ModelSettings, Tuned, TuningConstraints,
 };
@@ -23,17 +16,6 @@ use crate::runtime::tuning::{
 /// Runs up to this long may hold up the connections beside them. It is some ten times what waking an instance's thread,
 /// and waking the connection again, cost on a busy machine.
 const SHORT_RUN: Duration = Duration::from_micros(500);
-
-/// Where settings come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Origin {
-    /// This start: what was measured in it, or what is done without measuring.
-    Start,
-    /// What the sidecar says under `[tuning]`.
-    Sidecar,
-    /// The model that is replaced.
-    Before,
-}
 
 /// What was made.
 pub(crate) struct Sessions {
@@ -47,132 +29,6 @@ pub(crate) struct Sessions {
     pub(crate) warm: bool,
     /// What was measured for the settings, if anything.
     pub(crate) measurements: Vec<Measurement>,
-}
-
-/// What the user has fixed by flags.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Fixed {
-    /// Sessions per model.
-    pub instances: Option<NonZeroUsize>,
-    /// Threads per session.
-    pub intra_op_threads: Option<NonZeroUsize>,
-    /// Rows per execution.
-    pub max_batch_size: Option<NonZeroUsize>,
-}
-
-/// The most rows that the user wants in one execution, if that is said.
-pub(super) fn fixed_batch_size(flags: Fixed, source: &ModelSource) -> Option<NonZeroUsize> {
-    flags
-        .max_batch_size
-        .or(source.sidecar.batching.max_batch_size)
-}
-
-/// The most rows that may be executed together by the settings.
-pub(super) fn max_batch_size(flags: Fixed, source: &ModelSource) -> usize {
-    fixed_batch_size(flags, source).map_or(DEFAULT_MAX_BATCH_SIZE, NonZeroUsize::get)
-}
-
-/// What the user leaves open of a model's settings on `provider`. Before its rows were tried, it is not known whether they
-/// may be merged.
-pub(crate) fn constraints(
-    flags: Fixed,
-    source: &ModelSource,
-    provider: ExecutionProvider,
-    trial: Option<&RowTrial>,
-) -> TuningConstraints {
-    let fixed = fixed_batch_size(flags, source);
-    let max_batch_size = max_batch_size(flags, source);
-    let merges = trial.is_none_or(|trial| trial.metadata.batchability == Batchability::Rows);
-    // A GPU works on one batch at a time, and its host's threads only hand it over.
-    let on_gpu = provider.is_gpu().then_some(NonZeroUsize::MIN);
-    TuningConstraints {
-        // The number that the container's CPU quota allows, not the number that the host has.
-        cpus: thread::available_parallelism().map_or(1, NonZeroUsize::get),
-        instances: flags.instances.or(on_gpu).map(NonZeroUsize::get),
-        intra_op_threads: flags.intra_op_threads.or(on_gpu).map(NonZeroUsize::get),
-        max_batch_size,
-        mergeable: merges && max_batch_size > 1,
-        independent_rows: trial.map_or(usize::MAX, |trial| trial.independent_rows),
-        merging_fixed: fixed.is_some() || on_gpu.is_some(),
-    }
-}
-
-/// The most sessions of a model that there are at once, with what the user has fixed.
-pub(crate) fn most_sessions(flags: Fixed) -> usize {
-    let cpus = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    flags
-        .instances
-        .map_or(cpus.clamp(2, tuning::MAX_INSTANCES), NonZeroUsize::get)
-}
-
-/// The threads of the first session, which is made before it is known whether what is written down is of this model.
-pub(crate) fn first_threads(
-    constraints: &TuningConstraints,
-    written: Option<&TuningSettings>,
-) -> usize {
-    let written = written.filter(|written| written.cpus.get() == constraints.cpus);
-    let choice = written.and_then(|written| as_choice(written, constraints));
-    choice.map_or(constraints.first_threads(), |choice| {
-        choice.instance_group.intra_op_threads
-    })
-}
-
-/// The settings that are known without measuring, if any.
-pub(super) fn known(
-    constraints: &TuningConstraints,
-    written: Option<&TuningSettings>,
-    replaced: Option<(TuningConstraints, ModelSettings)>,
-    sha256: &str,
-) -> Option<(ModelSettings, Origin)> {
-    if let Some(written) = written {
-        let stale = written.cpus.get() != constraints.cpus || written.sha256 != sha256;
-        if stale {
-            tracing::warn!(
-                "[tuning] in the sidecar was written for another machine or model, and is ignored; run 'model-serving tune' again"
-            );
-        } else if let Some(choice) = as_choice(written, constraints) {
-            return Some((choice, Origin::Sidecar));
-        }
-    }
-    replaced
-        .filter(|(then, _)| then.leaves_the_same_as(constraints))
-        .map(|(_, choice)| {
-            let (merge_rows, measured) = up_to(choice.merge_rows, constraints.merge_limit());
-            let measured = measured && choice.measured;
-            let choice = ModelSettings {
-                merge_rows,
-                measured,
-                ..choice
-            };
-            (choice, Origin::Before)
-        })
-}
-
-/// As many of `rows` as may be merged, and whether what was measured for `rows` speaks for them.
-fn up_to(rows: usize, limit: usize) -> (usize, bool) {
-    (rows.min(limit), rows <= limit)
-}
-
-/// What is written down, if the user has not fixed something else.
-fn as_choice(written: &TuningSettings, constraints: &TuningConstraints) -> Option<ModelSettings> {
-    let (instances, threads) = (written.instances.get(), written.intra_op_threads.get());
-    let fits = constraints.instances.is_none_or(|fixed| fixed == instances)
-        && constraints
-            .intra_op_threads
-            .is_none_or(|fixed| fixed == threads);
-    let limit = constraints.merge_limit();
-    let (merge_rows, measured) = match written.merge_rows {
-        Some(rows) if !constraints.merging_fixed => up_to(rows.get(), limit),
-        _ => (limit, false),
-    };
-    fits.then_some(ModelSettings {
-        instance_group: InstanceGroup {
-            instances,
-            intra_op_threads: threads,
-        },
-        merge_rows,
-        measured,
-    })
 }
 
 /// Makes the sessions of `opened`, of which `first` is there.

@@ -7,11 +7,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::row_trial::{DEFAULT_MAX_BATCH_SIZE, RowTrial};
-use super::sessions::{Origin, Sessions};
+use super::row_trial::RowTrial;
+use super::sessions::Sessions;
 use crate::model::repository::ModelSource;
 use crate::model::rows::Rows;
 use crate::model::{Batchability, Dim, ModelMetadata};
+use crate::models::settings::{DEFAULT_MAX_BATCH_SIZE, Origin};
 use crate::runtime::batch_check::{self, RowDependence, Verdict};
 use crate::runtime::buckets::Buckets;
 use crate::runtime::division::DivisionPlan;
