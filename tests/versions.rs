@@ -168,7 +168,7 @@ fn a_full_queue_of_one_version_refuses_nothing_of_another() {
     ]);
     let slow = Request::json(
         "/v1/models/m/versions/2:predict",
-        r#"{"inputs": [3000000]}"#,
+        r#"{"inputs": [300000000]}"#,
     );
     let rows = |version: &str| {
         let labels = [("model_name", "m"), ("version", version)];
