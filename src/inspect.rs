@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::container;
 use crate::curl;
 use crate::model::faults;
+use crate::model::onnx::RawModel;
 use crate::model::repository;
 use crate::model::{Dim, ModelMetadata, TensorSpec};
 use crate::models::cpus;
@@ -87,7 +88,8 @@ pub fn describe(config: &InspectConfig) -> Result<String, LoadingError> {
             most_sessions: settings.most_sessions(),
         };
         let settings = (&settings, config.tuning_time);
-        let prepared = loading::prepare(&library, source, session, settings, None);
+        let raw = RawModel::read(&source.path);
+        let prepared = loading::prepare(&library, source, raw, session, settings, None);
         let mut prepared = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::container;
+use crate::model::onnx::RawModel;
 use crate::model::repository::{self, ModelSource, RepositoryError};
 use crate::model::sidecar::{SidecarError, TuningSettings};
 use crate::models::cpus;
@@ -130,7 +131,8 @@ fn measure(
     let threads = |provider: ExecutionProvider| settings.first_threads(provider.is_gpu());
     let _progress = Progress::told(&source.name);
     progress::stage("reading and opening the model");
-    let (opened, mut first) = loading::open_with_memory(library, source, device, threads)?;
+    let raw = RawModel::read(&source.path);
+    let (opened, mut first) = loading::open_with_memory(library, source, raw, device, threads)?;
     progress::stage("trying whether rows may share executions");
     let trial = loading::try_rows(&opened, &mut first, &settings, false, source)?;
     let constraints = settings.constraints(false, Some(trial.limits()));

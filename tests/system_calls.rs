@@ -353,6 +353,13 @@ fn a_server_looks_up_no_name_connects_to_nobody_and_writes_no_file() {
     server.signal(Signal::SIGTERM);
     assert_eq!(server.wait().code(), Some(0));
     tracing.check("serve", Socket::Listener);
+    // Each of the two loads has read the file once.
+    let trace = whole_trace(&tracing.path("serve"));
+    let opened = calls(&trace);
+    let opened = opened
+        .iter()
+        .filter(|call| call.name == "openat" && call.rest.contains("\"addone.onnx\""));
+    assert_eq!(opened.count(), 2);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The few fields of an ONNX file that we read ourselves, before ONNX Runtime sees it.
 //!
-//! Invariant: a file that passes [`OnnxFile::read`] refers to no data outside its own folder. Models drive native
+//! Invariant: a file that passes [`OnnxFile::check`] refers to no data outside its own folder. Models drive native
 //! code and may name other files to be read into memory; a model that could name `/etc/passwd` would publish it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -97,12 +97,67 @@ pub struct OnnxFile {
     pub operators: Operators,
 }
 
+/// A model's file in memory, before it is checked; read once for each load, however often it is needed.
+#[derive(Debug)]
+pub struct RawModel {
+    path: PathBuf,
+    /// The bytes, or why there are none.
+    bytes: Result<Bytes, OnnxFileError>,
+}
+
+impl RawModel {
+    /// Reads the file at `path`. What is wrong with it is told by [`OnnxFile::check`].
+    #[must_use]
+    pub fn read(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            bytes: read_bytes(path),
+        }
+    }
+
+    /// The files that the model names for its weights, whether they are there or not; none if it is no model.
+    #[must_use]
+    pub fn external_data(&self) -> Vec<PathBuf> {
+        let bytes = self.bytes.as_ref().ok();
+        let model = bytes.and_then(|bytes| ModelProto::read(bytes.clone()));
+        let locations = model.map(|model| model.external_locations());
+        let folder = self.path.parent().unwrap_or(Path::new(""));
+        let locations = locations.into_iter().flatten();
+        locations.map(|name| folder.join(name)).collect()
+    }
+}
+
+/// The bytes of the model at `path`.
+fn read_bytes(path: &Path) -> Result<Bytes, OnnxFileError> {
+    let read_error = |source| OnnxFileError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let not_onnx = |reason: &str| OnnxFileError::NotOnnx {
+        path: path.to_owned(),
+        reason: reason.to_owned(),
+    };
+    // Looked at first: reading a pipe may never end, and a huge file that is no model is not worth its memory.
+    let metadata = fs::metadata(path).map_err(read_error)?;
+    if !metadata.is_file() {
+        return Err(not_onnx("it is not a file"));
+    }
+    if metadata.len() > MAX_BYTES {
+        let head = head(path).map_err(read_error)?;
+        let reason = "no ONNX file is larger than 2 GiB; weights beyond that are external data";
+        return Err(what_else(path, &head).unwrap_or_else(|| not_onnx(reason)));
+    }
+    Ok(Bytes::from(fs::read(path).map_err(read_error)?))
+}
+
 impl OnnxFile {
-    /// Reads and checks the model at `path`.
+    /// Checks a model that was read.
     ///
     /// # Errors
-    /// When the file cannot be read, is not ONNX, or refers to data outside its folder.
-    pub fn read(path: &Path) -> Result<Self, OnnxFileError> {
+    /// When the file could not be read, is not ONNX, or refers to data outside its folder.
+    pub fn check(model: RawModel) -> Result<Self, OnnxFileError> {
+        let RawModel { path, bytes } = model;
+        let path = path.as_path();
         let read_error = |source| OnnxFileError::Read {
             path: path.to_owned(),
             source,
@@ -111,18 +166,8 @@ impl OnnxFile {
             path: path.to_owned(),
             reason: reason.to_owned(),
         };
-        // Looked at first: reading a pipe may never end, and a huge file that is no model is not worth its memory.
-        let metadata = fs::metadata(path).map_err(read_error)?;
-        if !metadata.is_file() {
-            return Err(not_onnx("it is not a file"));
-        }
-        if metadata.len() > MAX_BYTES {
-            let head = head(path).map_err(read_error)?;
-            let reason = "no ONNX file is larger than 2 GiB; weights beyond that are external data";
-            return Err(what_else(path, &head).unwrap_or_else(|| not_onnx(reason)));
-        }
         // Shared with the messages that are read from them, which end with this function.
-        let bytes = Bytes::from(fs::read(path).map_err(read_error)?);
+        let bytes = bytes?;
         let parent = path
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty())
@@ -218,19 +263,6 @@ fn what_else(path: &Path, bytes: &[u8]) -> Option<OnnxFileError> {
         path: path.to_owned(),
         found,
     })
-}
-
-/// The files that the model at `path` names for its weights, whether they are there or not; none if it is no model.
-#[must_use]
-pub fn external_data(path: &Path) -> Vec<PathBuf> {
-    let is_small_file = |metadata: &fs::Metadata| metadata.is_file() && metadata.len() <= MAX_BYTES;
-    let readable = fs::metadata(path).is_ok_and(|metadata| is_small_file(&metadata));
-    let bytes = readable.then(|| fs::read(path).ok()).flatten();
-    let model = bytes.and_then(|bytes| ModelProto::read(bytes.into()));
-    let locations = model.map(|model| model.external_locations());
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let locations = locations.into_iter().flatten();
-    locations.map(|name| folder.join(name)).collect()
 }
 
 fn weights(graph: &GraphProto) -> impl Iterator<Item = &str> {

@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::model::fingerprint::Fingerprint;
-use crate::model::onnx;
+use crate::model::onnx::RawModel;
 use crate::model::repository::ModelSource;
 
 /// The files of a model, as they were at some moment.
@@ -19,10 +19,10 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// The files of `source` as they are now. To be taken before it is loaded, so that what is written meanwhile is
-    /// noticed; also what is still missing, which may be why the load fails.
-    pub(super) fn of(source: &ModelSource) -> Self {
-        let external = onnx::external_data(&source.path);
+    /// The files of `source`, which was read as `raw`. To be taken before its weights are read, so that what is written
+    /// meanwhile is noticed; also what is still missing, which may be why the load fails.
+    pub(super) fn of(source: &ModelSource, raw: &RawModel) -> Self {
+        let external = raw.external_data();
         let fingerprint = source.fingerprint.clone().and(&external);
         Self {
             model: source.path.clone(),

@@ -17,6 +17,7 @@ use super::plan::{Load, Look, Plan};
 use super::retired::{self, RETIRE_INTERVAL, RetiredModels};
 use super::troubles::{Trouble, Troubles};
 use crate::model::faults;
+use crate::model::onnx::RawModel;
 use crate::model::repository::{Broken, Found, ModelSource};
 use crate::model::versions::ModelId;
 use crate::models::cpus;
@@ -307,9 +308,10 @@ impl Worker {
         let is_start = self.first_failures.is_some();
         let mut attempts = if is_start { ATTEMPTS_AT_START } else { 1 };
         let result = loop {
-            let files = Files::of(source);
+            let raw = RawModel::read(&source.path);
+            let files = Files::of(source, &raw);
             // A panic on the way is a refusal like any other: these files are not tried again and again.
-            let result = supervision::guard(|| self.take_place(source, &files, load, cpus));
+            let result = supervision::guard(|| self.take_place(source, raw, &files, load, cpus));
             self.plan.note_tried(&load.id, files.fingerprint().clone());
             self.files.insert(load.id.clone(), files);
             attempts -= 1;
@@ -360,6 +362,7 @@ impl Worker {
     fn take_place(
         &mut self,
         source: &ModelSource,
+        raw: RawModel,
         files: &Files,
         load: &Load,
         cpus: usize,
@@ -377,9 +380,9 @@ impl Worker {
         let is_start = self.first_failures.is_some();
         let highest = models.get(&id.name).filter(|_| !is_start);
         let before = same.or(old).or(highest);
-        let (model, report) = self
-            .loader
-            .load(source, before.map(|before| &**before), cpus)?;
+        let (model, report) =
+            self.loader
+                .load(source, raw, before.map(|before| &**before), cpus)?;
         let model = Arc::new(model);
         // At the start nobody was told a signature, and versions beside each other may have their own.
         let refused = match different(&model, &models, load) {

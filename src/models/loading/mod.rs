@@ -18,6 +18,7 @@ use crate::batching::{BatchingConfig, Executor, Scheduler};
 use crate::model::ModelMetadata;
 use crate::model::default::{DefaultError, DefaultModel};
 use crate::model::faults::Faults;
+use crate::model::onnx::{OnnxFile, RawModel};
 use crate::model::repository::{self, Found, ModelSource, RepositoryError};
 use crate::models::served::ServedModel;
 use crate::models::settings::{self, Fixed, Origin, Settings};
@@ -126,15 +127,17 @@ pub struct Loader {
     runtime: Handle,
 }
 
-/// Opens the model, and raises the memory of runs until one row fits.
+/// Opens the model, which was read as `raw`, and raises the memory of runs until one row fits.
 pub(crate) fn open_with_memory<'a>(
     library: &'a Library,
     source: &ModelSource,
+    raw: RawModel,
     mut session: SessionConfig,
     threads: impl Fn(ExecutionProvider) -> usize,
 ) -> Result<(OpenedModel<'a>, OrtModel), LoadError> {
+    let mut file = OnnxFile::check(raw)?;
     loop {
-        let (opened, mut first) = session::open(library, source, session, &threads)?;
+        let (opened, mut first) = session::open(library, source, file, session, &threads)?;
         if opened.provider.is_gpu() || warmup::fits(&mut first) {
             return Ok((opened, first));
         }
@@ -155,6 +158,8 @@ pub(crate) fn open_with_memory<'a>(
             bytes = memory.usual,
             "one row takes more memory than --max-inflight-bytes, so runs may take more"
         );
+        drop(first);
+        file = opened.into_file();
     }
 }
 
@@ -224,7 +229,7 @@ impl Loader {
         }
     }
 
-    /// Loads and warms the model at `source`, and starts its instances: onto the device that executes `served` now if that
+    /// Loads and warms the model at `source`, which was read as `raw`, and starts its instances: onto the device that executes `served` now if that
     /// is a GPU, because what is replaced on a GPU must not come back on a CPU when the two do not fit beside each other.
     /// Of the CPUs, so many are the model's.
     ///
@@ -233,17 +238,25 @@ impl Loader {
     pub fn load(
         &self,
         source: &ModelSource,
+        raw: RawModel,
         served: Option<&ServedModel>,
         cpus: usize,
     ) -> Result<(ServedModel, LoadReport), LoadingError> {
         let device = served.and_then(|served| served.device.parse().ok());
         let on_gpu = device.filter(|device| matches!(device, Device::Cuda(_)));
-        self.load_onto(source, on_gpu.unwrap_or(self.config.device), served, cpus)
+        self.load_onto(
+            source,
+            raw,
+            on_gpu.unwrap_or(self.config.device),
+            served,
+            cpus,
+        )
     }
 
     fn load_onto(
         &self,
         source: &ModelSource,
+        raw: RawModel,
         device: Device,
         replaced: Option<&ServedModel>,
         cpus: usize,
@@ -252,7 +265,7 @@ impl Loader {
             return Err(LoadingError::DeviceLost);
         }
         let _reported_until_then = Progress::logged(&source.name);
-        let loaded = self.try_load(source, device, replaced, cpus);
+        let loaded = self.try_load(source, raw, device, replaced, cpus);
         if let Err(LoadingError::Load(error)) = &loaded
             && let Some(reason) = error.loss()
         {
@@ -264,6 +277,7 @@ impl Loader {
     fn try_load(
         &self,
         source: &ModelSource,
+        raw: RawModel,
         device: Device,
         replaced: Option<&ServedModel>,
         cpus: usize,
@@ -296,6 +310,7 @@ impl Loader {
         } = prepare(
             library,
             source,
+            raw,
             session,
             (&settings, config.tuning_time),
             replaced,
@@ -455,13 +470,14 @@ pub(crate) fn try_rows(
 pub(crate) fn prepare<'a>(
     library: &'a Library,
     source: &ModelSource,
+    raw: RawModel,
     session: SessionConfig,
     (settings, tuning_time): (&Settings, Option<Duration>),
     replaced: Option<(TuningConstraints, ModelSettings)>,
 ) -> Result<Prepared<'a>, LoadError> {
     let threads = |provider: ExecutionProvider| settings.first_threads(provider.is_gpu());
     progress::stage("reading and opening the model");
-    let (opened, mut first) = open_with_memory(library, source, session, threads)?;
+    let (opened, mut first) = open_with_memory(library, source, raw, session, threads)?;
     progress::stage("trying whether rows may share executions");
     let trial = try_rows(&opened, &mut first, settings, session.cuda.tf32, source)?;
     let on_gpu = opened.provider.is_gpu();

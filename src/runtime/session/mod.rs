@@ -22,7 +22,7 @@ use super::library::{Library, one_line};
 use super::provider::{CudaConfig, Device, ExecutionProvider};
 use super::{LoadError, cuda, load_fault};
 use crate::model::flow::Flow;
-use crate::model::onnx::OnnxFile;
+use crate::model::onnx::{OnnxFile, RawModel};
 use crate::model::operators::Operators;
 use crate::model::repository::ModelSource;
 use crate::model::rows::Rows;
@@ -94,7 +94,7 @@ pub struct OpenedModel<'a> {
     arena: Arc<Arena>,
 }
 
-/// Loads the model at `source` into one session, of as many threads as `threads` says for the provider that can be had.
+/// Loads the model at `source`, which was read as `file`, into one session, of as many threads as `threads` says for the provider that can be had.
 /// Further ones can be made of what is returned beside it.
 ///
 /// # Errors
@@ -102,10 +102,10 @@ pub struct OpenedModel<'a> {
 pub fn open<'a>(
     library: &'a Library,
     source: &ModelSource,
+    file: OnnxFile,
     config: SessionConfig,
     threads: impl Fn(ExecutionProvider) -> usize,
 ) -> Result<(OpenedModel<'a>, OrtModel), LoadError> {
-    let file = OnnxFile::read(&source.path)?;
     let weights = weights(&file).saturating_mul(config.most_sessions.max(1));
     let arena = library
         .arenas
@@ -189,6 +189,12 @@ impl OpenedModel<'_> {
         .map_err(|error| refused(self.library, &self.file, &error))
     }
 
+    /// The model's file, to open it anew.
+    #[must_use]
+    pub fn into_file(self) -> OnnxFile {
+        self.file
+    }
+
     /// SHA-256 of the model's file, in hexadecimal.
     #[must_use]
     pub fn sha256(&self) -> &str {
@@ -260,7 +266,8 @@ pub fn load(
     instance_group: impl Fn(ExecutionProvider) -> InstanceGroup,
 ) -> Result<LoadedModel, LoadError> {
     let threads = |provider| instance_group(provider).intra_op_threads;
-    let (opened, first) = open(library, source, config, threads)?;
+    let file = OnnxFile::check(RawModel::read(&source.path))?;
+    let (opened, first) = open(library, source, file, config, threads)?;
     let instance_group = instance_group(opened.registered);
     let more =
         (1..instance_group.instances).map(|_| opened.session(instance_group.intra_op_threads));
