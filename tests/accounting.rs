@@ -57,7 +57,7 @@ fn a_request_whose_client_leaves_has_a_line_and_a_count_without_a_status() {
     let mut client = server.connect();
     let waiting = Request::json("/predict", BODY).header("X-Request-Id", "left");
     client.write(&waiting.bytes()).unwrap();
-    support::until("the request waits", || {
+    support::eventually("the request waits", || {
         server.metric("ml_queue_rows", &[]) == Some(1.0)
     });
     // As when the client's process dies with data unread: the connection is reset.
@@ -87,7 +87,7 @@ fn a_request_that_the_drain_cuts_off_says_so() {
         .header("X-Request-Id", "cut")
         .header("Content-Length", "1000");
     client.write(&request.bytes()).unwrap();
-    support::until("the request is being received", || {
+    support::eventually("the request is being received", || {
         server.metric("ml_requests_in_flight", &[]) == Some(1.0)
     });
     server.signal(Signal::SIGTERM);
@@ -167,11 +167,11 @@ fn requests_that_are_refused_as_no_http_have_a_line_and_a_count() {
             assert_eq!(body["code"], code, "{body}");
             assert!(body["error"].is_string(), "{body}");
         }
-        support::until("it is counted", || {
+        support::eventually("it is counted", || {
             (count(&server, "unmatched", status) - before - 1.0).abs() < 0.5
         });
         let answered_with = json!(status.parse::<u16>().ok());
-        support::until("it is logged", || {
+        support::eventually("it is logged", || {
             server.log.lines().iter().skip(lines).any(|line| {
                 line["target"] == "access"
                     && line["route"] == "unmatched"
@@ -340,7 +340,7 @@ fn work_in_the_background_goes_on_after_a_panic_which_is_logged_and_counted() {
     ] {
         let before = server.metric("panics_total", &[]).unwrap();
         faults.set(&format!("panic {place}\n"));
-        support::until(place, || {
+        support::eventually(place, || {
             // Something to export and to log.
             assert_eq!(server.request(&Request::json("/predict", BODY)).status, 200);
             server.metric("panics_total", &[]).unwrap() > before
@@ -367,7 +367,7 @@ fn work_in_the_background_goes_on_after_a_panic_which_is_logged_and_counted() {
     // The reloads go on.
     fs::copy(fixture("addten"), folder.path().join("new")).unwrap();
     fs::rename(folder.path().join("new"), &model).unwrap();
-    support::until("the model is reloaded", || {
+    support::eventually("the model is reloaded", || {
         let answer = server.predict(&json!({"inputs": [[1, 2, 3, 4]]}));
         answer.json()["outputs"]["y"] == json!([[11.0, 12.0, 13.0, 14.0]])
     });
@@ -387,13 +387,13 @@ fn a_model_whose_loading_panics_is_refused_and_the_one_before_serves_on() {
     assert!(server.log.wait_for(refused).is_some());
     let failures = || server.metric("ml_model_reloads_total", &[("result", "failure")]);
     assert_eq!(failures(), Some(1.0));
-    support::until("it is told", || {
+    support::eventually("it is told", || {
         server.metric("ml_model_reload_blocked", &[]) == Some(1.0)
     });
     assert_eq!(server.request(&Request::json("/predict", BODY)).status, 200);
     faults.set("");
     server.signal(Signal::SIGHUP);
-    support::until("it is loaded again", || {
+    support::eventually("it is loaded again", || {
         server.metric("ml_model_reload_blocked", &[]) == Some(0.0)
     });
 }
@@ -434,7 +434,7 @@ fn a_server_whose_connections_are_stuck_says_so_on_the_admin_port_and_what_cures
     };
     assert_eq!(health().status, 200);
     faults.set("panic beat\n");
-    support::until("it is unhealthy", || health().status == 503);
+    support::eventually("it is unhealthy", || health().status == 503);
     assert_eq!(
         health().json()["error"],
         "the threads of connections are stuck"
@@ -470,7 +470,7 @@ fn lines_that_nobody_reads_in_time_are_dropped_counted_and_told() {
     let id = "i".repeat(128);
     let request = Request::new("GET", "/nothing").header("X-Request-Id", &id);
     let all: Vec<u8> = request.bytes().repeat(500);
-    support::until("lines are dropped", || {
+    support::eventually("lines are dropped", || {
         let mut client = support::Client::connect(server.address).unwrap();
         client.write(&all).unwrap();
         for _ in 0..500 {
@@ -489,7 +489,7 @@ fn a_server_whose_log_is_closed_serves_on_and_counts_what_nobody_gets() {
     let (server, log) = Unread::start();
     drop(log);
     let mut client = support::Client::connect(server.address).unwrap();
-    support::until("lines are dropped", || {
+    support::eventually("lines are dropped", || {
         let answer = client.send(&Request::json("/predict", BODY)).unwrap();
         assert_eq!(answer.status, 200);
         server.dropped() > 0

@@ -125,10 +125,9 @@ fn it_answers_through_the_drain_until_the_process_ends() {
     let mut client = server.connect();
     let request = Request::json("/predict", r#"{"inputs": [5000000]}"#);
     client.write(&request.bytes()).unwrap();
-    let in_flight = || server.metric("ml_requests_in_flight", &[]);
-    while in_flight() != Some(1.0) {
-        std::thread::yield_now();
-    }
+    support::eventually("it is on its way", || {
+        server.metric("ml_requests_in_flight", &[]) == Some(1.0)
+    });
     server.signal(Signal::SIGTERM);
     let draining = server.log.wait_for(|line| line["message"] == "draining");
     assert!(draining.is_some());

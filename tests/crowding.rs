@@ -167,12 +167,10 @@ fn keep_busy(server: &Server, places: usize) -> Vec<Client> {
             client
         })
         .collect();
-    let deadline = Instant::now() + PATIENCE;
-    let in_flight = || server.metric("ml_requests_in_flight", &[("model_name", "loop")]);
-    while in_flight() < Some(f64::from(u32::try_from(places).unwrap())) {
-        assert!(Instant::now() < deadline, "{:?}", in_flight());
-        std::thread::yield_now();
-    }
+    let places = f64::from(u32::try_from(places).unwrap());
+    support::eventually("all places are taken", || {
+        server.metric("ml_requests_in_flight", &[("model_name", "loop")]) >= Some(places)
+    });
     busy
 }
 
@@ -281,9 +279,7 @@ fn a_hundred_of_a_hundred_probes_are_answered_while_places_are_fought_for() {
                 }
             });
         }
-        while opened.load(Ordering::Relaxed) < 300 {
-            std::thread::yield_now();
-        }
+        support::eventually("there are many", || opened.load(Ordering::Relaxed) >= 300);
         let probed = std::panic::catch_unwind(|| assert_probes_are_quick(&server));
         done.store(true, Ordering::Relaxed);
         eprintln!("beside {} others", opened.load(Ordering::Relaxed));
@@ -315,7 +311,7 @@ fn a_client_that_asks_now_and_then_is_served_among_too_many_of_its_kind() {
                         }
                     }
                     assert!(lost < 1_000);
-                    std::thread::park_timeout(Duration::from_millis(3));
+                    support::pause(Duration::from_millis(3));
                 }
             });
         }

@@ -91,7 +91,7 @@ fn requests_on_their_way_get_503_when_the_gpu_is_lost_and_none_a_wrong_answer() 
                 })
             })
             .collect();
-        support::until("the load runs", || {
+        support::eventually("the load runs", || {
             server.metric("ml_predictions_total", &[("status", "success")]) > Some(100.0)
         });
         faults.fail_runs(LOST);
@@ -256,7 +256,7 @@ fn a_gpu_that_nvml_or_the_driver_gives_up_is_lost_before_a_request_meets_it() {
         let server = nvml.serve_with(&["--model", &fixture("addone")], &environment);
         assert_eq!(predict(&server).0, 200);
         nvml.set(&fault);
-        support::until(reason, || server.get("/health").status == 503);
+        support::eventually(reason, || server.get("/health").status == 503);
         assert_lost(&server, reason);
     }
 }
@@ -264,7 +264,7 @@ fn a_gpu_that_nvml_or_the_driver_gives_up_is_lost_before_a_request_meets_it() {
 /// Asks for a reload and waits until one more has failed.
 fn reload_fails(server: &Server, failures: f64) {
     server.signal(nix::sys::signal::Signal::SIGHUP);
-    support::until("the reload has failed", || {
+    support::eventually("the reload has failed", || {
         server.metric("ml_model_reloads_total", &[("result", "failure")]) >= Some(failures)
     });
 }

@@ -83,9 +83,7 @@ fn stop_under_load(half_open: usize) -> (usize, usize, usize) {
             std::thread::spawn(move || hammer(address, &tally, &started, &body))
         })
         .collect();
-    while started.load(Ordering::Relaxed) < 800 {
-        std::thread::yield_now();
-    }
+    support::eventually("there is load", || started.load(Ordering::Relaxed) >= 800);
     let before = tally.answered.load(Ordering::Relaxed);
     let stopped_at = Instant::now();
     server.signal(Signal::SIGTERM);
@@ -119,9 +117,9 @@ fn begin_download(server: &Server, client: &mut Client, bytes: usize) {
     let request = Request::json("/predict", format!("{{\"inputs\": [[{}]]}}", bytes / 4))
         .header("Accept", "application/octet-stream");
     client.write(&request.bytes()).unwrap();
-    while server.metric("ml_predictions_total", &[("status", "success")]) != Some(1.0) {
-        std::thread::yield_now();
-    }
+    support::eventually("it is answered", || {
+        server.metric("ml_predictions_total", &[("status", "success")]) == Some(1.0)
+    });
 }
 
 #[test]
@@ -197,9 +195,9 @@ fn a_request_that_outlives_the_grace_period_is_cut_and_the_end_is_clean() {
     client
         .write(&Request::json("/predict", r#"{"inputs": [2000000000]}"#).bytes())
         .unwrap();
-    while server.metric("ml_requests_in_flight", &[("model_name", "loop")]) != Some(1.0) {
-        std::thread::yield_now();
-    }
+    support::eventually("it is executed", || {
+        server.metric("ml_requests_in_flight", &[("model_name", "loop")]) == Some(1.0)
+    });
     server.signal(Signal::SIGTERM);
     let started = Instant::now();
     assert_eq!(server.wait().code(), Some(0));
@@ -217,9 +215,9 @@ fn a_second_interrupt_hurries() {
     client
         .write(&Request::json("/predict", r#"{"inputs": [2000000000]}"#).bytes())
         .unwrap();
-    while server.metric("ml_requests_in_flight", &[("model_name", "loop")]) != Some(1.0) {
-        std::thread::yield_now();
-    }
+    support::eventually("it is executed", || {
+        server.metric("ml_requests_in_flight", &[("model_name", "loop")]) == Some(1.0)
+    });
     server.signal(Signal::SIGINT);
     server
         .log

@@ -464,7 +464,7 @@ fn a_fetch_that_is_stopped_goes_on_the_next_time() {
     let mut first = command(&server, &uri, folder.path(), &["--timeout", "60s"]);
     first.stdout(Stdio::null()).stderr(Stdio::piped());
     let child = first.spawn().unwrap();
-    support::until("the beginning is there", || {
+    support::eventually("the beginning is there", || {
         let parts = files(folder.path());
         parts
             .iter()
@@ -495,7 +495,7 @@ fn two_fetches_into_one_folder_take_turns() {
     let flags = ["--timeout", "6s", "--sha256", &digest];
     let mut first = command(&server, &uri, folder.path(), &flags);
     let first = first.stdout(Stdio::null()).spawn().unwrap();
-    support::until("the first is under way", || !server.asked().is_empty());
+    support::eventually("the first is under way", || !server.asked().is_empty());
     let second = fetch(&server, &uri, folder.path(), &flags);
     assert!(
         second.has("another fetch works in this folder, and is waited for"),
@@ -1051,13 +1051,13 @@ fn a_stop_is_heeded_while_a_large_file_is_hashed() {
     command.stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let counts = format!("/proc/{}/io", child.id());
-    support::until("it reads the file", || {
+    support::eventually("it reads the file", || {
         let counts = std::fs::read_to_string(&counts).unwrap();
         let read = counts.lines().find_map(|it| it.strip_prefix("rchar: "));
         read.unwrap().parse::<u64>().unwrap() > 64 << 20
     });
     kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
-    support::until("it has ended", || child.try_wait().unwrap().is_some());
+    support::eventually("it has ended", || child.try_wait().unwrap().is_some());
     let ended = child.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(1));
     assert!(String::from_utf8(ended.stderr).unwrap().contains("SIGTERM"));

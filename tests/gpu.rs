@@ -13,10 +13,9 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
+use support::Server;
 use support::nvml::FakeNvml;
-use support::{PATIENCE, Server};
 
 const GAUGES: [&str; 5] = [
     "ml_gpu_utilization_percent",
@@ -59,15 +58,10 @@ fn scrape_until(
     server: &Server,
     wanted: impl Fn(&BTreeMap<(String, String), f64>) -> bool,
 ) -> BTreeMap<(String, String), f64> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
+    support::eventually_is("the gauges are as wanted", || {
         let found = gauges(server);
-        if wanted(&found) {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "{found:?}");
-        std::thread::park_timeout(Duration::from_millis(20));
-    }
+        wanted(&found).then_some(found)
+    })
 }
 
 fn of(gpu: &str, values: [f64; 5]) -> Vec<((String, String), f64)> {

@@ -131,7 +131,7 @@ fn a_request_whose_body_breaks_off_is_an_error_at_once() {
         );
     }
     let in_flight = || server.metric("ml_requests_in_flight", &[("model_name", "loop")]);
-    support::until("a broken request ends", || in_flight() == Some(0.0));
+    support::eventually("a broken request ends", || in_flight() == Some(0.0));
     assert_eq!(predictions(&server, "success"), Some(0.0));
 }
 
@@ -143,7 +143,7 @@ fn a_reset_drops_the_request_also_behind_the_word_that_no_more_is_sent() {
         .write(&Request::json("/predict", ENDLESS).bytes())
         .unwrap();
     let in_flight = || server.metric("ml_requests_in_flight", &[("model_name", "loop")]);
-    support::until("it runs", || in_flight() == Some(1.0));
+    support::eventually("it runs", || in_flight() == Some(1.0));
     // Bytes behind the request, which nobody reads before it is answered: a stray one, an empty line, another request.
     let request = Request::json("/predict", SLOW).bytes();
     let many = request.repeat(2000);
@@ -159,19 +159,19 @@ fn a_reset_drops_the_request_also_behind_the_word_that_no_more_is_sent() {
     ] {
         let mut client = server.connect();
         client.write(&[&request, behind].concat()).unwrap();
-        support::until("it waits", || in_flight() == Some(2.0));
+        support::eventually("it waits", || in_flight() == Some(2.0));
         if sends_no_more {
             client.stream.shutdown(Shutdown::Write).unwrap();
         }
         client.reset();
-        support::until("a reset is noticed", || {
+        support::eventually("a reset is noticed", || {
             predictions(&server, "cancelled") == Some(cancelled)
         });
         assert_eq!(in_flight(), Some(1.0));
     }
     running.stream.shutdown(Shutdown::Write).unwrap();
     running.reset();
-    support::until("a reset is noticed", || {
+    support::eventually("a reset is noticed", || {
         predictions(&server, "cancelled") == Some(9.0)
     });
     assert_eq!(in_flight(), Some(0.0));
@@ -192,9 +192,9 @@ fn a_client_that_resets_during_its_body_has_left_and_sent_nothing_wrong() {
         let mut client = server.connect();
         let head = format!("POST /predict HTTP/1.1\r\nHost: a\r\n{head}");
         client.write(head.as_bytes()).unwrap();
-        support::until("its body is awaited", || in_flight() == Some(1.0));
+        support::eventually("its body is awaited", || in_flight() == Some(1.0));
         client.reset();
-        support::until("it is known to have left", || {
+        support::eventually("it is known to have left", || {
             predictions(&server, "cancelled") == Some(left)
         });
         assert_eq!(predictions(&server, "invalid"), Some(0.0));
@@ -205,7 +205,7 @@ fn a_client_that_resets_during_its_body_has_left_and_sent_nothing_wrong() {
         told.filter(|line| (line["answered"] == false) == left)
             .count()
     };
-    support::until("each has its line", || told(true) == 3);
+    support::eventually("each has its line", || told(true) == 3);
     assert_eq!(told(false), 0);
 }
 
@@ -227,10 +227,10 @@ fn a_client_that_was_killed_costs_no_more_than_its_run() {
         .unwrap();
     drop(stdin);
     let in_flight = || server.metric("ml_requests_in_flight", &[("model_name", "loop")]);
-    support::until("it arrives", || in_flight() == Some(1.0));
+    support::eventually("it arrives", || in_flight() == Some(1.0));
     client.kill().unwrap();
     client.wait().unwrap();
-    support::until("it is in flight no more", || in_flight() == Some(0.0));
+    support::eventually("it is in flight no more", || in_flight() == Some(0.0));
     let (succeeded, cancelled) = (
         predictions(&server, "success"),
         predictions(&server, "cancelled"),
@@ -242,7 +242,7 @@ fn a_client_that_was_killed_costs_no_more_than_its_run() {
         ),
         "{succeeded:?} {cancelled:?}"
     );
-    support::until("its connection is closed", || {
+    support::eventually("its connection is closed", || {
         server.metric("process_open_fds", &[]) <= before
     });
     assert_eq!(

@@ -13,12 +13,11 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
 
 use model_serving::telemetry::metrics::FAMILIES;
 use prometheus_parse::Value;
 use support::nvml::FakeNvml;
-use support::{PATIENCE, Request, Server, sample};
+use support::{Request, Server, sample};
 
 /// The statuses of `ml_predictions_total`.
 const STATUSES: [&str; 6] = [
@@ -103,11 +102,9 @@ fn prescribed_families_have_their_names_labels_and_bucket_edges() {
     let models = one_of_two_is_broken();
     let path = models.path().to_str().unwrap();
     let server = gpus.serve(&["--device", "cpu", "--model", path]);
-    let deadline = Instant::now() + PATIENCE;
-    while !server.get("/metrics").text().contains("ml_gpu_power_watts") {
-        assert!(Instant::now() < deadline);
-        std::thread::park_timeout(Duration::from_millis(20));
-    }
+    support::eventually("there are figures of GPUs", || {
+        server.get("/metrics").text().contains("ml_gpu_power_watts")
+    });
     let answer = server.get("/metrics");
     assert!(
         answer
@@ -354,15 +351,6 @@ fn counters_equal_the_clients_own_count_after_20_000_mixed_requests() {
     assert_eq!(value("panics_total"), 0);
 }
 
-/// Waits until `condition` holds.
-fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::yield_now();
-    }
-}
-
 #[test]
 fn timeouts_overload_and_clients_that_leave_are_counted_as_such() {
     let server = Server::fixture(
@@ -385,8 +373,8 @@ fn timeouts_overload_and_clients_that_leave_are_counted_as_such() {
     let mut busy = server.connect();
     busy.write(&long.bytes()).unwrap();
     let in_flight = || server.metric("ml_requests_in_flight", &[]).unwrap();
-    eventually("one in flight", || (in_flight() - 1.0).abs() < 0.5);
-    eventually("it is executed", || {
+    support::eventually("one in flight", || (in_flight() - 1.0).abs() < 0.5);
+    support::eventually("it is executed", || {
         server.metric("ml_queue_rows", &[]) == Some(0.0)
     });
     let late = long.clone().header("X-Request-Timeout-Ms", "50");
@@ -395,7 +383,7 @@ fn timeouts_overload_and_clients_that_leave_are_counted_as_such() {
     for client in &mut waiting {
         client.write(&long.bytes()).unwrap();
     }
-    eventually("two wait", || {
+    support::eventually("two wait", || {
         server.metric("ml_queue_rows", &[]) == Some(2.0)
     });
     let refused = server.request(&long);
@@ -420,7 +408,7 @@ fn timeouts_overload_and_clients_that_leave_are_counted_as_such() {
         client.reset();
     }
     busy.reset();
-    eventually("nothing in flight", || in_flight() < 0.5);
+    support::eventually("nothing in flight", || in_flight() < 0.5);
     for (status, expected) in [
         ("timeout", 1.0),
         ("overloaded", 2.0),

@@ -92,7 +92,7 @@ fn fifty_versions_take_over_under_load_and_each_answer_is_of_the_version_that_it
     models.put("addone", "repository/adder/1/model.onnx");
     let server = models.serve("repository", &["--instances", "1"]);
     // A thread names itself, so that its name may be seen a little after it is there.
-    support::until("the session's thread is there", || {
+    support::eventually("the session's thread is there", || {
         instance_threads(&server) == 1
     });
     let acknowledged = AtomicUsize::new(1);
@@ -121,7 +121,7 @@ fn fifty_versions_take_over_under_load_and_each_answer_is_of_the_version_that_it
                 let fixture = if version % 2 == 1 { "addone" } else { "addten" };
                 models.put(fixture, &format!("repository/adder/{version}/model.onnx"));
                 server.signal(Signal::SIGHUP);
-                support::until("the next version is announced", || {
+                support::eventually("the next version is announced", || {
                     let ready = server.get("/ready").json();
                     ready["models"][0]["version"].as_str() == Some(&version.to_string())
                 });
@@ -135,7 +135,7 @@ fn fifty_versions_take_over_under_load_and_each_answer_is_of_the_version_that_it
         swaps.unwrap();
     });
     assert!(answered.load(Ordering::Relaxed) > 100);
-    support::until("the old sessions are gone", || {
+    support::eventually("the old sessions are gone", || {
         instance_threads(&server) == 1
     });
     let grown = resident_bytes(&server) - after_ten;
@@ -194,7 +194,7 @@ fn a_model_that_cannot_take_over_leaves_the_old_one_serving_and_is_counted() {
         step();
         server.signal(Signal::SIGHUP);
         let failures = count + 1;
-        support::until(name, || counter(&server, "failure") == failures);
+        support::eventually(name, || counter(&server, "failure") == failures);
         assert_eq!(predict(&server), json!([2.0, 3.0, 4.0, 5.0]), "{name}");
         assert_eq!(server.get("/ready").status, 200, "{name}");
     }
@@ -211,10 +211,10 @@ fn a_model_that_cannot_take_over_leaves_the_old_one_serving_and_is_counted() {
     clear();
     models.put("addten", "m.onnx");
     server.signal(Signal::SIGHUP);
-    support::until("the good model serves", || {
+    support::eventually("the good model serves", || {
         predict(&server) == json!([11.0, 12.0, 13.0, 14.0])
     });
-    support::until("nothing is refused any more", || {
+    support::eventually("nothing is refused any more", || {
         server.metric("ml_model_reload_blocked", &[]) == Some(0.0)
     });
 }
@@ -225,12 +225,12 @@ fn a_watched_file_is_loaded_when_it_has_changed_and_only_then() {
     models.put("addone", "m.onnx");
     let server = models.serve("m.onnx", &["--watch-model", "50ms"]);
     models.put("addten", "m.onnx");
-    support::until("the new file serves", || {
+    support::eventually("the new file serves", || {
         predict(&server) == json!([11.0, 12.0, 13.0, 14.0])
     });
     // One failure, however often the same broken file is looked at: the good one after it comes many looks later.
     models.put("empty", "m.onnx");
-    support::until("the broken file was refused", || {
+    support::eventually("the broken file was refused", || {
         counter(&server, "failure") == 1
     });
     let looks = |folder: &Path| {
@@ -238,7 +238,7 @@ fn a_watched_file_is_loaded_when_it_has_changed_and_only_then() {
         fs::write(folder.join("m.toml"), "description = \"again\"").unwrap();
     };
     models.put("addone", "m.onnx");
-    support::until("the old file serves again", || {
+    support::eventually("the old file serves again", || {
         predict(&server) == json!([2.0, 3.0, 4.0, 5.0])
     });
     assert_eq!(
@@ -246,7 +246,7 @@ fn a_watched_file_is_loaded_when_it_has_changed_and_only_then() {
         (2, 1)
     );
     looks(models.0.path());
-    support::until("the sidecar was noticed", || {
+    support::eventually("the sidecar was noticed", || {
         counter(&server, "success") == 3
     });
     assert_eq!(counter(&server, "failure"), 1);
@@ -274,7 +274,7 @@ fn a_file_of_the_same_size_and_age_is_noticed_when_it_takes_the_place() {
     let server = models.serve("m.onnx", &["--watch-model", "50ms"]);
     assert_eq!(predict(&server), json!([2.0, 3.0, 4.0, 5.0]));
     put(&ten);
-    support::until("the new file serves", || {
+    support::eventually("the new file serves", || {
         predict(&server) == json!([11.0, 12.0, 13.0, 14.0])
     });
 }
@@ -289,12 +289,12 @@ fn weights_that_arrive_long_after_their_model_are_noticed() {
     let server = models.serve("repository", &["--watch-model", "50ms"]);
     let version = || server.get("/ready").json()["models"][0]["version"].clone();
     models.put("external", "repository/m/2/model.onnx");
-    support::until("the model without weights was refused", || {
+    support::eventually("the model without weights was refused", || {
         counter(&server, "failure") == 1
     });
     assert_eq!(version(), "1");
     models.put_bytes(&weights, "repository/m/2/external.weights");
-    support::until("the whole model serves", || version() == "2");
+    support::eventually("the whole model serves", || version() == "2");
 }
 
 #[test]
@@ -313,19 +313,19 @@ fn a_model_that_gets_another_name_serves_under_one_of_them_all_the_time() {
     // The new name comes with a file that cannot be loaded; many looks later the old one still serves.
     models.put("empty", "m.onnx");
     models.put_bytes(b"name = \"renamed\"", "m.toml");
-    support::until("the new file was refused", || {
+    support::eventually("the new file was refused", || {
         counter(&server, "failure") >= 1
     });
     models.put_bytes(b"name = \"renamed\"\ndescription = \"again\"", "m.toml");
     let refused = counter(&server, "failure");
-    support::until("it was refused again", || {
+    support::eventually("it was refused again", || {
         counter(&server, "failure") > refused
     });
     assert_eq!(names(), ["m"]);
     assert_eq!(predict(&server), json!([2.0, 3.0, 4.0, 5.0]));
     // A good one takes over; no request falls between the two.
     models.put("addten", "m.onnx");
-    support::until("the renamed model serves", || {
+    support::eventually("the renamed model serves", || {
         predict(&server) == json!([11.0, 12.0, 13.0, 14.0])
     });
     assert_eq!(names(), ["renamed"]);
@@ -356,7 +356,7 @@ fn the_only_model_under_another_name_keeps_predict_only_with_the_same_signature(
         line["level"] == "WARN" && line["model"] == "third" && line["before"] == "good"
     };
     assert!(server.log.wait_for(told).is_some());
-    support::until("the new name is the default one", || default() == "third");
+    support::eventually("the new name is the default one", || default() == "third");
     assert_eq!(predict(&server), json!([2.0, 3.0, 4.0, 5.0]));
 }
 
@@ -374,7 +374,7 @@ fn a_new_model_is_loaded_or_not_served_but_neither_again_nor_as_before() {
     let message = line.unwrap()["message"].clone();
     assert_eq!(message, "the model could not be loaded, and is not served");
     let ready = || server.get("/ready").json();
-    support::until("it is named", || ready()["skipped"][0].is_object());
+    support::eventually("it is named", || ready()["skipped"][0].is_object());
     let skipped = ready()["skipped"].clone();
     let reason = "it could not be loaded; the log says why";
     assert_eq!(skipped, json!([{"path": "third", "reason": reason}]));
@@ -397,11 +397,11 @@ fn a_model_that_is_gone_leaves_no_queue_behind_in_the_metrics() {
                 assert_eq!(server.request(&request).status, 200);
             });
         }
-        support::until("requests wait", || gauge("ml_queue_rows") > Some(0.0));
+        support::eventually("requests wait", || gauge("ml_queue_rows") > Some(0.0));
         fs::remove_dir_all(models.path("repository/slow")).unwrap();
         server.signal(Signal::SIGHUP);
     });
-    support::until("it has no series of a queue any more", || {
+    support::eventually("it has no series of a queue any more", || {
         gauge("ml_queue_rows").is_none() && gauge("ml_saturation").is_none()
     });
     let ready = server.get("/ready").json();
@@ -418,7 +418,7 @@ fn weights_beside_a_watched_model_are_watched_too() {
     let server = models.serve("m.onnx", &["--watch-model", "50ms"]);
     assert_eq!(counter(&server, "success"), 0);
     models.put_bytes(&vec![0; bytes.len()], "external.weights");
-    support::until("the new weights serve", || counter(&server, "success") == 1);
+    support::eventually("the new weights serve", || counter(&server, "success") == 1);
 }
 
 #[test]
@@ -434,9 +434,9 @@ fn a_file_that_is_written_slowly_is_loaded_when_it_is_whole() {
         std::io::Write::write_all(&mut &file, part).unwrap();
         longest = longest.max(last.elapsed());
         last = Instant::now();
-        std::thread::park_timeout(Duration::from_millis(50));
+        support::pause(Duration::from_millis(50));
     }
-    support::until("the whole file serves", || {
+    support::eventually("the whole file serves", || {
         predict(&server) == json!([11.0, 12.0, 13.0, 14.0])
     });
     assert_eq!(counter(&server, "success"), 1);
@@ -456,7 +456,7 @@ fn a_request_on_its_way_is_answered_by_the_model_that_it_found() {
             let request = Request::json("/predict", r#"{"inputs": [3000000]}"#);
             server.request(&request)
         });
-        support::until("the request is executed", || {
+        support::eventually("the request is executed", || {
             let scrape = server.metrics();
             support::sample(&scrape, "ml_requests_in_flight", &[("model_name", "slow")])
                 == Some(1.0)
@@ -472,7 +472,7 @@ fn a_request_on_its_way_is_answered_by_the_model_that_it_found() {
             (200, &"1".into())
         );
     });
-    support::until("the old session is gone", || instance_threads(&server) == 1);
+    support::eventually("the old session is gone", || instance_threads(&server) == 1);
 }
 
 #[test]
@@ -487,10 +487,10 @@ fn models_of_a_repository_come_and_go() {
     assert_eq!(["first", "second"].map(status), [200, 404]);
     models.put("addten", "repository/second/1/model.onnx");
     server.signal(Signal::SIGHUP);
-    support::until("the second model serves", || status("second") == 200);
+    support::eventually("the second model serves", || status("second") == 200);
     fs::remove_dir_all(models.path("repository/first")).unwrap();
     server.signal(Signal::SIGHUP);
-    support::until("the first model is gone", || status("first") == 404);
+    support::eventually("the first model is gone", || status("first") == 404);
     assert_eq!(status("second"), 200);
     let names: Vec<Value> = server.get("/ready").json()["models"]
         .as_array()

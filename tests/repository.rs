@@ -83,7 +83,7 @@ fn reload(server: &Server) {
     };
     let before = reloaded(server);
     server.signal(Signal::SIGHUP);
-    support::until("a reload", || reloaded(server) > before);
+    support::eventually("a reload", || reloaded(server) > before);
 }
 
 fn count(server: &Server, wanted: impl Fn(&Value) -> bool) -> usize {
@@ -192,7 +192,7 @@ fn a_second_model_that_appears_leaves_predict_with_the_first_and_warns_once() {
     assert_eq!(server.get("/ready").json()["default_model"], Value::Null);
 
     repository.write("second/1/model.toml", "default = true");
-    support::until("the sidecar names it", || predict(&server).0 == 200);
+    support::eventually("the sidecar names it", || predict(&server).0 == 200);
     assert_eq!(predict(&server).1["model_name"], "second");
     assert_eq!(
         count(&server, |line| is_about(line, "/predict stays with")),
@@ -300,7 +300,7 @@ fn a_broken_model_keeps_no_other_from_being_served_at_the_start_and_is_named_eve
                 let told = line["reason"].as_str().unwrap_or_default();
                 line["model"] == name && line["version"] == version && told.contains(reason)
             };
-            support::until("it is told once more", || count(&server, is_told) >= look);
+            support::eventually("it is told once more", || count(&server, is_told) >= look);
             assert_eq!(count(&server, is_told), look, "{name}");
             assert_eq!(failed(&server, name, version), Some(1.0));
         }
@@ -327,7 +327,7 @@ fn a_broken_model_keeps_no_other_from_being_served_at_the_start_and_is_named_eve
     // What breaks later takes nothing from anybody.
     repository.put("not_onnx", "d/8/model.onnx");
     reload(&server);
-    support::until("it is refused", || failed(&server, "d", "8") == Some(1.0));
+    support::eventually("it is refused", || failed(&server, "d", "8") == Some(1.0));
     assert_eq!(server.get("/ready").status, 200);
     assert_eq!(answer_of(&server, "d"), Some(2.0));
     drop(server);
@@ -509,7 +509,7 @@ fn a_sidecar_that_breaks_is_named_with_its_model_and_keeps_no_other_from_being_l
     let server = repository.serve(&["--watch-model", "20ms"]);
     repository.write("broken/1/model.toml", "nmae = 1");
     repository.put("addten", "other/2/model.onnx");
-    support::until("the other model is loaded", || {
+    support::eventually("the other model is loaded", || {
         answer_of(&server, "other") == Some(11.0)
     });
     let told = |line: &Value| line["model"] == "broken" && line["level"] == "WARN";
@@ -521,10 +521,10 @@ fn a_sidecar_that_breaks_is_named_with_its_model_and_keeps_no_other_from_being_l
     assert!(reason.contains("its sidecar is not valid"), "{reason}");
     assert_eq!(answer_of(&server, "broken"), Some(2.0));
     let blocked = |server: &Server| server.metric("ml_model_reload_blocked", &[]).unwrap();
-    support::until("it is counted", || blocked(&server) > 0.5);
+    support::eventually("it is counted", || blocked(&server) > 0.5);
 
     fs::remove_file(repository.path("broken/1/model.toml")).unwrap();
-    support::until("nothing is blocked", || blocked(&server) < 0.5);
+    support::eventually("nothing is blocked", || blocked(&server) < 0.5);
     assert_eq!(reason_for(&server, "broken"), None);
     assert_eq!(count(&server, told), 1);
 }
@@ -544,7 +544,7 @@ fn a_single_model_whose_sidecar_breaks_is_named_by_ready() {
         line["reason"].as_str().unwrap().contains("m.toml"),
         "{line}"
     );
-    support::until("/ready names it", || {
+    support::eventually("/ready names it", || {
         reason_for(&server, "m.onnx").is_some()
     });
     assert_eq!(predict(&server).0, 200);
@@ -558,12 +558,12 @@ fn a_single_model_whose_sidecar_breaks_is_named_by_ready() {
             .is_some_and(|reason| reason.contains("is not below --request-timeout"))
     };
     assert_eq!(server.log.wait_for(told).unwrap()["model"], "m");
-    support::until("/ready names it", || reason_for(&server, "m").is_some());
+    support::eventually("/ready names it", || reason_for(&server, "m").is_some());
     assert_eq!(predict(&server).0, 200);
 
     fs::remove_file(&path).unwrap();
     server.signal(Signal::SIGHUP);
-    support::until("/ready says that it is gone", || {
+    support::eventually("/ready says that it is gone", || {
         reason_for(&server, "m.onnx").as_deref() == Some("it is gone")
     });
     assert_eq!(predict(&server).0, 200);
@@ -588,16 +588,16 @@ fn what_takes_the_place_of_a_model_without_being_one_does_not_end_it() {
         server.log.wait_for(|line| line["path"] == name).unwrap();
     }
     repository.put("addten", "c/1/model.onnx");
-    support::until("the new model serves", || {
+    support::eventually("the new model serves", || {
         answer_of(&server, "c") == Some(11.0)
     });
     assert_eq!(["a", "b"].map(|it| answer_of(&server, it)), [Some(2.0); 2]);
 
     fs::remove_dir(&places[0]).unwrap();
-    support::until("the model is gone", || answer_of(&server, "a").is_none());
+    support::eventually("the model is gone", || answer_of(&server, "a").is_none());
     fs::remove_file(&places[1]).unwrap();
     repository.put("addten", "b/1/model.onnx");
-    support::until("the model is replaced", || {
+    support::eventually("the model is replaced", || {
         answer_of(&server, "b") == Some(11.0)
     });
 }
@@ -608,7 +608,7 @@ fn a_default_model_that_comes_back_damaged_is_not_served_and_sends_nobody_elsewh
         Repository::with(&[("addone", "a/1/model.onnx"), ("addten", "b/1/model.onnx")]);
     let server = repository.serve(&["--default-model", "a", "--watch-model", "20ms"]);
     fs::remove_dir_all(repository.path("a")).unwrap();
-    support::until("it is gone", || predict(&server).0 == 404);
+    support::eventually("it is gone", || predict(&server).0 == 404);
     repository.put("truncated", "a/1/model.onnx");
     let told = |line: &Value| line["model"] == "a" && line["reason"].is_string();
     assert!(is_about(
@@ -617,7 +617,7 @@ fn a_default_model_that_comes_back_damaged_is_not_served_and_sends_nobody_elsewh
     ));
     assert_eq!(predict(&server).0, 404);
     repository.put("addone", "a/1/model.onnx");
-    support::until("it is whole", || predict(&server).0 == 200);
+    support::eventually("it is whole", || predict(&server).0 == 200);
     assert_eq!(predict(&server).1["model_name"], "a");
 }
 
@@ -626,7 +626,7 @@ fn a_model_that_the_flag_names_is_not_followed_to_another_name() {
     let repository = Repository::with(&[("addone", "a/1/model.onnx")]);
     let server = repository.serve(&["--default-model", "a", "--watch-model", "20ms"]);
     fs::rename(repository.path("a"), repository.path("b")).unwrap();
-    support::until("the name is gone", || {
+    support::eventually("the name is gone", || {
         let (status, answer) = predict(&server);
         assert_ne!(answer["model_name"], "b");
         status == 404
@@ -650,7 +650,7 @@ fn a_model_that_is_removed_goes_although_another_one_is_broken() {
         server.log.wait_for(told).unwrap();
     }
     fs::remove_dir_all(repository.path("a")).unwrap();
-    support::until("it is gone", || answer_of(&server, "a").is_none());
+    support::eventually("it is gone", || answer_of(&server, "a").is_none());
 
     // What comes damaged in the moment in which another one goes may be the same model under another name.
     repository.write("b/1/model.toml", "nmae = 1");
@@ -667,7 +667,7 @@ fn a_model_that_is_removed_goes_although_another_one_is_broken() {
             .contains("its files are gone")
     );
     fs::remove_file(repository.path("renamed/1/model.toml")).unwrap();
-    support::until("the new name serves, and the old one is gone", || {
+    support::eventually("the new name serves, and the old one is gone", || {
         answer_of(&server, "b").is_none() && answer_of(&server, "renamed") == Some(2.0)
     });
     assert_eq!(answer_of(&server, "c"), Some(2.0));

@@ -454,7 +454,7 @@ fn an_idle_server_sleeps() {
     let server = Server::start(&[]);
     let cpu = || server.metric("process_cpu_seconds_total", &[]).unwrap();
     let before = cpu();
-    std::thread::park_timeout(Duration::from_secs(3));
+    support::pause(Duration::from_secs(3));
     // Process ticks are a hundredth of a second, so this allows for a few of them.
     assert!(cpu() - before < 0.1);
     assert!(server.status_figure("Threads") <= 16);

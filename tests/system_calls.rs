@@ -18,11 +18,10 @@ mod support;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
-use support::{PATIENCE, Request, Server, fixture, program, repository, skipped};
+use support::{Request, Server, fixture, program, repository, skipped};
 
 /// Calls that look at files and change none.
 const READING: [&str; 21] = [
@@ -211,8 +210,7 @@ fn names_in(folder: &Path) -> Vec<String> {
 
 /// The trace in the file at `path`, once strace has written that the program has ended.
 fn whole_trace(path: &Path) -> String {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
+    support::eventually_is("the trace has an end", || {
         let trace = std::fs::read_to_string(path).unwrap_or_default();
         let program = trace.split(' ').next();
         let has_ended = trace.lines().any(|line| {
@@ -222,12 +220,8 @@ fn whole_trace(path: &Path) -> String {
                 && matches!(words.next(), Some("exited" | "killed"))
         });
         // Its first thread is the last one that ends, and all of the line is there.
-        if has_ended && trace.ends_with('\n') {
-            return trace;
-        }
-        assert!(Instant::now() < deadline, "the trace has no end: {trace}");
-        std::thread::park_timeout(Duration::from_millis(10));
-    }
+        (has_ended && trace.ends_with('\n')).then_some(trace)
+    })
 }
 
 /// A system call as strace prints it.

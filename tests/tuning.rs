@@ -15,7 +15,6 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -124,9 +123,9 @@ fn a_long_run_keeps_no_connection_waiting() {
             });
         }
         let executing = || server.metric("ml_requests_in_flight", &[]) == Some(4.0);
-        while !executing() && !ended.load(Ordering::SeqCst) {
-            std::thread::park_timeout(Duration::from_millis(1));
-        }
+        support::eventually("all are executing, or one has been", || {
+            executing() || ended.load(Ordering::SeqCst)
+        });
         let mut answered = 0;
         while !ended.load(Ordering::SeqCst) {
             assert_eq!(server.get("/health").status, 200);
@@ -212,7 +211,7 @@ fn tune_prints_a_table_and_the_next_start_takes_what_it_wrote() {
             .count()
             == 2
     };
-    support::until("a second reload", twice);
+    support::eventually("a second reload", twice);
     assert_eq!(measurements(&server), 1);
     drop(server);
 }
@@ -247,7 +246,7 @@ fn settings_that_were_measured_are_kept_also_beside_a_sidecar_that_is_ignored() 
     };
     for reloads in 1..=2 {
         server.signal(Signal::SIGHUP);
-        support::until("a model reloaded", || {
+        support::eventually("a model reloaded", || {
             count(&|line| line["message"] == "model reloaded") == reloads
         });
     }

@@ -177,7 +177,7 @@ fn a_full_queue_of_one_version_refuses_nothing_of_another() {
     let overloaded = [("model_name", "m"), ("status", "overloaded")];
     let mut waiting = Vec::new();
     // One is executed for longer than the test takes, one waits, and the next is refused.
-    support::until("the queue is full", || {
+    support::eventually("the queue is full", || {
         let mut client = server.connect();
         client.write(&slow.bytes()).unwrap();
         waiting.push(client);
@@ -193,7 +193,7 @@ fn versions_come_and_go_as_the_policy_says() {
     let repository = Repository::with(&[1, 2, 10], "{ latest = 2 }");
     let server = repository.serve(&["--watch-model", "20ms"]);
     let becomes = |versions: &[&str]| {
-        support::until("other versions are served", || listed(&server) == versions);
+        support::eventually("other versions are served", || listed(&server) == versions);
         assert_eq!(served(&server), versions);
     };
     assert_eq!(served(&server), ["2", "10"]);
@@ -209,7 +209,7 @@ fn versions_come_and_go_as_the_policy_says() {
     assert_eq!(skipped[0]["path"], "m/12", "{skipped}");
     // Nor does one that would answer with another signature where no version is named.
     repository.put_as("image", 12);
-    support::until("it is told why", || {
+    support::eventually("it is told why", || {
         server.log.lines().iter().any(|line| {
             let reason = line["reason"].as_str().unwrap_or_default();
             line["version"] == "12" && reason.contains("the signature changed")
@@ -227,7 +227,7 @@ fn versions_come_and_go_as_the_policy_says() {
     becomes(&["1"]);
     assert_eq!(answer(&server, None), (1.0, "1".to_owned()));
     let labels = [("model_name", "m"), ("version", "11")];
-    support::until("its series are gone", || {
+    support::eventually("its series are gone", || {
         [
             "ml_queue_rows",
             "ml_executed_batch_size_count",
@@ -251,7 +251,7 @@ fn versions_that_were_there_at_the_start_may_have_signatures_of_their_own() {
     assert_eq!(answer(&server, Some(1)), (1.0, "1".to_owned()));
     server.signal(Signal::SIGHUP);
     let reloads = [("result", "success")];
-    support::until("both are loaded again", || {
+    support::eventually("both are loaded again", || {
         server.metric("ml_model_reloads_total", &reloads) == Some(2.0)
     });
     assert_eq!(served(&server), ["1", "2"]);

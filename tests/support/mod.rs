@@ -27,12 +27,26 @@ use serde_json::Value;
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Asks again and again, until `holds`; panics with `what` was waited for if that is not in time.
-pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    eventually_is(what, || holds().then_some(()));
+}
+
+/// The same for something that is there at last.
+pub fn eventually_is<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
-    while !holds() {
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
         assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::park_timeout(Duration::from_millis(10));
+        pause(Duration::from_millis(10));
     }
+}
+
+/// A client's own slowness, where a test is about it. What a test waits for is asked for by [`eventually`].
+#[expect(clippy::disallowed_methods, reason = "clients may be slow")]
+pub fn pause(duration: Duration) {
+    std::thread::sleep(duration);
 }
 
 /// A file of the repository.
@@ -202,18 +216,10 @@ impl Server {
 
     /// Waits until it has ended.
     pub fn wait(mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self
-                .child
-                .try_wait()
-                .expect("the process can be waited for")
-            {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "the server did not end");
-            std::thread::park_timeout(Duration::from_millis(5));
-        }
+        eventually_is("the server ends", || {
+            let status = self.child.try_wait();
+            status.expect("the process can be waited for")
+        })
     }
 
     /// A new connection.
@@ -502,9 +508,7 @@ impl Client {
             pace.taken += read as u64;
             let millis = pace.taken * 1_000 / u64::from(pace.bytes_per_second);
             let due = pace.since + Duration::from_millis(millis);
-            while let Some(early) = due.checked_duration_since(Instant::now()) {
-                std::thread::park_timeout(early);
-            }
+            pause(due.saturating_duration_since(Instant::now()));
         }
         Ok(())
     }

@@ -74,6 +74,10 @@ impl Lifecycle {
             };
             drop(until_then);
             if let Some(mut worker) = worker {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "a pause after a panic, which nothing is to shorten"
+                )]
                 let wait = |pause| {
                     thread::park_timeout(pause);
                     // It sees by itself whether it is still wanted.

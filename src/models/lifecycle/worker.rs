@@ -294,6 +294,10 @@ impl Worker {
     }
 
     /// Waits until the models that were replaced are gone, or nobody can need them any more.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "who drops the last handle of a model wakes nobody"
+    )]
     fn wait_for_retired(&mut self) {
         self.let_go();
         while !self.retired.is_empty() && self.config.registry.phase() != Phase::Draining {
