@@ -4,7 +4,8 @@
 Schemas know nothing of this: names that lead somewhere (with the hashes that kustomize adds), quotas that hold all pods
 of a rollout, times that fit together, ports that a policy opens and a container has, one autoscaler for one Deployment.
 
-    check-kubernetes.py FOLDER             renders into FOLDER, a file for each combination, and checks them
+    check-kubernetes.py FOLDER             renders into FOLDER, which lies in the repository, a file for each
+                                           combination, and checks them
     check-kubernetes.py --rendered FILE…   checks files that something else has rendered
 
 It prints each problem in a line, and exits with 1 if there is any.
