@@ -40,7 +40,7 @@ ALL_CHECKS := fmt-check unit black-box lint doc deny lint-files lint-workflows l
 
 .PHONY: help run check test fmt fmt-check unit black-box lint doc deny advisories secrets lint-files lint-unit lint-workflows lint-terraform \
 	lint-monitoring lint-k8s lint-chart ray-test compose-config conformance-third docker-test play-kube validate-terraform lock-terraform \
-	conformance docker-test-gpu plant-faults trust bench bench-pieces instructions memcheck gpu-check onnxruntime monitoring-tools \
+	conformance docker-test-gpu plant-faults trust bench bench-pieces instructions memcheck gpu-check onnxruntime openvino monitoring-tools \
 	strace buckets clean
 
 help: ## Show this list
@@ -73,7 +73,7 @@ fmt-check: $(LINTERS)/ready ## Format of Rust and Python
 unit: onnxruntime ## Unit tests
 	$(CARGO) test --locked $(TESTED) --lib --bins
 
-black-box: onnxruntime monitoring-tools strace buckets ## Tests of the running server
+black-box: onnxruntime openvino monitoring-tools strace buckets ## Tests of the running server
 	$(CARGO) test --locked $(TESTED) --test '*'
 
 lint: ## Clippy, warnings denied
@@ -300,6 +300,9 @@ onnxruntime: ## Fetch ONNX Runtime's CPU library (once, pinned, checksummed) int
 
 monitoring-tools: ## Fetch Prometheus and promtool, out of the distribution's package, into .tools/
 	@scripts/fetch-prometheus.sh
+
+openvino: ## Fetch ONNX Runtime with OpenVINO, for `--device openvino`, into .tools/openvino/ (84 MB)
+	@scripts/fetch-openvino.sh
 
 strace: ## Fetch strace, unless it is installed, out of the distribution's package into .tools/
 	@scripts/fetch-strace.sh

@@ -20,7 +20,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use model_serving::config::ServeFlags;
 use model_serving::model::repository;
 use model_serving::runtime::library::Library;
-use model_serving::runtime::provider::{CudaConfig, Device};
+use model_serving::runtime::providers::{CudaConfig, Device};
 use model_serving::runtime::session::{self, InstanceGroup, SessionConfig};
 use model_serving::runtime::{InputView, Model};
 use model_serving::server;
@@ -120,7 +120,7 @@ fn model_alone(criterion: &mut Criterion) {
             .unwrap()
             .remove(0);
         let config = SessionConfig {
-            device: Device::Cpu,
+            device: Device::CPU,
             cuda: CudaConfig::default(),
             run_memory: None,
             most_sessions: 1,

@@ -30,6 +30,8 @@ FILES = "make lint-files"
 DOCS = "cargo test --quiet --locked --features testkit --test docs"
 PACKAGE = "cargo test --quiet --locked --features testkit --test service_manager"
 UNIT = "make lint-unit"
+PROVIDERS = "cargo test --quiet --locked --features testkit --lib providers"
+LAYERS = "cargo test --quiet --locked --features testkit --test layers"
 
 SERVICE = "packaging/systemd/model-serving.service"
 CHART = "make lint-chart"
@@ -65,6 +67,34 @@ class Fault(typing.NamedTuple):
 
 
 FAULTS = [
+    # The table of execution providers.
+    Fault(
+        "providers: a row with the name of another",
+        "src/runtime/providers/openvino.rs",
+        'word: "openvino"',
+        'word: "cpu"',
+        PROVIDERS,
+        "cargo test",
+        "every_row_is_named_once",
+    ),
+    Fault(
+        "providers: errors of CUDA for a row that is none",
+        "src/runtime/providers/openvino.rs",
+        '.contains("openvino")',
+        '.contains("cuda")',
+        PROVIDERS,
+        "cargo test",
+        "errors_are_classified_by_the_row",
+    ),
+    Fault(
+        "providers: one of them is asked for by its name elsewhere",
+        "src/models/loading/mod.rs",
+        "let on_gpu = provider.is_gpu();",
+        "let on_gpu = provider != ExecutionProvider::CPU;",
+        LAYERS,
+        "cargo test",
+        "asks which provider",
+    ),
     # Kubernetes.
     Fault(
         "k8s: unknown key in the Deployment",

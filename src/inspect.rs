@@ -20,7 +20,7 @@ use crate::models::settings::{Fixed, Settings};
 use crate::runtime::LoadError;
 use crate::runtime::example::{self, Example, NoExample};
 use crate::runtime::library::Library;
-use crate::runtime::provider::{CudaConfig, Device};
+use crate::runtime::providers::{CudaConfig, Device};
 use crate::runtime::session::{RunMemory, SessionConfig};
 use crate::telemetry::progress::{self, Progress};
 

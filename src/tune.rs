@@ -19,7 +19,7 @@ use crate::models::loading::{self, DEFAULT_RUN_MEMORY};
 use crate::models::settings::{Fixed, Settings};
 use crate::runtime::LoadError;
 use crate::runtime::library::Library;
-use crate::runtime::provider::{CudaConfig, Device, ExecutionProvider};
+use crate::runtime::providers::{CudaConfig, Device, ExecutionProvider};
 use crate::runtime::session::{RunMemory, SessionConfig};
 use crate::runtime::tuning::{self, Budget, Effort, Measurement, ModelSettings};
 use crate::telemetry::progress::{self, Progress};
@@ -123,19 +123,19 @@ fn measure(
     })?;
     let settings = settings.without_tuning();
     let device = SessionConfig {
-        device: Device::Cpu,
+        device: Device::CPU,
         cuda: CudaConfig::default(),
         run_memory: Some(RunMemory::within(container::memory(), DEFAULT_RUN_MEMORY)),
         most_sessions: settings.most_sessions(),
     };
-    let threads = |provider: ExecutionProvider| settings.first_threads(provider.is_gpu());
+    let threads = |provider: ExecutionProvider| settings.first_threads(provider);
     let _progress = Progress::told(&source.name);
     progress::stage("reading and opening the model");
     let raw = RawModel::read(&source.path);
     let (opened, mut first) = loading::open_with_memory(library, source, raw, device, threads)?;
     progress::stage("trying whether rows may share executions");
     let trial = loading::try_rows(&opened, &mut first, &settings, false, source)?;
-    let constraints = settings.constraints(false, Some(trial.limits()));
+    let constraints = settings.constraints(ExecutionProvider::CPU, Some(trial.limits()));
     let budget = Budget {
         time: config.time,
         effort: Effort::THOROUGH,

@@ -638,3 +638,39 @@ fn planted_differences_between_the_drawing_and_the_table_are_found() {
     more.insert(3, "novel");
     assert_eq!(differences(&page, &more).len(), 2);
 }
+
+/// How a file could ask which execution provider it has, instead of what the provider's row says.
+const PROVIDER_QUESTIONS: &[&str] = &[
+    "== ExecutionProvider::",
+    "!= ExecutionProvider::",
+    "== Device::CPU",
+    "!= Device::CPU",
+    "matches!(provider",
+    "CPUExecutionProvider",
+    "CUDAExecutionProvider",
+    "OpenVINOExecutionProvider",
+];
+
+#[test]
+fn only_the_table_of_providers_knows_which_one_it_is() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    for file in files {
+        if file.starts_with(root.join("runtime/providers")) {
+            continue;
+        }
+        let text = std::fs::read_to_string(&file).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        for question in PROVIDER_QUESTIONS {
+            let asks = code
+                .match_indices(question)
+                .any(|(position, _)| !in_comment(code, position));
+            assert!(
+                !asks,
+                "{} asks which provider it is ({question}); make it a field of the row in runtime/providers",
+                file.display()
+            );
+        }
+    }
+}

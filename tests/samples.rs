@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use model_serving::model::repository;
 use model_serving::runtime::library::Library;
-use model_serving::runtime::provider::Device;
+use model_serving::runtime::providers::Device;
 use model_serving::runtime::session::{self, InstanceGroup, OrtModel, SessionConfig};
 use model_serving::runtime::{InputView, Model};
 use model_serving::tensor::{Shape, TensorView};
@@ -54,8 +54,8 @@ fn in_process() -> OrtModel {
     let library =
         Library::load(Some(&support::repository(".onnxruntime/libonnxruntime.so"))).unwrap();
     let config = SessionConfig {
-        device: Device::Cpu,
-        cuda: model_serving::runtime::provider::CudaConfig::default(),
+        device: Device::CPU,
+        cuda: model_serving::runtime::providers::CudaConfig::default(),
         run_memory: None,
         most_sessions: 1,
     };

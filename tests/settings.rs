@@ -437,7 +437,7 @@ const WRONG: &[Wrong] = &[
     variables(
         "",
         &[("DEVICE", "gpu")],
-        "the variable DEVICE (flag --device): 'gpu' is not a device; write auto, cpu, cuda or cuda:N, for example cuda:0",
+        "the variable DEVICE (flag --device): 'gpu' is not a device; write auto, cpu, cuda, cuda:N (for example cuda:0) or openvino",
     ),
     variables(
         "",
@@ -527,7 +527,7 @@ const WRONG: &[Wrong] = &[
     variables(
         "inspect a.onnx",
         &[("DEVICE", "cuda:x")],
-        "the variable DEVICE (flag --device): 'cuda:x' is not a device; write auto, cpu, cuda or cuda:N, for example cuda:0",
+        "the variable DEVICE (flag --device): 'cuda:x' is not a device; write auto, cpu, cuda, cuda:N (for example cuda:0) or openvino",
     ),
     variables(
         "inspect a.onnx",

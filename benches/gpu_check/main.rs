@@ -32,7 +32,7 @@ use clap::Parser;
 use model_serving::model::repository;
 use model_serving::runtime::buckets::Buckets;
 use model_serving::runtime::library::Library;
-use model_serving::runtime::provider::{CudaConfig, Device};
+use model_serving::runtime::providers::{CudaConfig, Device};
 use model_serving::runtime::session::{self, InstanceGroup, OrtModel, SessionConfig};
 use model_serving::runtime::{InputView, Model};
 use model_serving::tensor::{Shape, TensorView};
@@ -123,7 +123,7 @@ fn main() {
             library: arguments.library.as_deref(),
         },
         device: arguments.device.to_string(),
-        on_gpu: arguments.device != Device::Cpu,
+        on_gpu: arguments.device != Device::CPU,
         time: Duration::from_secs_f64(arguments.seconds),
         report: Report::default(),
         arguments: &arguments,
@@ -337,7 +337,7 @@ impl Check<'_> {
 
     /// The outputs are the CPU's.
     fn outputs(&mut self, subject: &Subject<'_>, served: &Served) {
-        let mut cpu = self.in_process(subject.path, Device::Cpu).unwrap();
+        let mut cpu = self.in_process(subject.path, Device::CPU).unwrap();
         let mut worst: f64 = 0.0;
         for rows in [1, 3, self.arguments.max_batch_size] {
             let request = subject.request(rows);
@@ -514,7 +514,7 @@ impl Check<'_> {
             most_sessions: 1,
         };
         let cpus = std::thread::available_parallelism().unwrap().get();
-        let on_gpu = device != Device::Cpu;
+        let on_gpu = device != Device::CPU;
         let instance_group = |_| InstanceGroup {
             instances: 1,
             intra_op_threads: if on_gpu { 1 } else { cpus },

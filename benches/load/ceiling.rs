@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use model_serving::model::repository;
 use model_serving::runtime::library::Library;
-use model_serving::runtime::provider::{CudaConfig, Device};
+use model_serving::runtime::providers::{CudaConfig, Device};
 use model_serving::runtime::session::{self, InstanceGroup, LoadedModel, OrtModel, SessionConfig};
 use model_serving::runtime::{InputView, Model};
 use model_serving::tensor::{Shape, TensorView};
@@ -25,7 +25,7 @@ pub(crate) fn load(
     let source = repository::find(path, None).unwrap().remove(0);
     let library = Library::load(library).unwrap();
     let config = SessionConfig {
-        device: Device::Cpu,
+        device: Device::CPU,
         cuda: CudaConfig::default(),
         run_memory: None,
         most_sessions: 1,

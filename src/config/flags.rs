@@ -14,7 +14,7 @@ use crate::address::Host;
 use crate::fetch::Digest;
 use crate::healthcheck::Target;
 use crate::models::settings::Fixed;
-use crate::runtime::provider::{CudaConfig, Device};
+use crate::runtime::providers::{CudaConfig, Device};
 use crate::telemetry::collector::Endpoint;
 use crate::telemetry::logging::{LogFormat, LogLevel};
 use crate::units::{ByteSize, DurationText};
@@ -296,7 +296,8 @@ pub struct ServeFlags {
     reason = "clap would print it as the description of the command"
 )]
 pub struct ExecutionFlags {
-    /// The device: auto, cpu, cuda or cuda:N. cuda that cannot be had fails the start; auto says which it took and why.
+    /// The device: auto, cpu, cuda, cuda:N or openvino (the CPU, by OpenVINO). One that cannot be had fails the start; auto
+    /// takes cuda or cpu, and says which and why.
     #[arg(long, env = "DEVICE", value_name = "DEVICE", default_value = "auto")]
     pub device: Device,
 

@@ -122,7 +122,7 @@ fn a_message_says_where_the_value_came_from() {
     );
     assert_eq!(
         read(&["inspect", "m.onnx"], &[("DEVICE", "gpu")]).unwrap_err(),
-        "the variable DEVICE (flag --device): 'gpu' is not a device; write auto, cpu, cuda or cuda:N, for example cuda:0"
+        "the variable DEVICE (flag --device): 'gpu' is not a device; write auto, cpu, cuda, cuda:N (for example cuda:0) or openvino"
     );
     let unpaired = [
         OsString::from("model-serving"),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::model::limits;
 use crate::model::sidecar::{Sidecar, TuningSettings};
+use crate::runtime::providers::ExecutionProvider;
 use crate::runtime::session::InstanceGroup;
 use crate::runtime::tuning::{self, ModelSettings, TuningConstraints};
 use crate::units::DurationText;
@@ -110,10 +111,14 @@ impl Settings {
     }
 
     /// What the user leaves open. Before the rows were tried, it is not known whether they may be merged.
-    pub(crate) fn constraints(&self, on_gpu: bool, rows: Option<RowLimits>) -> TuningConstraints {
+    pub(crate) fn constraints(
+        &self,
+        provider: ExecutionProvider,
+        rows: Option<RowLimits>,
+    ) -> TuningConstraints {
         let max_batch_size = self.max_batch_size();
         // A GPU works on one batch at a time, and its host's threads only hand it over.
-        let on_gpu = on_gpu.then_some(NonZeroUsize::MIN);
+        let on_gpu = provider.is_gpu().then_some(NonZeroUsize::MIN);
         let given = self.given;
         TuningConstraints {
             cpus: self.cpus,
@@ -127,9 +132,9 @@ impl Settings {
     }
 
     /// The threads of the first session, which is made before it is known whether what is written down is of this model.
-    pub(crate) fn first_threads(&self, on_gpu: bool) -> usize {
-        let constraints = self.constraints(on_gpu, None);
-        let written = self.written.as_ref();
+    pub(crate) fn first_threads(&self, provider: ExecutionProvider) -> usize {
+        let constraints = self.constraints(provider, None);
+        let written = self.written_for(provider);
         let written = written.filter(|written| written.cpus.get() == constraints.cpus);
         let choice = written.and_then(|written| as_choice(written, &constraints));
         choice.map_or(constraints.first_threads(), |choice| {
@@ -137,14 +142,21 @@ impl Settings {
         })
     }
 
+    /// What is written down, if it is for this provider.
+    fn written_for(&self, provider: ExecutionProvider) -> Option<&TuningSettings> {
+        let written = self.written.as_ref();
+        written.filter(|_| provider.takes_tuned_settings())
+    }
+
     /// The settings that are known without measuring, if any, of the model with this checksum.
     pub(crate) fn known(
         &self,
+        provider: ExecutionProvider,
         constraints: &TuningConstraints,
         replaced: Option<(TuningConstraints, ModelSettings)>,
         sha256: &str,
     ) -> Option<(ModelSettings, Origin)> {
-        if let Some(written) = &self.written {
+        if let Some(written) = self.written_for(provider) {
             let stale = written.cpus.get() != constraints.cpus || written.sha256 != sha256;
             if stale {
                 tracing::warn!(
@@ -237,7 +249,7 @@ mod tests {
     /// What is known on four CPUs: instances, threads, rows, and who says so.
     fn known(flags: Fixed, text: &str, before: bool) -> Option<(usize, usize, usize, Origin)> {
         let settings = Settings::resolve(flags, &sidecar(text), 4).unwrap();
-        let constraints = settings.constraints(false, None);
+        let constraints = settings.constraints(ExecutionProvider::CPU, None);
         let choice = ModelSettings {
             instance_group: InstanceGroup {
                 instances: 3,
@@ -247,7 +259,7 @@ mod tests {
             measured: true,
         };
         let before = before.then_some((constraints, choice));
-        let (choice, origin) = settings.known(&constraints, before, "a")?;
+        let (choice, origin) = settings.known(ExecutionProvider::CPU, &constraints, before, "a")?;
         let group = choice.instance_group;
         Some((
             group.instances,
@@ -273,7 +285,7 @@ mod tests {
             (flags(2, 16), "", Some(2), 16),
         ] {
             let settings = Settings::resolve(flags, &sidecar(text), 4).unwrap();
-            let constraints = settings.constraints(false, None);
+            let constraints = settings.constraints(ExecutionProvider::CPU, None);
             let found = (constraints.instances, constraints.max_batch_size);
             assert_eq!(found, (instances, rows), "{flags:?} {text}");
             assert_eq!(settings.has_batch_size(), rows != 32);

@@ -5,13 +5,13 @@
 
 use std::collections::VecDeque;
 
-use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+use ort::memory::{Allocator, MemoryInfo};
 use ort::session::{IoBinding, RunOptions, Session, SessionOutputs};
 use ort::value::{DynTensor, TensorElementType};
 use smallvec::SmallVec;
 
 use super::output::Lent;
-use super::provider::ExecutionProvider;
+use super::providers::ExecutionProvider;
 use super::{BatchInput, InputView};
 use crate::model::ModelMetadata;
 use crate::tensor::{DataType, Shape, TensorView, for_each_plain_datatype};
@@ -57,15 +57,7 @@ impl Binding {
     /// # Errors
     /// When the provider has no such memory.
     pub(super) fn new(session: &Session, provider: ExecutionProvider) -> Result<Self, ort::Error> {
-        let memory = match provider {
-            ExecutionProvider::Cpu => MemoryInfo::default(),
-            ExecutionProvider::Cuda(index) => MemoryInfo::new(
-                AllocationDevice::CUDA_PINNED,
-                i32::from(index),
-                AllocatorType::Device,
-                MemoryType::CPUOutput,
-            )?,
-        };
+        let memory = provider.host_memory()?;
         Ok(Self {
             binding: session.create_binding()?,
             allocator: Allocator::new(session, memory.clone())?,

@@ -5,31 +5,33 @@
 
 use std::sync::OnceLock;
 
+use super::providers::ExecutionProvider;
+
 /// What is known about the GPU. One for the whole process, because CUDA's errors are.
 #[derive(Debug, Default)]
 pub struct DeviceHealth {
-    serving: OnceLock<u16>,
+    serving: OnceLock<ExecutionProvider>,
     lost: OnceLock<String>,
 }
 
 impl DeviceHealth {
-    /// Notes that models are executed on the GPU of this index, as CUDA counts them.
-    pub fn set_serving(&self, index: u16) {
+    /// Notes that models are executed on this GPU.
+    pub fn set_serving(&self, gpu: ExecutionProvider) {
         // All models are executed on the same GPU, so that a second time says the same.
-        let _ = self.serving.set(index);
+        let _ = self.serving.set(gpu);
     }
 
-    /// The GPU that executes the models, as CUDA counts them; none if a CPU does.
+    /// The GPU that executes the models, as its provider counts them; none if a CPU does.
     #[must_use]
     pub fn serving(&self) -> Option<u16> {
-        self.serving.get().copied()
+        self.serving.get().map(|gpu| gpu.index())
     }
 
     /// Notes that the GPU is lost, and says so in the log, once.
     pub fn lose(&self, reason: &str) {
         if self.lost.set(reason.to_owned()).is_ok() {
             tracing::error!(
-                device = self.serving().map(|index| format!("cuda:{index}")),
+                device = self.serving.get().map(ToString::to_string),
                 reason,
                 "the GPU is lost to this process; requests are refused with 503 and /health asks for a restart"
             );

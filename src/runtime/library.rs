@@ -64,6 +64,8 @@ pub struct Library {
     /// Where sessions on the CPU take the memory of their runs.
     pub(super) arenas: Arc<Arenas>,
     version: String,
+    /// Where it lies, and what providers need beside it.
+    pub(super) folder: PathBuf,
 }
 
 /// ONNX Runtime permits one environment per process, so the first one loaded is everybody's.
@@ -112,6 +114,7 @@ impl Library {
             arenas: Arc::new(Arenas::new(environment.clone())),
             environment,
             version: version_of(&absolute),
+            folder: absolute.parent().map(Path::to_owned).unwrap_or_default(),
         };
         *loaded = Some(library.clone());
         Ok(library)

@@ -7,7 +7,6 @@ pub mod assignment;
 pub mod batch_check;
 mod binding;
 pub mod buckets;
-mod cuda;
 pub mod device_health;
 pub mod division;
 mod dummy_inputs;
@@ -16,7 +15,7 @@ pub mod library;
 mod load_fault;
 mod model_output;
 mod output;
-pub mod provider;
+pub mod providers;
 pub mod session;
 pub mod tuning;
 pub mod warmup;
@@ -124,7 +123,7 @@ pub enum LoadError {
     #[error("device {device} cannot be used: {reason}; {fix}, or set --device (DEVICE) to cpu")]
     Device {
         /// The device that was asked for.
-        device: provider::Device,
+        device: providers::Device,
         /// What is missing.
         reason: String,
         /// What to do about it.
@@ -136,7 +135,7 @@ pub enum LoadError {
     )]
     DeviceLost {
         /// The device.
-        device: provider::Device,
+        device: providers::Device,
         /// What ONNX Runtime said.
         reason: String,
     },

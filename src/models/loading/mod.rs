@@ -25,7 +25,7 @@ use crate::models::settings::{self, Fixed, Origin, Settings};
 use crate::runtime::buckets::Buckets;
 use crate::runtime::device_health::DeviceHealth;
 use crate::runtime::library::Library;
-use crate::runtime::provider::{CudaConfig, Device, ExecutionProvider};
+use crate::runtime::providers::{CudaConfig, Device, ExecutionProvider};
 use crate::runtime::session::{self, OpenedModel, OrtModel, RunMemory, SessionConfig};
 use crate::runtime::tuning::{ModelSettings, TuningConstraints};
 use crate::runtime::{LoadError, Model, example, warmup};
@@ -243,7 +243,7 @@ impl Loader {
         cpus: usize,
     ) -> Result<(ServedModel, LoadReport), LoadingError> {
         let device = served.and_then(|served| served.device.parse().ok());
-        let on_gpu = device.filter(|device| matches!(device, Device::Cuda(_)));
+        let on_gpu = device.filter(|device: &Device| device.is_gpu());
         self.load_onto(
             source,
             raw,
@@ -317,8 +317,8 @@ impl Loader {
         )?;
         let provider = opened.provider;
         let on_gpu = provider.is_gpu();
-        if let Device::Cuda(index) = provider.device() {
-            self.device.set_serving(index);
+        if on_gpu {
+            self.device.set_serving(provider);
         }
         let metadata = trial.metadata;
         let (max_batch_size, choice) = (constraints.max_batch_size, sessions.choice);
@@ -475,14 +475,14 @@ pub(crate) fn prepare<'a>(
     (settings, tuning_time): (&Settings, Option<Duration>),
     replaced: Option<(TuningConstraints, ModelSettings)>,
 ) -> Result<Prepared<'a>, LoadError> {
-    let threads = |provider: ExecutionProvider| settings.first_threads(provider.is_gpu());
+    let threads = |provider: ExecutionProvider| settings.first_threads(provider);
     progress::stage("reading and opening the model");
     let (opened, mut first) = open_with_memory(library, source, raw, session, threads)?;
     progress::stage("trying whether rows may share executions");
     let trial = try_rows(&opened, &mut first, settings, session.cuda.tf32, source)?;
-    let on_gpu = opened.provider.is_gpu();
-    let constraints = settings.constraints(on_gpu, Some(trial.limits()));
-    let known = settings.known(&constraints, replaced, opened.sha256());
+    let (provider, on_gpu) = (opened.provider, opened.provider.is_gpu());
+    let constraints = settings.constraints(provider, Some(trial.limits()));
+    let known = settings.known(provider, &constraints, replaced, opened.sha256());
     progress::stage("measuring settings");
     let mut sessions = sessions::make(&opened, first, &constraints, known, tuning_time)?;
     let given = settings.has_batch_size();

@@ -19,8 +19,8 @@ pub use run_memory::RunMemory;
 use super::arena::{self, Arena};
 use super::assignment::{self, Assignment};
 use super::library::{Library, one_line};
-use super::provider::{CudaConfig, Device, ExecutionProvider};
-use super::{LoadError, cuda, load_fault};
+use super::providers::{CudaConfig, Device, ExecutionProvider, Options};
+use super::{LoadError, load_fault};
 use crate::model::flow::Flow;
 use crate::model::onnx::{OnnxFile, RawModel};
 use crate::model::operators::Operators;
@@ -116,10 +116,7 @@ pub fn open<'a>(
                 .saturating_add(ROOM),
         )
         .map_err(|error| refused(library, &file, &error))?;
-    let mut fallback = None;
-    if config.device == Device::Auto && !ExecutionProvider::has_cuda() {
-        fallback = Some(cuda::NOT_BUILT_IN.to_owned());
-    }
+    let mut fallback = ExecutionProvider::passed_over(config.device).map(str::to_owned);
     for provider in ExecutionProvider::candidates(config.device) {
         let pretended = pretended(provider);
         let threads = threads(provider);
@@ -304,7 +301,7 @@ fn pretended(provider: ExecutionProvider) -> ExecutionProvider {
 #[cfg(feature = "testkit")]
 fn pretended(provider: ExecutionProvider) -> ExecutionProvider {
     let cuda = Faults::now().cuda;
-    cuda.map_or(provider, ExecutionProvider::Cuda)
+    cuda.and_then(ExecutionProvider::gpu).unwrap_or(provider)
 }
 
 /// The nodes that each provider executes, if the one that was asked for executes any.
@@ -319,9 +316,9 @@ fn check_assignment(
     device: Device,
 ) -> Result<Assignment, LoadError> {
     let assignment = Assignment::of(session).map_err(|error| refused(library, file, &error))?;
-    let cpu = ExecutionProvider::Cpu.name();
+    let cpu = ExecutionProvider::CPU.name();
     let on_cpu = assignment.nodes(cpu);
-    if provider.is_gpu() && assignment.nodes(provider.name()) == 0 && on_cpu > 0 {
+    if assignment.nodes(provider.name()) == 0 && on_cpu > 0 {
         return Err(LoadError::Device {
             device,
             reason: format!(
@@ -361,24 +358,23 @@ fn create_session(
     })?;
     let unavailable = |error: &ort::Error| {
         let complaint = one_line(&error.to_string());
-        match provider {
-            ExecutionProvider::Cpu => refused(library, file, error),
-            ExecutionProvider::Cuda(index) if cuda::is_lost(&error.to_string()) => {
-                LoadError::DeviceLost {
-                    device: Device::Cuda(index),
-                    reason: complaint,
-                }
-            }
-            ExecutionProvider::Cuda(index) => {
-                let explanation = cuda::explain(&complaint, index);
-                LoadError::Device {
-                    device: config.device,
-                    reason: explanation.cause,
-                    fix: explanation.fix,
-                }
-            }
+        if provider.is_lost(&error.to_string()) {
+            return LoadError::DeviceLost {
+                device: provider.device(),
+                reason: complaint,
+            };
+        }
+        let explanation = provider.explain(&complaint, &library.folder);
+        LoadError::Device {
+            device: config.device,
+            reason: explanation.cause,
+            fix: explanation.fix,
         }
     };
+    let cuda = config.cuda;
+    let registration = provider.registration(Options { cuda, threads });
+    // What goes wrong without any is about the model.
+    let registers_nothing = registration.is_empty();
     let configure = || {
         let mut builder = Session::builder(&library.environment)?
             .with_optimization_level(GraphOptimizationLevel::All)?
@@ -395,12 +391,18 @@ fn create_session(
         if !provider.is_gpu() {
             builder = builder.with_config_entry(arena::CONFIG_ENTRY, "1")?;
         }
-        Ok(builder.with_execution_providers(provider.registration(config.cuda))?)
+        Ok(builder.with_execution_providers(registration)?)
     };
-    let mut builder = configure().map_err(|error: ort::Error| unavailable(&error))?;
+    let mut builder = configure().map_err(|error: ort::Error| {
+        if registers_nothing {
+            refused(library, file, &error)
+        } else {
+            unavailable(&error)
+        }
+    })?;
     builder.commit_from_memory(&file.bytes).map_err(|error| {
         // The model's own faults are told as such, whatever device was asked for.
-        if provider.is_gpu() && cuda::is_concerned(&error.to_string()) {
+        if provider.is_concerned(&error.to_string()) {
             unavailable(&error)
         } else {
             refused(library, file, &error)

@@ -12,14 +12,12 @@ use ort::value::{Tensor, TensorRef};
 use smallvec::SmallVec;
 
 use crate::model::ModelMetadata;
-use crate::runtime::arena::{self, Arena};
+use crate::runtime::arena::Arena;
 use crate::runtime::binding::Binding;
 use crate::runtime::division::DivisionPlan;
 use crate::runtime::library::one_line;
-use crate::runtime::provider::ExecutionProvider;
-use crate::runtime::{
-    BatchInput, BatchOutput, InputView, Interrupt, Model, RuntimeError, cuda, output,
-};
+use crate::runtime::providers::ExecutionProvider;
+use crate::runtime::{BatchInput, BatchOutput, InputView, Interrupt, Model, RuntimeError, output};
 use crate::tensor::{TensorView, for_each_plain_datatype};
 #[cfg(feature = "testkit")]
 use crate::testkit::Faults;
@@ -175,23 +173,17 @@ impl Model for OrtModel {
 fn classify(error: &ort::Error, interrupted: bool, provider: ExecutionProvider) -> RuntimeError {
     let whole = error.to_string();
     let text = one_line(&whole);
-    let on_gpu = provider.is_gpu();
     // A GPU that is lost may well be what kept the run until it was interrupted.
-    if on_gpu && cuda::is_lost(&whole) {
+    if provider.is_lost(&whole) {
         return RuntimeError::DeviceLost(text);
     }
     if interrupted {
         return RuntimeError::Interrupted;
     }
-    let is_exhausted = if on_gpu {
-        cuda::is_out_of_memory
-    } else {
-        arena::is_exhausted
-    };
-    if is_exhausted(&whole) {
+    if provider.is_out_of_memory(&whole) {
         return RuntimeError::OutOfMemory(text);
     }
-    if on_gpu && cuda::is_concerned(&whole) {
+    if provider.is_concerned(&whole) {
         return RuntimeError::Broken(text);
     }
     match error.code() {

@@ -1,25 +1,68 @@
-//! Why CUDA cannot be had, in words that say what to do.
+//! CUDA on an NVIDIA GPU: how it is registered, and why it cannot be had, in words that say what to do.
 //!
 //! ONNX Runtime reports the first function that failed, far away from the cause. The causes are few, and each has its
 //! mark in the text. Invariant: what is not recognised is passed on as it is; nothing is guessed.
 
 use std::fs;
 
-/// What is missing, and what to do about it.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Explanation {
-    pub(super) cause: String,
-    pub(super) fix: String,
+use ort::ep::{self, ExecutionProvider as _, ExecutionProviderDispatch};
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+
+use super::row::{Errors, Explanation, Options, Row, is_not_built_in, missing_library};
+
+pub(super) static ROW: Row = Row {
+    word: "cuda",
+    name: "CUDAExecutionProvider",
+    is_numbered: true,
+    is_gpu: true,
+    is_preferred: true,
+    takes_tuned_settings: true,
+    is_built_in: || ep::CUDA::is_available().unwrap_or(false),
+    registration,
+    host_memory: |index| {
+        MemoryInfo::new(
+            AllocationDevice::CUDA_PINNED,
+            i32::from(index),
+            AllocatorType::Device,
+            MemoryType::CPUOutput,
+        )
+    },
+    needs: &[
+        "libonnxruntime_providers_shared.so",
+        "libonnxruntime_providers_cuda.so",
+    ],
+    errors: Errors {
+        is_concerned,
+        is_out_of_memory,
+        is_lost,
+        explain,
+        not_built_in: NOT_BUILT_IN,
+    },
+};
+
+fn registration(index: u16, options: Options) -> Vec<ExecutionProviderDispatch> {
+    let mut cuda = ep::CUDA::default()
+        .with_device_id(i32::from(index))
+        // An exhaustive search costs hundreds of milliseconds for every new batch size.
+        .with_conv_algorithm_search(ep::cuda::ConvAlgorithmSearch::Heuristic)
+        // The shapes of padded batches repeat, so that memory which was needed once suffices; doubling it
+        // each time would take up to twice of what is ever used.
+        .with_arena_extend_strategy(ep::ArenaExtendStrategy::SameAsRequested)
+        .with_tf32(options.cuda.tf32);
+    if let Some(limit) = options.cuda.memory_limit {
+        cuda = cuda.with_memory_limit(limit);
+    }
+    vec![cuda.build().error_on_failure()]
 }
 
 /// Where the kernel says which NVIDIA driver it has loaded.
 const DRIVER: &str = "/proc/driver/nvidia/version";
 
 /// The cause where the CPU's library is used.
-pub(super) const NOT_BUILT_IN: &str = "this ONNX Runtime is built without CUDA";
+const NOT_BUILT_IN: &str = "this ONNX Runtime is built without CUDA";
 
 /// Explains why the GPU of this index cannot be had, from what ONNX Runtime said.
-pub(super) fn explain(complaint: &str, index: u16) -> Explanation {
+fn explain(complaint: &str, index: u16) -> Explanation {
     explain_with(complaint, index, driver().as_deref())
 }
 
@@ -42,7 +85,7 @@ fn explain_with(complaint: &str, index: u16, driver: Option<&str>) -> Explanatio
             "install the driver, or give the container its GPU (docker run --gpus=all)",
         )
     };
-    if has("execution provider is not enabled in this build") {
+    if is_not_built_in(complaint) {
         return explanation(
             NOT_BUILT_IN.to_owned(),
             "run the GPU image, or set --onnxruntime (ORT_DYLIB_PATH) to the library of onnxruntime-gpu",
@@ -115,7 +158,7 @@ const STICKY: [u32; 15] = [
 ];
 
 /// Whether the GPU is lost to this process after this error of a run.
-pub(super) fn is_lost(complaint: &str) -> bool {
+fn is_lost(complaint: &str) -> bool {
     let numbers = complaint.split("CUDA failure ").skip(1).filter_map(|rest| {
         let number = rest.split(|character: char| !character.is_ascii_digit());
         number.into_iter().next()?.parse::<u32>().ok()
@@ -124,7 +167,7 @@ pub(super) fn is_lost(complaint: &str) -> bool {
 }
 
 /// Whether the GPU, and not the model or the request, is what an error is about.
-pub(super) fn is_concerned(complaint: &str) -> bool {
+fn is_concerned(complaint: &str) -> bool {
     let text = complaint.to_ascii_lowercase();
     let marks = [
         "cuda failure",
@@ -140,15 +183,9 @@ pub(super) fn is_concerned(complaint: &str) -> bool {
 }
 
 /// Whether the GPU's memory did not suffice.
-pub(super) fn is_out_of_memory(complaint: &str) -> bool {
+fn is_out_of_memory(complaint: &str) -> bool {
     let text = complaint.to_ascii_lowercase();
     text.contains("out of memory") || text.contains("failed to allocate memory")
-}
-
-/// The library that the loader did not find: `libx.so.1: cannot open shared object file: …`.
-fn missing_library(complaint: &str) -> Option<&str> {
-    let (before, _) = complaint.split_once(": cannot open shared object file")?;
-    before.rsplit([' ', '/']).next()
 }
 
 /// The version of the NVIDIA driver that the kernel runs, if it says so: the first word that looks like `550.54.14`.
