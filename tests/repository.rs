@@ -13,6 +13,7 @@ mod support;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
@@ -383,6 +384,111 @@ fn models_share_the_cpus_instead_of_each_having_all() {
     let server = repository.serve(&["--instances", "3", "--intra-op-threads", "1"]);
     assert_eq!(instances(&server), [3; 5]);
     assert_eq!(executing_threads(&server), 15);
+}
+
+/// What is done to a repository.
+type Change = fn(&Repository);
+
+#[test]
+fn a_model_that_is_required_holds_readiness_until_it_serves_is_gone_or_is_not_required() {
+    let holding = || {
+        let repository =
+            Repository::with(&[("addone", "a/1/model.onnx"), ("not_onnx", "b/1/model.onnx")]);
+        let server = repository.spawn(&["--watch-model", "20ms"]);
+        let begun = server.log.wait_for(|line| is_about(line, "not ready"));
+        assert!(begun.is_some());
+        (repository, server)
+    };
+    let is_ready = |server: &Server| server.get("/ready").status == 200;
+    let changes: [(&str, bool, Change); 7] = [
+        ("another version is as broken", false, |repository| {
+            repository.put("not_onnx", "b/2/model.onnx");
+        }),
+        ("its version has another number", false, |repository| {
+            fs::rename(repository.path("b/1"), repository.path("b/2")).unwrap();
+        }),
+        ("its policy wants what is not there", false, |repository| {
+            repository.write("b/model.toml", "version_policy = { specific = [9] }");
+        }),
+        ("its name is another one's", false, |repository| {
+            repository.write("b/model.toml", "name = \"a\"");
+        }),
+        ("it is mended", true, |repository| {
+            repository.put("addten", "new/1/model.onnx");
+            let new = repository.path("new/1/model.onnx");
+            fs::rename(new, repository.path("b/1/model.onnx")).unwrap();
+            fs::remove_dir_all(repository.path("new")).unwrap();
+        }),
+        ("it is gone", true, |repository| {
+            fs::remove_dir_all(repository.path("b")).unwrap();
+        }),
+        ("it is not required", true, |repository| {
+            repository.write("b/model.toml", "required = false");
+        }),
+    ];
+    for (what, ready, change) in changes {
+        let (repository, server) = holding();
+        change(&repository);
+        // One that comes at the same time shows that the change was looked at.
+        repository.put("addone", "z/1/model.onnx");
+        support::eventually(what, || answer_of(&server, "z") == Some(2.0));
+        if ready {
+            support::eventually(what, || is_ready(&server));
+        } else {
+            support::pause(Duration::from_millis(100));
+            assert!(!is_ready(&server), "{what}");
+        }
+    }
+}
+
+#[test]
+fn what_is_broken_is_named_before_what_is_only_stray() {
+    let repository = Repository::with(&[
+        ("addone", "good/1/model.onnx"),
+        ("not_onnx", "zz/1/model.onnx"),
+    ]);
+    for number in 0..130 {
+        fs::create_dir(repository.path(&format!("good/v{number}"))).unwrap();
+    }
+    let server = repository.spawn(&[]);
+    let begun = server.log.wait_for(|line| is_about(line, "not ready"));
+    assert!(begun.is_some());
+    assert!(reason_for(&server, "zz").is_some());
+    assert_eq!(server.get("/ready").json()["skipped_more"], 3);
+}
+
+#[test]
+fn names_that_come_and_go_leave_no_series_behind() {
+    let repository = Repository::with(&[("addone", "kept/1/model.onnx")]);
+    let server = repository.serve(&["--watch-model", "20ms"]);
+    let series = || server.metrics().samples.len();
+    let before = series();
+    for number in 0..3 {
+        let name = format!("m{number}");
+        repository.put("addone", &format!("{name}/1/model.onnx"));
+        support::eventually("it is served", || answer_of(&server, &name).is_some());
+        fs::remove_dir_all(repository.path(&name)).unwrap();
+        support::eventually("it is gone, with its series", || {
+            answer_of(&server, &name).is_none()
+                && server
+                    .metric("ml_requests_in_flight", &[("model_name", &name)])
+                    .is_none()
+        });
+    }
+    // A few are of routes and results that had not occurred before.
+    assert!(series() <= before + 5, "{before} {}", series());
+}
+
+#[test]
+fn no_other_model_becomes_the_default_one_while_one_serves_that_is_not_found() {
+    let repository =
+        Repository::with(&[("addone", "g/1/model.onnx"), ("addten", "m/1/model.onnx")]);
+    let server = repository.serve(&["--watch-model", "20ms"]);
+    assert_eq!(predict(&server).0, 404);
+    repository.write("m/model.toml", "version_policy = { specific = [9] }");
+    support::eventually("it is looked at", || reason_for(&server, "m/9").is_some());
+    reload(&server);
+    assert_eq!(predict(&server).0, 404);
 }
 
 #[test]

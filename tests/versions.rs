@@ -255,6 +255,15 @@ fn versions_that_were_there_at_the_start_may_have_signatures_of_their_own() {
         server.metric("ml_model_reloads_total", &reloads) == Some(2.0)
     });
     assert_eq!(served(&server), ["1", "2"]);
+    // Whoever names no version is answered by another signature when the highest is gone, which is told.
+    fs::remove_dir_all(repository.path("2")).unwrap();
+    server.signal(Signal::SIGHUP);
+    let told = server.log.wait_for(|line| {
+        let message = line["message"].as_str().unwrap_or_default();
+        message.contains("answered by one of another signature")
+    });
+    assert_eq!(told.unwrap()["version"], "1");
+    assert_eq!(answer(&server, None), (1.0, "1".to_owned()));
 }
 
 #[test]

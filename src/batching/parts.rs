@@ -17,7 +17,7 @@ use crate::inference::{InferenceRequest, InferenceResponse, Timings};
 use crate::runtime::buckets::Buckets;
 use crate::runtime::{BatchInput, InputView, RuntimeError};
 use crate::runtime::{Division, ModelOutput};
-use crate::tensor::{Shape, TensorData, TensorView};
+use crate::tensor::{Shape, TensorData, TensorView, element_count};
 
 /// Which requests are executed in parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -195,7 +195,9 @@ pub(super) fn padded(rows: usize, buckets: Option<Buckets>) -> usize {
 
 /// The elements of one row of a tensor of `shape`.
 fn row_len(shape: &[usize]) -> usize {
-    shape.get(1..).unwrap_or_default().iter().product()
+    let row = shape.get(1..).unwrap_or_default();
+    // Beside a zero, a product that overflows is zero.
+    element_count(row).unwrap_or(0)
 }
 
 /// One output of one part.

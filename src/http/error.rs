@@ -206,7 +206,7 @@ fn message_of(error: &ServeError) -> String {
             "the default model is not served now; call one as /v1/models/{model}:predict (GET /ready lists them)"
         }
         ServeError::NoDefaultModel => {
-            "several models are served and none is the default one; call one as /v1/models/{model}:predict (GET /ready lists them), or have --default-model or a sidecar name it"
+            "none of the models is the default one; call one as /v1/models/{model}:predict (GET /ready lists them), or have --default-model or a sidecar name it"
         }
         ServeError::Starting => "the server is not ready: the models are being loaded",
         ServeError::Broken(Fault::DeviceLost) => {

@@ -124,12 +124,12 @@ impl DefaultModel {
     }
 
     /// Looks: `sources` are there, and those for which `is_served` holds are served. The only one is the default one unless
-    /// something else lies there that is `broken`: its sidecar may say that it is meant. A contradiction among sidecars
+    /// there are `others` that are broken, or serve without being there: their sidecars may say that they are meant. A contradiction among sidecars
     /// changes nothing, and [`Self::notice`] tells it.
     pub fn update(
         &mut self,
         sources: &[ModelSource],
-        broken: bool,
+        others: bool,
         is_served: impl Fn(&str) -> bool,
     ) {
         let Ok(said) = self.said(sources) else {
@@ -137,7 +137,7 @@ impl DefaultModel {
         };
         if let Some(name) = said.filter(|name| is_served(name) || self.current.is_none()) {
             self.current = Some(name);
-        } else if self.current.is_none() && !broken {
+        } else if self.current.is_none() && !others {
             self.current = only(sources);
         }
     }

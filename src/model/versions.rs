@@ -101,7 +101,7 @@ impl<'de> Deserialize<'de> for VersionPolicy {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Table {
-            latest: Option<u32>,
+            latest: Option<u64>,
             specific: Option<BTreeSet<u64>>,
         }
 
@@ -123,10 +123,10 @@ impl<'de> Deserialize<'de> for VersionPolicy {
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<VersionPolicy, A::Error> {
                 let table = Table::deserialize(MapAccessDeserializer::new(map))?;
                 let policy = match (table.latest, table.specific) {
-                    (Some(latest), None) => usize::try_from(latest)
-                        .ok()
-                        .and_then(NonZeroUsize::new)
-                        .map(VersionPolicy::Latest),
+                    (Some(latest), None) => {
+                        let latest = usize::try_from(latest).unwrap_or(usize::MAX);
+                        NonZeroUsize::new(latest).map(VersionPolicy::Latest)
+                    }
                     (None, Some(specific)) if !specific.is_empty() => {
                         Some(VersionPolicy::Specific(specific))
                     }

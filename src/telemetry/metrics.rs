@@ -179,6 +179,16 @@ pub enum Outcome {
     Error,
 }
 
+/// The outcomes, as `ml_predictions_total` has them.
+const STATUSES: [&str; 6] = [
+    "success",
+    "invalid",
+    "overloaded",
+    "timeout",
+    "cancelled",
+    "error",
+];
+
 /// The metrics of one model at the edge, labels resolved.
 pub struct PredictionMetrics {
     success: IntCounter,
@@ -364,6 +374,18 @@ impl Metrics {
             batch_size: self.families.batch_size.with_label_values(&[name]),
             in_flight: self.families.requests_in_flight.with_label_values(&[name]),
         }
+    }
+
+    /// Takes out the series of [`Self::prediction`], of a model that is gone for good.
+    pub fn remove_prediction(&self, name: &str) {
+        let families = &self.families;
+        for status in STATUSES {
+            // An error says that it is not there, which is what was wanted.
+            drop(families.predictions.remove_label_values(&[name, status]));
+        }
+        drop(families.prediction_duration.remove_label_values(&[name]));
+        drop(families.batch_size.remove_label_values(&[name]));
+        drop(families.requests_in_flight.remove_label_values(&[name]));
     }
 
     /// The queue's and the instances' metrics of this version of the model `name`.

@@ -13,7 +13,9 @@ use super::number::{FromNumber, Number, NumberError};
 use super::short_number::ShortNumber;
 use crate::inference::{InvalidRequest, too_many_rows};
 use crate::model::{Dim, ModelMetadata, TensorSpec};
-use crate::tensor::{DataType, Elements, Shape, Tensor, TensorData, for_each_plain_datatype};
+use crate::tensor::{
+    DataType, Elements, Shape, Tensor, TensorData, element_count, for_each_plain_datatype,
+};
 
 /// The tensors being read, one for each input of the signature.
 pub(super) struct Columns<'a> {
@@ -40,7 +42,8 @@ impl<'a> Columns<'a> {
             };
             let dims: SmallVec<[Option<usize>; 6]> = spec.dims().iter().map(size).collect();
             // Rows known to be small need not be given the room of all the numbers in the body.
-            let row: Option<usize> = dims.iter().skip(1).copied().product();
+            let row: Option<Shape> = dims.iter().skip(1).copied().collect();
+            let row = row.and_then(|row| element_count(&row));
             let bound = row.and_then(|row| row.checked_mul(metadata.row_limit(max_rows)));
             let data = with_capacity(spec, bound.map_or(capacity, |bound| bound.min(capacity)));
             Column {

@@ -5,7 +5,7 @@
 use half::{bf16, f16};
 
 use super::form::{EncodeError, Form, Selected};
-use crate::tensor::{TensorView, for_each_plain_datatype};
+use crate::tensor::{TensorView, element_count, for_each_plain_datatype};
 
 /// Elements that are printed between two looks at the size of the text.
 const CHUNK: usize = 1024;
@@ -81,7 +81,7 @@ fn write_rows(
                 writer.raw(":");
             }
             let row_shape = shape.get(1..).unwrap_or_default();
-            let row_len: usize = row_shape.iter().product();
+            let row_len = element_count(row_shape).unwrap_or(0);
             let view = output.rows.view().slice(row * row_len..(row + 1) * row_len);
             let view = view.ok_or_else(|| EncodeError::NotRows {
                 output: output.name.to_owned(),
@@ -152,7 +152,8 @@ impl Writer {
             }
             [count, rest @ ..] => {
                 self.text.push(b'[');
-                let length: usize = rest.iter().product();
+                // Beside a zero, a product that overflows is zero.
+                let length = element_count(rest).unwrap_or(0);
                 for index in 0..*count {
                     self.separator(index);
                     let part = elements

@@ -78,8 +78,10 @@ impl Notices {
         let sources = &found.sources;
         let is_served = |name: &str| registry.get(name).is_some();
         let before = self.default.name().map(str::to_owned);
-        self.default
-            .update(sources, !found.broken.is_empty(), is_served);
+        let models = registry.models();
+        let is_found = |name: &str| sources.iter().any(|source| source.name == name);
+        let others = !found.broken.is_empty() || models.names().any(|name| !is_found(name));
+        self.default.update(sources, others, is_served);
         let name = self.default.name();
         if registry.default_name().as_deref() != name {
             registry.set_default(name);

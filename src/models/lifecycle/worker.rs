@@ -3,7 +3,8 @@
 //! Invariant: a model takes its name only after it was loaded whole, and with the signature that its clients know.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
@@ -18,7 +19,7 @@ use super::retired::{self, RETIRE_INTERVAL, RetiredModels};
 use super::troubles::{Trouble, Troubles};
 use crate::model::faults;
 use crate::model::onnx::RawModel;
-use crate::model::repository::{Broken, Found, ModelSource};
+use crate::model::repository::{Broken, Found, ModelSource, SkippedList};
 use crate::model::versions::ModelId;
 use crate::models::cpus;
 use crate::models::loading::{LoadReport, Loader, LoadingError};
@@ -46,7 +47,7 @@ pub(super) struct Worker {
     refused: BTreeMap<ModelId, &'static str>,
     /// What of `ml_model_load_failed` is set.
     counted_failures: BTreeSet<(String, String)>,
-    /// The files of models that the server is not ready without, and that have never served.
+    /// Where the models lie that the server is not ready without, and that have never served.
     required: BTreeSet<PathBuf>,
     /// What has failed at the first look. It is told only if anything can be served, since a start that fails is one line.
     first_failures: Option<Vec<(ModelId, ReloadError)>>,
@@ -80,11 +81,11 @@ impl Worker {
         if let Some(error) = emptiness {
             return Err(error.into());
         }
-        let sources = found.sources.iter().filter(|source| source.is_required());
-        let sources = sources.map(|source| source.path.clone());
-        let broken = found.broken.iter().filter(|broken| broken.required);
-        let broken = broken.map(|broken| broken.model.clone());
-        self.required = sources.chain(broken).collect();
+        let there = self.requirements(&found).into_iter();
+        self.required = there
+            .filter(|(_, required)| *required)
+            .map(|(place, _)| place)
+            .collect();
         self.first_failures = Some(Vec::new());
         self.reconcile(&found, Vec::new(), true);
         let failures = self.first_failures.take().unwrap_or_default();
@@ -165,7 +166,7 @@ impl Worker {
         for load in self.plan.loads(&look, &self.served()) {
             let mut sources = found.sources.iter();
             if let Some(source) = sources.find(|source| source.id() == load.id) {
-                let cpus = cpus::share(cpus::available(), look.found.len());
+                let cpus = cpus::share(cpus::available(), self.sharing(&look));
                 // Two of a model at a time are enough for the memory.
                 self.wait_for_retired();
                 self.load(source, &load, cpus);
@@ -212,6 +213,15 @@ impl Worker {
         }
     }
 
+    /// How many versions of models share the CPUs: those that are found, and those that go on serving because what lies in
+    /// their place is broken.
+    fn sharing(&self, look: &Look) -> usize {
+        let served = self.served().into_iter();
+        let left =
+            served.filter(|id| !look.found.contains_key(id) && look.broken.contains(&id.name));
+        look.found.len() + left.count()
+    }
+
     fn served(&self) -> BTreeSet<ModelId> {
         self.config.registry.models().ids().collect()
     }
@@ -223,17 +233,46 @@ impl Worker {
         Trouble::of_model(broken, served.map(|(id, _)| id.name.as_str()))
     }
 
-    /// Whether the server is ready without what was `found` and does not serve.
+    /// Where each version of a model lies that was `found`, broken or not, and whether it is required.
+    fn requirements(&self, found: &Found) -> Vec<(PathBuf, bool)> {
+        let sources = found.sources.iter();
+        let sources = sources.map(|source| (self.place(&source.path), source.is_required()));
+        let broken = found.broken.iter();
+        let broken = broken.map(|broken| (self.place(&broken.model), broken.required));
+        sources.chain(broken).collect()
+    }
+
+    /// Where the model lies whose file is `model`: its folder in a repository, else the file.
+    fn place(&self, model: &Path) -> PathBuf {
+        let folder = model.ancestors().nth(2);
+        let folder = folder.filter(|folder| folder.starts_with(self.loader.path()));
+        folder.unwrap_or(model).to_owned()
+    }
+
+    /// Whether the server is ready without what was `found` and does not serve. A model that was required is so until all of
+    /// its versions that are wanted have served, until it is gone, or until its sidecars say otherwise.
     fn look_for_required(&mut self, found: &Found) {
         let registry = &self.config.registry;
         let unserved = found.sources.iter().filter(|source| {
             let id = source.id();
             registry.version(&id.name, &id.version).is_none()
         });
-        let unserved = unserved.map(|source| &source.path);
-        let broken = found.broken.iter().map(|broken| &broken.model);
-        let unserved: BTreeSet<&PathBuf> = unserved.chain(broken).collect();
-        self.required.retain(|path| unserved.contains(path));
+        let unserved = unserved.map(|source| self.place(&source.path));
+        let broken = found.broken.iter().map(|broken| self.place(&broken.model));
+        let unserved: BTreeSet<PathBuf> = unserved.chain(broken).collect();
+        let served = self.served().into_iter();
+        let served = served.filter_map(|id| Some(self.place(self.files.get(&id)?.model())));
+        let served: BTreeSet<PathBuf> = served.collect();
+        let mut optional: BTreeMap<PathBuf, bool> = BTreeMap::new();
+        for (place, required) in self.requirements(found) {
+            *optional.entry(place).or_insert(true) &= !required;
+        }
+        self.required.retain(|place| {
+            let is_complete = served.contains(place) && !unserved.contains(place);
+            let is_gone = fs::symlink_metadata(place).is_err();
+            !is_complete && !is_gone && !optional.get(place).is_some_and(|optional| *optional)
+        });
+        let registry = &self.config.registry;
         let was_incomplete = registry.is_incomplete();
         registry.set_incomplete(!self.required.is_empty());
         if was_incomplete && self.required.is_empty() {
@@ -250,7 +289,8 @@ impl Worker {
                 &trouble.reason,
             );
         }
-        let mut skipped = self.notices.skipped().clone();
+        // What is broken first, since the list is bounded.
+        let mut skipped = SkippedList::default();
         for trouble in self.troubles.current() {
             skipped.push(trouble.place.clone(), trouble.public.to_owned());
         }
@@ -262,6 +302,7 @@ impl Worker {
             };
             skipped.push(place, (*reason).to_owned());
         }
+        skipped.append(self.notices.skipped().clone());
         self.config.registry.set_skipped(skipped);
         self.count_failures();
     }
@@ -418,7 +459,10 @@ impl Worker {
     fn remove(&mut self, id: &ModelId) {
         self.plan.forget(id);
         self.files.remove(id);
+        let models = self.config.registry.models();
         let before = self.config.registry.remove(id);
+        self.compare_next(id, &models);
+        drop(models);
         let info = before.as_ref().map(|before| &before.info);
         self.config.metrics.set_model_info(None, info);
         self.retire(before);
@@ -427,6 +471,21 @@ impl Worker {
             version = id.version,
             "the model is gone, and is no longer served"
         );
+    }
+
+    /// Tells if who names no version gets another signature, now that `id` is taken out of `models`.
+    fn compare_next(&self, id: &ModelId, models: &Models) {
+        let (before, next) = (models.get(&id.name), self.config.registry.get(&id.name));
+        if let (Some(before), Some(next)) = (before, next)
+            && let Some(change) = before.declared.signature_change(&next.declared)
+        {
+            tracing::warn!(
+                model = id.name,
+                version = next.metadata.version,
+                reason = change,
+                "requests that name no version are answered by one of another signature now, because the higher one is gone"
+            );
+        }
     }
 
     /// Counts and tells that `model` is refused, if it is known which.
@@ -474,6 +533,9 @@ impl Worker {
                 .is_none()
             {
                 self.config.metrics.remove_batching(&id.name, &id.version);
+            }
+            if self.config.registry.get(&id.name).is_none() {
+                self.config.metrics.remove_prediction(&id.name);
             }
         }
     }

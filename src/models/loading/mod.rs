@@ -7,7 +7,7 @@ mod row_trial;
 pub(crate) mod sessions;
 mod trial;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -205,6 +205,12 @@ impl Loader {
         let found = repository::look(&self.config.path, self.config.name.as_deref())?;
         let emptiness = found.emptiness(&self.config.path);
         Ok((found, emptiness))
+    }
+
+    /// Where models are looked for.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.config.path
     }
 
     /// How what is served is called as a whole: the file or folder at its path.
