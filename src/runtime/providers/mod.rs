@@ -1,6 +1,6 @@
 //! Execution providers: what executes a model, chosen once and reported truthfully.
 //!
-//! Each is one row of [`ROWS`]; a new one is a file with its row. Invariants: nobody outside asks which provider it is,
+//! Each is one row of `ROWS`; a new one is a file with its row. Invariants: nobody outside asks which provider it is,
 //! only what its row says; and a provider that was asked for by name either registers or fails the load. ONNX Runtime's
 //! own default, to fall back to the CPU without a word, is never used.
 
