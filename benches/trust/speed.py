@@ -4,7 +4,9 @@ import collections
 import contextlib
 import itertools
 import selectors
+import socket
 import statistics
+import struct
 import subprocess
 import sys
 import time
@@ -18,9 +20,12 @@ from process import MIB, ROOT, Failed, serving
 RUN_MS = 10
 # Capacity and load take turns, because others may use the machine as well.
 SLICES, CAPACITY_SECONDS, LOAD_SECONDS = 4, 1.25, 2.5
-OVERLOADS, DEADLINES = (2, 4), (5, 20)
+OVERLOADS, DEADLINES = (2, 4, 10), (5, 20)
 USEFUL, WASTED = 0.95, 0.05
 MOST_CONNECTIONS = 1024
+
+# The default bound of a body.
+LARGE, REFUSALS = 32 * MIB, 20
 
 # Of a start that takes less than a second, whatever else runs decides the median; the shortest of more is compared.
 ROUNDS, ROUNDS_OF_SHORT = 3, 9
@@ -79,6 +84,47 @@ def deadlines(trust):
                 )
 
 
+def refusals(trust):
+    """12: requests with bodies of 32 MiB, which are refused because the queue is full."""
+    flags = ["--instances", "1", "--max-batch-size", "1", "--max-queue-size", "1", "--request-timeout", "10m"]
+    model = ROOT / "tests/fixtures/loop.onnx"
+    with serving(trust.program, model, *flags) as server, contextlib.ExitStack() as stack:
+        # One is executed for longer than this takes, one waits, and the next are refused.
+        while not overloaded(server):
+            busy = stack.enter_context(contextlib.closing(client.connect(server.port)))
+            busy.sendall(client.post({"inputs": [2_000_000_000]}))
+        for how, expect in (("sent at once", b""), ("after Expect: 100-continue", b"Expect: 100-continue\r\n")):
+            costs = []
+            for _ in range(5):
+                # What the model takes meanwhile is not the refusals'.
+                used = server.cpu_seconds(without="instance-")
+                for _ in range(REFUSALS):
+                    _refused(server.port, expect)
+                costs.append((server.cpu_seconds(without="instance-") - used) / REFUSALS * 1000)
+            cost = statistics.median(costs)
+            trust.add(
+                f"a refused request of 32 MiB, {how}: CPU",
+                "< 1 ms",
+                f"{cost:.3f} ms (median of {len(costs)} times {REFUSALS})",
+                cost < 1,
+            )
+
+
+def _refused(port, expect):
+    """Asks with a body of 32 MiB, and takes the refusal, which comes before the body has gone out."""
+    with contextlib.closing(client.connect(port)) as stream:
+        head = b"POST /predict HTTP/1.1\r\nHost: trust\r\n%sContent-Length: %d\r\n\r\n" % (expect, LARGE)
+        stream.sendall(head)
+        if not expect:
+            with contextlib.suppress(OSError):
+                stream.sendall(bytes(LARGE))
+        answer = stream.recv(64)
+        if not answer.startswith(b"HTTP/1.1 429 "):
+            raise Failed(f"the answer was {answer!r}")
+        # Gone for good, as a client is that has been refused.
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
 def one_run_ms(port, request, quantile):
     """What a request takes that is alone: quantile 0 where others that use the machine are not to count."""
     connection = client.Connection(port)
@@ -100,6 +146,13 @@ def counted(server):
     text = client.ask(server.port, client.get("/metrics")).body.decode().splitlines()
     succeeded = sum(float(line.rsplit(" ", 1)[1]) for line in text if is_success(line))
     return succeeded, memory.metric(server, "ml_executed_batch_size_sum")
+
+
+def overloaded(server):
+    """Whether anybody was refused."""
+    text = client.ask(server.port, client.get("/metrics")).body.decode().splitlines()
+    refused = [line for line in text if line.startswith("ml_predictions_total{") and 'status="overloaded"' in line]
+    return any(float(line.rsplit(" ", 1)[1]) > 0 for line in refused)
 
 
 def is_success(line):

@@ -34,6 +34,7 @@ CASES = {
     9: speed.deadlines,
     10: speed.starts,
     11: answers.many_rows,
+    12: speed.refusals,
 }
 
 
