@@ -11,70 +11,13 @@
 mod support;
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use serde_json::{Value, json};
-use support::{Request, Server, fixture, program};
-
-/// A repository with fixtures in it.
-struct Repository(tempfile::TempDir);
-
-impl Repository {
-    fn with(files: &[(&str, &str)]) -> Self {
-        let repository = Self(tempfile::tempdir().unwrap());
-        for (name, place) in files {
-            repository.put(name, place);
-        }
-        repository
-    }
-
-    fn path(&self, place: &str) -> PathBuf {
-        self.0.path().join(place)
-    }
-
-    /// Puts the fixture `name` to `place`.
-    fn put(&self, name: &str, place: &str) {
-        let place = self.path(place);
-        fs::create_dir_all(place.parent().unwrap()).unwrap();
-        fs::copy(fixture(name), place).unwrap();
-    }
-
-    fn write(&self, place: &str, text: &str) {
-        fs::write(self.path(place), text).unwrap();
-    }
-
-    fn serve(&self, flags: &[&str]) -> Server {
-        let mut all = vec!["--model", self.0.path().to_str().unwrap()];
-        all.extend(flags);
-        Server::start(&all)
-    }
-
-    /// A server that may never become ready.
-    fn spawn(&self, flags: &[&str]) -> Server {
-        let mut all = vec!["--model", self.0.path().to_str().unwrap()];
-        all.extend(flags);
-        Server::spawn(&all, &[])
-    }
-
-    /// The one line that a start with `flags` fails with, and the exit code.
-    fn refused(&self, flags: &[&str]) -> (String, i32) {
-        let output = program()
-            .env("HOST", "127.0.0.1")
-            .env("PORT", "0")
-            .args(["--model", self.0.path().to_str().unwrap()])
-            .args(flags)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        let text = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(text.lines().count(), 1, "{text}");
-        (text, output.status.code().unwrap())
-    }
-}
+use support::models::Repository;
+use support::{Request, Server};
 
 /// Asks for a reload, and waits until all models have been loaded again.
 fn reload(server: &Server) {

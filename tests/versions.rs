@@ -15,14 +15,15 @@ use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::{Request, Response, Server, fixture};
+use support::models::Repository;
+use support::{Request, Response, Server};
 
-/// A repository with versions of the model `m`: of `addone` where the version is odd, else of `addten`.
-struct Repository(tempfile::TempDir);
+/// Versions of the model `m`: of `addone` where the version is odd, else of `addten`.
+struct Versions(Repository);
 
-impl Repository {
+impl Versions {
     fn with(versions: &[u64], policy: &str) -> Self {
-        let repository = Self(tempfile::tempdir().unwrap());
+        let repository = Self(Repository::with(&[]));
         for version in versions {
             repository.put(*version);
         }
@@ -31,7 +32,7 @@ impl Repository {
     }
 
     fn path(&self, place: &str) -> PathBuf {
-        self.0.path().join("m").join(place)
+        self.0.path(&format!("m/{place}"))
     }
 
     fn put(&self, version: u64) {
@@ -40,21 +41,16 @@ impl Repository {
     }
 
     fn put_as(&self, name: &str, version: u64) {
-        let folder = self.path(&version.to_string());
-        fs::create_dir_all(&folder).unwrap();
-        fs::copy(fixture(name), folder.join("model.onnx")).unwrap();
+        self.0.put(name, &format!("m/{version}/model.onnx"));
     }
 
     fn set_policy(&self, policy: &str) {
-        fs::write(
-            self.path("model.toml"),
-            format!("version_policy = {policy}"),
-        )
-        .unwrap();
+        let policy = format!("version_policy = {policy}");
+        self.0.write("m/model.toml", &policy);
     }
 
     fn serve(&self, flags: &[&str]) -> Server {
-        Server::start(&[&["--model", self.0.path().to_str().unwrap()], flags].concat())
+        self.0.serve(flags)
     }
 }
 
@@ -93,7 +89,7 @@ fn served(server: &Server) -> Vec<String> {
 
 #[test]
 fn two_versions_side_by_side_have_instances_queues_and_metrics_of_their_own() {
-    let repository = Repository::with(&[1, 2, 10], "{ specific = [1, 2] }");
+    let repository = Versions::with(&[1, 2, 10], "{ specific = [1, 2] }");
     let server = repository.serve(&["--instances", "1"]);
     assert_eq!(served(&server), ["1", "2"]);
     assert_eq!(answer(&server, Some(1)), (1.0, "1".to_owned()));
@@ -154,7 +150,7 @@ fn two_versions_side_by_side_have_instances_queues_and_metrics_of_their_own() {
 
 #[test]
 fn a_full_queue_of_one_version_refuses_nothing_of_another() {
-    let repository = Repository::with(&[1], "\"all\"");
+    let repository = Versions::with(&[1], "\"all\"");
     repository.put_as("loop", 2);
     let server = repository.serve(&[
         "--instances",
@@ -190,7 +186,7 @@ fn a_full_queue_of_one_version_refuses_nothing_of_another() {
 
 #[test]
 fn versions_come_and_go_as_the_policy_says() {
-    let repository = Repository::with(&[1, 2, 10], "{ latest = 2 }");
+    let repository = Versions::with(&[1, 2, 10], "{ latest = 2 }");
     let server = repository.serve(&["--watch-model", "20ms"]);
     let becomes = |versions: &[&str]| {
         support::eventually("other versions are served", || listed(&server) == versions);
@@ -244,7 +240,7 @@ fn versions_come_and_go_as_the_policy_says() {
 
 #[test]
 fn versions_that_were_there_at_the_start_may_have_signatures_of_their_own() {
-    let repository = Repository::with(&[1], "\"all\"");
+    let repository = Versions::with(&[1], "\"all\"");
     repository.put_as("image", 2);
     let server = repository.serve(&[]);
     assert_eq!(served(&server), ["1", "2"]);
@@ -268,7 +264,7 @@ fn versions_that_were_there_at_the_start_may_have_signatures_of_their_own() {
 
 #[test]
 fn settings_of_all_versions_lie_in_the_model_s_folder_and_each_version_may_have_others() {
-    let repository = Repository::with(&[1, 2], "\"all\"");
+    let repository = Versions::with(&[1, 2], "\"all\"");
     fs::write(
         repository.path("model.toml"),
         "version_policy = \"all\"\ndescription = \"adds\"\n[batching]\nmax_batch_size = 8\n",

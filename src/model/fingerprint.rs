@@ -26,7 +26,7 @@ struct Look {
 }
 
 impl Fingerprint {
-    /// Looks at `files`. One that is not there has a stamp too, which changes when it appears.
+    /// Looks at `files`. One that is not there has a fingerprint too, which changes when it appears.
     #[must_use]
     pub fn of(files: impl IntoIterator<Item = impl AsRef<Path>>) -> Self {
         let look = |file: &Path| {
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stamp_changes_with_size_time_and_presence_and_with_nothing_else() {
+    fn a_fingerprint_changes_with_size_time_and_presence_and_with_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let [model, sidecar] = ["m.onnx", "m.toml"].map(|name| folder.path().join(name));
         fs::write(&model, "one").unwrap();

@@ -179,15 +179,28 @@ pub enum Outcome {
     Error,
 }
 
-/// The outcomes, as `ml_predictions_total` has them.
-const STATUSES: [&str; 6] = [
-    "success",
-    "invalid",
-    "overloaded",
-    "timeout",
-    "cancelled",
-    "error",
-];
+impl Outcome {
+    const ALL: [Self; 6] = [
+        Self::Success,
+        Self::Invalid,
+        Self::Overloaded,
+        Self::Timeout,
+        Self::Cancelled,
+        Self::Error,
+    ];
+
+    /// The value of the label `status`.
+    fn label(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Invalid => "invalid",
+            Self::Overloaded => "overloaded",
+            Self::Timeout => "timeout",
+            Self::Cancelled => "cancelled",
+            Self::Error => "error",
+        }
+    }
+}
 
 /// The metrics of one model at the edge, labels resolved.
 pub struct PredictionMetrics {
@@ -362,14 +375,17 @@ impl Metrics {
     /// The edge's metrics of the model `name`. Every status exists from the start, so that rates begin at zero.
     #[must_use]
     pub fn prediction(&self, name: &str) -> PredictionMetrics {
-        let status = |status: &str| self.families.predictions.with_label_values(&[name, status]);
+        let counter = |outcome: Outcome| {
+            let labels = &[name, outcome.label()];
+            self.families.predictions.with_label_values(labels)
+        };
         PredictionMetrics {
-            success: status("success"),
-            invalid: status("invalid"),
-            overloaded: status("overloaded"),
-            timeout: status("timeout"),
-            cancelled: status("cancelled"),
-            error: status("error"),
+            success: counter(Outcome::Success),
+            invalid: counter(Outcome::Invalid),
+            overloaded: counter(Outcome::Overloaded),
+            timeout: counter(Outcome::Timeout),
+            cancelled: counter(Outcome::Cancelled),
+            error: counter(Outcome::Error),
             duration: self.families.prediction_duration.with_label_values(&[name]),
             batch_size: self.families.batch_size.with_label_values(&[name]),
             in_flight: self.families.requests_in_flight.with_label_values(&[name]),
@@ -379,9 +395,10 @@ impl Metrics {
     /// Takes out the series of [`Self::prediction`], of a model that is gone for good.
     pub fn remove_prediction(&self, name: &str) {
         let families = &self.families;
-        for status in STATUSES {
+        for outcome in Outcome::ALL {
+            let labels = &[name, outcome.label()];
             // An error says that it is not there, which is what was wanted.
-            drop(families.predictions.remove_label_values(&[name, status]));
+            drop(families.predictions.remove_label_values(labels));
         }
         drop(families.prediction_duration.remove_label_values(&[name]));
         drop(families.batch_size.remove_label_values(&[name]));

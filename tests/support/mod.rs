@@ -9,6 +9,7 @@
 )]
 
 pub mod faults;
+pub mod models;
 pub mod nvml;
 
 use std::collections::HashMap;

@@ -33,7 +33,7 @@ pub struct ModelSource {
     pub version: String,
     /// The settings beside it.
     pub sidecar: Sidecar,
-    /// The stamp of the model and its sidecars, from before these were read.
+    /// The fingerprint of the model and its sidecars, from before these were read.
     pub fingerprint: Fingerprint,
 }
 

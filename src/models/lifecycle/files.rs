@@ -1,6 +1,6 @@
 //! The files of a model, as they were at some moment.
 //!
-//! Invariant: a stamp is taken before its files are read, so that what is written meanwhile is noticed.
+//! Invariant: a fingerprint is taken before its files are read, so that what is written meanwhile is noticed.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -31,7 +31,7 @@ impl Files {
         }
     }
 
-    /// The stamp of the same files of `source`, as it was found.
+    /// The fingerprint of the same files of `source`, as it was found.
     pub(super) fn fingerprint_as_found(&self, source: &ModelSource) -> Fingerprint {
         source.fingerprint.clone().and(&self.external)
     }
@@ -41,7 +41,7 @@ impl Files {
         self.fingerprint.is_current()
     }
 
-    /// The stamp, as it was.
+    /// The fingerprint, as it was.
     pub(super) fn fingerprint(&self) -> &Fingerprint {
         &self.fingerprint
     }

@@ -235,9 +235,9 @@ impl Loader {
         }
     }
 
-    /// Loads and warms the model at `source`, which was read as `raw`, and starts its instances: onto the device that executes `served` now if that
-    /// is a GPU, because what is replaced on a GPU must not come back on a CPU when the two do not fit beside each other.
-    /// Of the CPUs, so many are the model's.
+    /// Loads and warms the model at `source`, which was read as `raw`, and starts its instances, on as many of the CPUs as
+    /// are the model's: onto the device that executes `served` now if that is a GPU, because what is replaced on a GPU must
+    /// not come back on a CPU when the two do not fit beside each other.
     ///
     /// # Errors
     /// See [`LoadingError`].
@@ -248,30 +248,14 @@ impl Loader {
         served: Option<&ServedModel>,
         cpus: usize,
     ) -> Result<(ServedModel, LoadReport), LoadingError> {
-        let device = served.and_then(|served| served.device.parse().ok());
-        let on_gpu = device.filter(|device: &Device| device.is_gpu());
-        self.load_onto(
-            source,
-            raw,
-            on_gpu.unwrap_or(self.config.device),
-            served,
-            cpus,
-        )
-    }
-
-    fn load_onto(
-        &self,
-        source: &ModelSource,
-        raw: RawModel,
-        device: Device,
-        replaced: Option<&ServedModel>,
-        cpus: usize,
-    ) -> Result<(ServedModel, LoadReport), LoadingError> {
         if self.device.is_lost() {
             return Err(LoadingError::DeviceLost);
         }
+        let device = served.and_then(|served| served.device.parse().ok());
+        let on_gpu = device.filter(|device: &Device| device.is_gpu());
+        let device = on_gpu.unwrap_or(self.config.device);
         let _reported_until_then = Progress::logged(&source.name);
-        let loaded = self.try_load(source, raw, device, replaced, cpus);
+        let loaded = self.try_load(source, raw, device, served, cpus);
         if let Err(LoadingError::Load(error)) = &loaded
             && let Some(reason) = error.loss()
         {
