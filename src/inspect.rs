@@ -53,17 +53,27 @@ pub struct InspectConfig {
     pub json: bool,
 }
 
+/// What was found out of a model, or of the models of a repository.
+#[derive(Debug)]
+pub struct Description {
+    /// What is to be printed.
+    pub text: String,
+    /// Why some of the models could not be served, if so. They keep the others from nothing.
+    pub fault: Option<LoadingError>,
+}
+
 /// Describes the model, or the models of a repository, as they would be served. Says on standard error what takes long.
 ///
 /// # Errors
-/// When there is none, or it could not be served.
-pub fn describe(config: &InspectConfig) -> Result<String, LoadingError> {
+/// When there is none, or none could be served.
+pub fn describe(config: &InspectConfig) -> Result<Description, LoadingError> {
     let mut found = repository::look(&config.path, config.name.as_deref())?;
     if let Some(error) = found.emptiness(&config.path) {
         return Err(error.into());
     }
     let broken = found.broken.drain(..);
     let mut faults: Vec<LoadingError> = broken.map(|broken| broken.fault.into()).collect();
+    let mut described = 0;
     let library = Library::load(config.library.as_deref()).map_err(LoadError::from)?;
     let mut text = String::new();
     let mut models = Vec::new();
@@ -97,6 +107,7 @@ pub fn describe(config: &InspectConfig) -> Result<String, LoadingError> {
                 continue;
             }
         };
+        described += 1;
         progress::stage("looking for a request to try");
         let model = prepared.sessions.models.first_mut();
         let example = model.map_or(Err(NoExample::Refused), |model| {
@@ -113,7 +124,11 @@ pub fn describe(config: &InspectConfig) -> Result<String, LoadingError> {
             let _ = describe_model(&mut text, &prepared, &source.path, &example);
         }
     }
-    faults::refuse(faults, LoadingError::Several)?;
+    let failed: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    let fault = match faults::refuse(faults, LoadingError::Several) {
+        Err(fault) if described == 0 => return Err(fault),
+        refused => refused.err(),
+    };
     let skipped = found.skipped.named();
     if config.json {
         let skipped: Vec<Value> = skipped
@@ -123,15 +138,17 @@ pub fn describe(config: &InspectConfig) -> Result<String, LoadingError> {
         let all = json!({
             "onnxruntime": library.version(),
             "models": models,
+            "failed": failed,
             "skipped": skipped,
             "skipped_more": found.skipped.more(),
         });
-        return Ok(format!("{all:#}\n"));
+        text = format!("{all:#}\n");
+    } else {
+        for skipped in skipped {
+            let _ = writeln!(text, "skipped    {skipped}");
+        }
     }
-    for skipped in skipped {
-        let _ = writeln!(text, "skipped    {skipped}");
-    }
-    Ok(text)
+    Ok(Description { text, fault })
 }
 
 /// The same as of [`describe_model`], for programs.

@@ -12,6 +12,7 @@ use model_serving::config::{
 };
 use model_serving::healthcheck::Target;
 use model_serving::inspect::InspectConfig;
+use model_serving::models::loading::LoadingError;
 use model_serving::models::settings::Fixed;
 use model_serving::runtime::library::Library;
 use model_serving::server::{self, StartError};
@@ -172,11 +173,14 @@ fn print_model(flags: InspectFlags) -> Result<(), Failure> {
         max_inflight_bytes: execution.max_inflight_bytes.bytes(),
         json: flags.json,
     };
-    let text = inspect::describe(&config).map_err(|error| {
+    let failure = |error: LoadingError| {
         let message = of_argument(&error.to_string());
         Failure::new(&message, error.is_of_settings())
-    })?;
-    Ok(print(&text).map_err(|error| error.to_string())?)
+    };
+    let described = inspect::describe(&config).map_err(failure)?;
+    print(&described.text).map_err(|error| error.to_string())?;
+    // Whoever looks at models before they are served has to hear of those that will not be.
+    described.fault.map_or(Ok(()), |fault| Err(failure(fault)))
 }
 
 fn tune_model(flags: &TuneFlags) -> Result<(), Failure> {

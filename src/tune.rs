@@ -11,6 +11,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::container;
+use crate::model::faults::{self, Faults};
 use crate::model::onnx::RawModel;
 use crate::model::repository::{self, ModelSource, RepositoryError};
 use crate::model::sidecar::{SidecarError, TuningSettings};
@@ -44,6 +45,9 @@ pub enum TuneError {
     /// Nobody reads what is printed.
     #[error("the table could not be printed: {0}")]
     Print(std::io::Error),
+    /// Several models could not be tuned.
+    #[error("{} models cannot be tuned: {}", .0.len(), Faults(.0))]
+    Several(Vec<TuneError>),
 }
 
 impl TuneError {
@@ -72,28 +76,50 @@ pub struct TuneConfig<'a> {
 }
 
 /// Tunes the model, or the models of a repository, and gives what is to be printed to `print` as it becomes known. Says on
-/// standard error what takes long.
+/// standard error what takes long. A model that cannot be tuned keeps no other from it.
 ///
 /// # Errors
-/// When there is no model, it cannot be measured, or the settings cannot be written or printed.
+/// When there is no model, one cannot be measured, or the settings cannot be written or printed.
 pub fn tune(
     config: &TuneConfig<'_>,
     mut print: impl FnMut(&str) -> std::io::Result<()>,
 ) -> Result<(), TuneError> {
-    let sources = repository::find(config.path, config.name)?;
+    let mut found = repository::look(config.path, config.name)?;
+    if let Some(error) = found.emptiness(config.path) {
+        return Err(error.into());
+    }
+    let broken = found.broken.drain(..);
+    let mut faults: Vec<TuneError> = broken.map(|broken| broken.fault.into()).collect();
     let library = Library::load(config.library).map_err(LoadError::from)?;
-    for source in &sources {
-        let cpus = cpus::share(cpus::available(), sources.len());
-        let tuned = measure(config, &library, source, cpus)?;
-        let mut text = format!("{} ({})\n\n", source.name, source.path.display());
-        // Writing into a string cannot fail.
-        let _ = write_table(&mut text, &tuned);
-        print(&text).map_err(TuneError::Print)?;
-        if config.write {
-            let path = sidecar_of(&source.path);
-            tuned.settings.write(&path)?;
-            print(&format!("written to {}\n\n", path.display())).map_err(TuneError::Print)?;
+    let cpus = cpus::share(cpus::available(), found.sources.len());
+    for source in &found.sources {
+        match tune_one(config, &library, source, cpus, &mut print) {
+            Ok(()) => {}
+            // What nobody reads need not be measured.
+            Err(error @ TuneError::Print(_)) => return Err(error),
+            Err(error) => faults.push(error),
         }
+    }
+    faults::refuse(faults, TuneError::Several)
+}
+
+/// Tunes the model at `source` on so many `cpus`.
+fn tune_one(
+    config: &TuneConfig<'_>,
+    library: &Library,
+    source: &ModelSource,
+    cpus: usize,
+    print: &mut impl FnMut(&str) -> std::io::Result<()>,
+) -> Result<(), TuneError> {
+    let tuned = measure(config, library, source, cpus)?;
+    let mut text = format!("{} ({})\n\n", source.name, source.path.display());
+    // Writing into a string cannot fail.
+    let _ = write_table(&mut text, &tuned);
+    print(&text).map_err(TuneError::Print)?;
+    if config.write {
+        let path = sidecar_of(&source.path);
+        tuned.settings.write(&path)?;
+        print(&format!("written to {}\n\n", path.display())).map_err(TuneError::Print)?;
     }
     Ok(())
 }

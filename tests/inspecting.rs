@@ -108,6 +108,38 @@ fn every_model_that_cannot_be_described_is_named() {
 }
 
 #[test]
+fn a_model_that_cannot_be_served_keeps_no_other_from_being_described() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, place) in [("two", "a/1"), ("not_onnx", "b/1"), ("two", "c/1")] {
+        let place = folder.path().join(place);
+        std::fs::create_dir_all(&place).unwrap();
+        std::fs::copy(fixture(name), place.join("model.onnx")).unwrap();
+    }
+    std::fs::write(folder.path().join("c/1/model.toml"), "nmae = 1").unwrap();
+    for json in [false, true] {
+        let mut arguments = vec!["inspect", folder.path().to_str().unwrap()];
+        arguments.extend(json.then_some("--json"));
+        let output = run(&arguments);
+        assert_eq!(output.status.code(), Some(1));
+        let told = String::from_utf8(output.stderr).unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let broken = ["b/1/model.onnx", "c/1/model.toml"];
+        assert!(broken.iter().all(|part| told.contains(part)), "{told}");
+        assert_eq!(told.lines().count(), 1, "{told}");
+        if json {
+            let described: Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(described["models"][0]["name"], "a");
+            let failed = described["failed"].as_array().unwrap();
+            assert_eq!(failed.len(), 2, "{text}");
+            let named = |part: &&str| failed.iter().any(|it| it.as_str().unwrap().contains(*part));
+            assert!(broken.iter().all(named), "{text}");
+        } else {
+            assert!(text.starts_with("a version 1\n"), "{text}");
+        }
+    }
+}
+
+#[test]
 fn json_is_one_object_with_all_that_the_text_says() {
     let folder = tempfile::tempdir().unwrap();
     for place in ["a/1", "a/v2", "b/3"] {

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use support::models::Repository;
 use support::{Request, Server, fixture, program};
 
 /// The log's line about the model that was loaded.
@@ -133,6 +134,29 @@ fn a_long_run_keeps_no_connection_waiting() {
         }
         assert!(answered > 10, "{answered}");
     });
+}
+
+#[test]
+fn a_model_that_cannot_be_tuned_keeps_no_other_from_it() {
+    let repository = Repository::with(&[
+        ("not_onnx", "a/1/model.onnx"),
+        ("addone", "b/1/model.onnx"),
+        ("addone", "c/1/model.onnx"),
+    ]);
+    repository.write("c/1/model.toml", "nmae = 1");
+    let output = tune(&repository.path(""), &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let told = String::from_utf8(output.stderr).unwrap();
+    let last = told.lines().last().unwrap();
+    for part in [
+        "2 models cannot be tuned",
+        "a/1/model.onnx",
+        "c/1/model.toml",
+    ] {
+        assert!(last.contains(part), "{told}");
+    }
+    let written = fs::read_to_string(repository.path("b/1/model.toml")).unwrap();
+    assert!(written.contains("[tuning]"), "{written}");
 }
 
 #[test]
