@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 static FILE: LazyLock<Option<PathBuf>> =
     LazyLock::new(|| std::env::var_os("TESTKIT_FAULTS").map(PathBuf::from));
@@ -16,6 +17,8 @@ pub(crate) struct Faults {
     pub(crate) cuda: Option<u16>,
     /// `run`: each run fails with this text, as if ONNX Runtime had said so.
     pub(crate) run: Option<String>,
+    /// `patience`: how long others wait for a load, in milliseconds.
+    pub(crate) patience: Option<Duration>,
 }
 
 impl Faults {
@@ -32,6 +35,9 @@ impl Faults {
         Self {
             cuda: value("cuda").and_then(|index| index.parse().ok()),
             run: value("run"),
+            patience: value("patience")
+                .and_then(|milliseconds| milliseconds.parse().ok())
+                .map(Duration::from_millis),
         }
     }
 }

@@ -214,6 +214,7 @@ mod tests {
     fn models(names: &[&str]) -> Vec<ModelSource> {
         let source = |name: &&str| ModelSource {
             path: name.into(),
+            place: name.into(),
             name: name.trim_end_matches('*').to_owned(),
             version: "1".to_owned(),
             sidecar: Sidecar {

@@ -15,6 +15,7 @@ use std::ffi::OsStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::runtime::library::NO_TELEMETRY;
+use crate::runtime::load_in_progress::LoadInProgress;
 
 /// Allocations from this size on are mappings of their own, which are gone when they are freed. Left to itself, glibc
 /// raises this bound to 32 MiB and keeps up to twice that for each of its arenas. Smaller bodies and answers are reused.
@@ -97,31 +98,10 @@ fn mask_signals(how: libc::c_int) {
     }
 }
 
-/// Loads that ONNX Runtime has not ended.
-static LOADS: AtomicUsize = AtomicUsize::new(0);
-
-/// ONNX Runtime loads a model while this is there.
-#[must_use = "it ends when this is dropped"]
-pub struct LoadInProgress(());
-
-impl LoadInProgress {
-    /// It begins.
-    pub fn begin() -> Self {
-        LOADS.fetch_add(1, Ordering::SeqCst);
-        Self(())
-    }
-}
-
-impl Drop for LoadInProgress {
-    fn drop(&mut self) {
-        LOADS.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
 /// Ends the process with `code` if a load is in progress, which nobody can stop: libraries that are taken down under its
 /// hands would crash the process. Whatever must be written is written before.
 pub fn leave_loads_behind(code: u8) {
-    if LOADS.load(Ordering::SeqCst) > 0 {
+    if LoadInProgress::is_any() {
         // SAFETY: it ends the process and touches nothing.
         unsafe { libc::_exit(libc::c_int::from(code)) };
     }

@@ -13,6 +13,7 @@ mod dummy_inputs;
 pub mod example;
 pub mod library;
 mod load_fault;
+pub mod load_in_progress;
 mod model_output;
 mod output;
 pub mod providers;

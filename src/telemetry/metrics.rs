@@ -118,7 +118,7 @@ families! {
     model_load_failed: IntGaugeVec = "ml_model_load_failed" ["model_name", "version"];
     #[doc = " Attempts to load a model while serving, a new one or one again, by result: success, failure (what served before goes on serving)."]
     model_reloads: IntCounterVec = "ml_model_reloads_total" ["result"];
-    #[doc = " 1 while the files of a model were refused when they were last tried, so that an older one serves or none; 0 otherwise."]
+    #[doc = " 1 while the files of a model were refused when they were last tried, or are still being loaded after a minute, so that an older one serves or none; 0 otherwise."]
     reload_blocked: IntGaugeVec = "ml_model_reload_blocked" [];
     #[doc = " Percent of the last second or so in which a kernel ran on the GPU, as NVML reports it."]
     gpu_utilization: IntGaugeVec = "ml_gpu_utilization_percent" ["gpu_id"];

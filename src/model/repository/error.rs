@@ -79,17 +79,23 @@ pub enum RepositoryError {
         /// The sidecar.
         path: PathBuf,
     },
-    /// Two models want the same name.
-    #[error("{first} and {second} in {path} are both called '{name}'; rename a folder, or the name in a sidecar", path = .path.display(), first = .first.display(), second = .second.display())]
+    /// A model lies there, and its file or folder cannot be used.
+    #[error("{path} {reason}", path = .path.display())]
+    Unusable {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// Several models want the same name.
+    #[error("{models} in {path} are all called '{name}'; rename a folder, or the name in a sidecar", path = .path.display(), models = listed(.models))]
     SameName {
         /// The repository.
         path: PathBuf,
         /// The name.
         name: String,
-        /// One model, relative to the repository.
-        first: PathBuf,
-        /// The other.
-        second: PathBuf,
+        /// The models, relative to the repository.
+        models: Vec<PathBuf>,
     },
     /// A sidecar states another version than the folder it lies in.
     #[error("{path} lies in a folder of version {folder}, but its sidecar says '{sidecar}'; leave the version out of the sidecar", path = .path.display())]
@@ -114,6 +120,25 @@ pub enum RepositoryError {
     /// Several models cannot be served.
     #[error("{} models cannot be served: {}", .0.len(), Faults(.0))]
     Several(Vec<RepositoryError>),
+}
+
+/// The most models of one name that a message lists.
+const MOST_LISTED: usize = 8;
+
+/// `models` as a list in words.
+fn listed(models: &[PathBuf]) -> String {
+    let shown = models.iter().take(MOST_LISTED);
+    let shown: Vec<String> = shown.map(|model| model.display().to_string()).collect();
+    let more = match models.len().saturating_sub(MOST_LISTED) {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    match shown.split_last() {
+        Some((last, others)) if more.is_empty() && !others.is_empty() => {
+            format!("{} and {last}", others.join(", "))
+        }
+        _ => shown.join(", ") + &more,
+    }
 }
 
 impl RepositoryError {

@@ -9,6 +9,7 @@ mod skipped;
 mod tests;
 mod walk;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -20,13 +21,15 @@ use super::sidecar::Sidecar;
 use super::versions::ModelId;
 pub use error::RepositoryError;
 pub use skipped::{Skipped, SkippedList};
-use walk::ModelFolder;
+use walk::{Closed, ModelFolder};
 
 /// One model to be served: its file, and how it is called.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelSource {
     /// The `.onnx` file.
     pub path: PathBuf,
+    /// Where the model lies with all its versions: its folder in a repository, else the file.
+    pub place: PathBuf,
     /// The name to serve it under.
     pub name: String,
     /// The version to serve it as.
@@ -51,14 +54,16 @@ impl ModelSource {
     }
 }
 
-/// A model that lies there, and cannot be served because of what is said of it.
+/// A model that lies there, and cannot be served because of what is said of it, or because nobody can read it.
 #[derive(Debug)]
 pub struct Broken {
-    /// Its `.onnx` file.
+    /// Its `.onnx` file, as far as that can be known.
     pub model: PathBuf,
+    /// Where the model lies with all its versions, as of [`ModelSource::place`].
+    pub place: PathBuf,
     /// How it is called by its folder, or by its file where there is no repository.
     pub name: String,
-    /// Its version, where it lies in a repository.
+    /// Its version, where it lies in a repository and can be looked at.
     pub version: Option<String>,
     /// Whether a server that finds it at its start is ready only once it serves; it is where that cannot be read.
     pub required: bool,
@@ -71,7 +76,7 @@ pub struct Broken {
 pub struct Found {
     /// The models, in the order of their names and versions.
     pub sources: Vec<ModelSource>,
-    /// Models whose sidecars or names are not valid.
+    /// Models whose sidecars or names are not valid, and those that cannot be read.
     pub broken: Vec<Broken>,
     /// What is not served.
     pub skipped: SkippedList,
@@ -145,6 +150,7 @@ pub fn look(path: &Path, name: Option<&str>) -> Result<Found, RepositoryError> {
             Ok(source) => found.sources.push(source),
             Err(fault) => found.broken.push(Broken {
                 model: path.to_owned(),
+                place: path.to_owned(),
                 name: path.file_name().map(skipped::shown).unwrap_or_default(),
                 version: None,
                 required: true,
@@ -158,9 +164,21 @@ pub fn look(path: &Path, name: Option<&str>) -> Result<Found, RepositoryError> {
             path: path.to_owned(),
         });
     }
-    for folder in walk::models(path, &mut found.skipped).map_err(unreadable)? {
+    let walk = walk::walk(path, &mut found.skipped).map_err(unreadable)?;
+    for folder in walk.models {
         add_versions(&folder, &mut found);
     }
+    found.broken.extend(walk.closed.into_iter().map(|closed| {
+        let Closed { path, name, reason } = closed;
+        Broken {
+            model: path.clone(),
+            place: path.clone(),
+            name,
+            version: None,
+            required: true,
+            fault: RepositoryError::Unusable { path, reason },
+        }
+    }));
     found.sources.sort_by_key(ModelSource::id);
     refuse_twins(path, &mut found);
     Ok(found)
@@ -171,46 +189,68 @@ fn add_versions(folder: &ModelFolder, found: &mut Found) {
     let Some((highest, newest)) = folder.versions.last_key_value() else {
         return;
     };
-    let broken = |version: u64, model: &Path, fault| Broken {
+    let broken = |version: u64, model: &Path, required, fault| Broken {
         model: model.to_owned(),
+        place: folder.path.clone(),
         name: folder.name.clone(),
         version: Some(version.to_string()),
-        required: true,
+        required,
         fault,
     };
-    let general = match Sidecar::read(&folder.sidecar) {
+    let general = match Sidecar::read(&folder.sidecar()) {
         Ok(general) => general,
         Err(fault) => {
             let fault = fault.into();
-            return found.broken.push(broken(*highest, newest, fault));
+            let broken = broken(*highest, &newest.model, true, fault);
+            return found.broken.push(broken);
         }
     };
+    let required = general.required.unwrap_or(true);
     // Whoever has no sidecar for all versions says it where the highest one lies. What is wrong with that one is told
     // if it is served.
     let policy = general.version_policy.clone().or_else(|| {
-        let newest = Sidecar::read(&beside(newest)).ok()?;
+        let newest = Sidecar::read(&beside(&newest.model)).ok()?;
         newest.version_policy
     });
-    let there = folder.versions.keys().copied().collect();
-    let (selected, missing) = policy.unwrap_or_default().select(&there);
+    let policy = policy.unwrap_or_default();
+    let is_usable = |version: &u64| {
+        let version = folder.versions.get(version);
+        version.is_some_and(|version| version.unusable.is_none())
+    };
+    let there: BTreeSet<u64> = folder.versions.keys().copied().collect();
+    let usable = there.iter().copied().filter(is_usable).collect();
+    // One that cannot be read is missed, and keeps the one below it from nothing.
+    let (wanted, missing) = policy.select(&there);
+    let (mut selected, _) = policy.select(&usable);
+    selected.extend(wanted.iter().filter(|version| !is_usable(version)));
     for version in &missing {
         let reason = "is not there, although version_policy names it; bring it, or name versions that are there";
         let path = format!("{}/{version}", folder.name);
         found.skipped.push(path, reason.to_owned());
     }
-    for version in selected {
-        let Some(model) = folder.versions.get(&version) else {
-            continue;
-        };
-        match source_of(folder, version, model, &general, &mut found.skipped) {
-            Ok(source) => found.sources.extend(source),
-            Err(fault) => {
-                let required = general.required.unwrap_or(true);
-                found.broken.push(Broken {
-                    required,
-                    ..broken(version, model, fault)
-                });
+    for (number, version) in &folder.versions {
+        match &version.unusable {
+            Some((path, reason)) if wanted.contains(number) => {
+                let fault = RepositoryError::Unusable {
+                    path: path.clone(),
+                    reason: reason.clone(),
+                };
+                let broken = broken(*number, &version.model, required, fault);
+                found.broken.push(broken);
             }
+            Some((path, reason)) => {
+                let inside = path.strip_prefix(&folder.path).unwrap_or(path);
+                let path = format!("{}/{}", folder.name, skipped::shown(inside.as_os_str()));
+                found.skipped.push(path, reason.clone());
+            }
+            None if selected.contains(number) => {
+                let model = &version.model;
+                match source_of(folder, *number, model, &general, &mut found.skipped) {
+                    Ok(source) => found.sources.extend(source),
+                    Err(fault) => found.broken.push(broken(*number, model, required, fault)),
+                }
+            }
+            None => {}
         }
     }
 }
@@ -218,34 +258,38 @@ fn add_versions(folder: &ModelFolder, found: &mut Found) {
 /// Takes out the models of `repository` that want the same name: which of them clients mean cannot be known. Versions that
 /// lie in one folder are one model.
 fn refuse_twins(repository: &Path, found: &mut Found) {
-    let folder = |source: &ModelSource| source.path.ancestors().nth(2).map(Path::to_owned);
-    let mut twins = Vec::new();
-    for pair in found.sources.windows(2) {
-        if let [left, right] = pair
-            && left.name == right.name
-            && folder(left) != folder(right)
-            && !twins.contains(&left.name)
-        {
-            let relative = |model: &Path| {
-                let relative = model.strip_prefix(repository);
-                relative.unwrap_or(model).to_owned()
-            };
-            twins.push(left.name.clone());
-            found.broken.push(Broken {
-                model: right.path.clone(),
-                name: right.name.clone(),
-                version: Some(right.version.clone()),
-                required: left.is_required() || right.is_required(),
-                fault: RepositoryError::SameName {
-                    path: repository.to_owned(),
-                    name: left.name.clone(),
-                    first: relative(&left.path),
-                    second: relative(&right.path),
-                },
-            });
-        }
+    let mut by_name: BTreeMap<&str, Vec<&ModelSource>> = BTreeMap::new();
+    for source in &found.sources {
+        let same = by_name.entry(&source.name).or_default();
+        // The highest version of each folder.
+        same.retain(|other| other.place != source.place);
+        same.push(source);
     }
-    found.sources.retain(|source| !twins.contains(&source.name));
+    by_name.retain(|_, same| same.len() > 1);
+    let mut twins = Vec::new();
+    for (name, mut same) in by_name {
+        same.sort_by(|left, right| left.path.cmp(&right.path));
+        let relative = same.iter().map(|source| {
+            let relative = source.path.strip_prefix(repository);
+            relative.unwrap_or(&source.path).to_owned()
+        });
+        let Some(last) = same.last() else { continue };
+        twins.push(Broken {
+            model: last.path.clone(),
+            place: last.place.clone(),
+            name: name.to_owned(),
+            version: Some(last.version.clone()),
+            required: same.iter().any(|source| source.is_required()),
+            fault: RepositoryError::SameName {
+                path: repository.to_owned(),
+                name: name.to_owned(),
+                models: relative.collect(),
+            },
+        });
+    }
+    let is_twin = |name: &str| twins.iter().any(|twin| twin.name == name);
+    found.sources.retain(|source| !is_twin(&source.name));
+    found.broken.extend(twins);
 }
 
 /// The model in the file at `path`.
@@ -279,6 +323,7 @@ fn single(path: &Path, name: Option<&str>) -> Result<ModelSource, RepositoryErro
     }
     Ok(ModelSource {
         path: path.to_owned(),
+        place: path.to_owned(),
         name,
         version: sidecar.version.clone().unwrap_or_else(|| "1".to_owned()),
         sidecar,
@@ -296,7 +341,7 @@ fn source_of(
     skipped: &mut SkippedList,
 ) -> Result<Option<ModelSource>, RepositoryError> {
     let beside = beside(model);
-    let fingerprint = Fingerprint::of([model, &beside, &folder.sidecar]);
+    let fingerprint = Fingerprint::of([model, &beside, &folder.sidecar()]);
     let sidecar = Sidecar::read(&beside)?.or(general.clone());
     let differs = |stated: &&String| **stated != version.to_string();
     if let Some(stated) = sidecar.version.as_ref().filter(differs) {
@@ -316,6 +361,7 @@ fn source_of(
     }
     Ok(Some(ModelSource {
         path: model.to_owned(),
+        place: folder.path.clone(),
         name,
         version: version.to_string(),
         sidecar,

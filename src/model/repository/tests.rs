@@ -122,7 +122,6 @@ fn whatever_is_not_served_is_named_with_a_reason() {
         ("x.toml", "x.toml", "only as <name>/<version>/model.toml"),
         ("model.pt", "model.pt", "not part of a repository"),
         ("my model/1/model.onnx", "my model", "rename the folder"),
-        ("a/1/model.onnx/", "a/1", "is a folder, not a file"),
     ] {
         let root = repository(&["good/1/model.onnx", file]);
         let found = scan(root.path(), None).unwrap();
@@ -153,33 +152,102 @@ fn a_path_that_cannot_be_read_is_not_said_to_hold_no_model() {
     }
 }
 
+/// What is said of models that cannot be used, and of what is passed over.
+fn told(found: &Found) -> (Vec<String>, Vec<String>) {
+    let broken = found.broken.iter().map(|broken| {
+        let version = broken.version.as_deref().unwrap_or("?");
+        let place = broken.place.display().to_string();
+        let fault = broken.fault.to_string().replace(&place, "*");
+        format!("{}/{version}: {fault}", broken.name)
+    });
+    let skipped = found.skipped.named().iter().map(ToString::to_string);
+    let mut skipped: Vec<String> = skipped.collect();
+    skipped.sort();
+    (broken.collect(), skipped)
+}
+
 #[test]
-fn links_that_lead_nowhere_and_pipes_are_named() {
+fn a_model_that_nobody_can_read_is_broken_and_other_links_and_pipes_are_named() {
     use std::os::unix::fs::symlink;
-    let root = repository(&["a/1/", "a/3/model.onnx", "b/1/model.onnx"]);
+    let root = repository(&[
+        "a/1/",
+        "a/3/model.onnx",
+        "b/1/model.onnx",
+        "b/2/",
+        "c/1/model.onnx/",
+        "d/1/model.onnx",
+        "d/model.toml/",
+    ]);
     let path = root.path();
+    let pipe = |place: &str| {
+        nix::unistd::mkfifo(&path.join(place), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    };
     symlink("nowhere", path.join("gone")).unwrap();
     symlink("round", path.join("round")).unwrap();
+    symlink("nowhere", path.join("notes.txt")).unwrap();
     symlink("nowhere", path.join("a/2")).unwrap();
     symlink("../../blob", path.join("a/1/model.onnx")).unwrap();
-    nix::unistd::mkfifo(&path.join("b/pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let found = scan(path, None).unwrap();
+    pipe("b/pipe");
+    pipe("pipe");
+    pipe("b/2/model.onnx");
+    let found = look(path, None).unwrap();
+    // A version that cannot be read keeps the one below it from nothing.
     assert_eq!(versions(&found), [("a", "3"), ("b", "1")]);
-    let text: Vec<String> = found
-        .skipped
-        .named()
+    let (broken, skipped) = told(&found);
+    let nowhere = "is a link that leads nowhere (to nowhere)";
+    let special = "is neither a file nor a folder (a pipe, socket or device)";
+    assert_eq!(
+        broken[..2],
+        [
+            format!("b/2: */2/model.onnx {special}"),
+            "c/1: */1/model.onnx is a folder, not a file".to_owned()
+        ]
+    );
+    assert!(
+        broken[2].starts_with("d/1: */model.toml is a folder"),
+        "{}",
+        broken[2]
+    );
+    assert_eq!(
+        broken[3..],
+        [
+            format!("gone/?: * {nowhere}"),
+            "round/?: * is a link that leads back to itself".to_owned()
+        ]
+    );
+    assert_eq!(
+        skipped,
+        [
+            "a/1/model.onnx: is a link that leads nowhere (to ../../blob)".to_owned(),
+            format!("a/2: {nowhere}"),
+            format!("b/pipe: {special}"),
+            format!("notes.txt: {nowhere}"),
+            format!("pipe: {special}"),
+        ]
+    );
+
+    // All versions are wanted, or just the one.
+    fs::write(path.join("a/model.toml"), "version_policy = \"all\"").unwrap();
+    fs::write(
+        path.join("b/model.toml"),
+        "version_policy = { specific = [2, 4] }",
+    )
+    .unwrap();
+    let found = look(path, None).unwrap();
+    assert_eq!(versions(&found), [("a", "3")]);
+    let (broken, skipped) = told(&found);
+    let names: Vec<&str> = broken
         .iter()
-        .map(ToString::to_string)
+        .map(|it| it.split(':').next().unwrap())
         .collect();
-    for line in [
-        "gone: is a link that leads nowhere (to nowhere)",
-        "round: is a link that leads back to itself",
-        "a/2: is a link that leads nowhere (to nowhere)",
-        "a/1: its model.onnx is a link that leads nowhere (to ../../blob)",
-        "b/pipe: is neither a file nor a folder (a pipe, socket or device)",
-    ] {
-        assert!(text.iter().any(|known| known == line), "{line}: {text:?}");
-    }
+    assert_eq!(
+        names,
+        ["a/1", "a/2", "b/2", "c/1", "d/1", "gone/?", "round/?"]
+    );
+    assert!(
+        skipped.iter().any(|it| it.starts_with("b/4: is not there")),
+        "{skipped:?}"
+    );
 }
 
 #[test]

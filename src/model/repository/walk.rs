@@ -43,18 +43,54 @@ const TEXT_NAMES: [&str; 6] = [
 pub(super) struct ModelFolder {
     /// Its name, as it can be shown.
     pub(super) name: String,
-    /// Where the sidecar of all its versions lies, if there is one.
-    pub(super) sidecar: PathBuf,
-    /// The `.onnx` file of each version; at least one.
-    pub(super) versions: BTreeMap<u64, PathBuf>,
+    /// Where it lies.
+    pub(super) path: PathBuf,
+    /// Its versions; at least one.
+    pub(super) versions: BTreeMap<u64, Version>,
+}
+
+impl ModelFolder {
+    /// Where the sidecar of all versions lies, if there is one.
+    pub(super) fn sidecar(&self) -> PathBuf {
+        self.path.join(SIDECAR_FILE)
+    }
+}
+
+/// A version of a model that lies there.
+pub(super) struct Version {
+    /// Its `.onnx` file.
+    pub(super) model: PathBuf,
+    /// What of it cannot be used, and why, if so: it is a pipe, a link that leads nowhere, or kept from this process.
+    pub(super) unusable: Option<(PathBuf, String)>,
+}
+
+/// What has the place of a model's folder, and cannot be looked into.
+pub(super) struct Closed {
+    /// Where it lies.
+    pub(super) path: PathBuf,
+    /// Its name, as it can be shown.
+    pub(super) name: String,
+    /// Why not.
+    pub(super) reason: String,
+}
+
+/// What lies in a repository.
+#[derive(Default)]
+pub(super) struct Walk {
+    /// Folders with versions of models.
+    pub(super) models: Vec<ModelFolder>,
+    /// What may be such folders, and cannot be looked into.
+    pub(super) closed: Vec<Closed>,
 }
 
 /// What an entry is.
 enum Kind {
     Folder,
     File,
-    /// Neither, with the reason why it cannot be served.
-    Other(String),
+    /// A pipe, socket or device, with the reason why it cannot be served.
+    Special(String),
+    /// Nobody can tell, with the reason: a link that leads nowhere, or what is kept from this process.
+    Closed(String),
     /// It went away while we looked.
     Gone,
 }
@@ -63,32 +99,36 @@ enum Kind {
 enum Contents {
     Entries(Vec<PathBuf>),
     /// With the reason why they are not known.
-    Unreadable(String),
+    Closed(String),
     /// The folder went away while we looked.
     Gone,
 }
 
-/// The models in `repository`, each with its versions. What cannot be served is added to `skipped`.
-pub(super) fn models(
-    repository: &Path,
-    skipped: &mut SkippedList,
-) -> std::io::Result<Vec<ModelFolder>> {
-    let mut models = Vec::new();
+/// What lies in `repository`. What is no model is added to `skipped`.
+pub(super) fn walk(repository: &Path, skipped: &mut SkippedList) -> std::io::Result<Walk> {
+    let mut walk = Walk::default();
     for path in entries(repository)? {
         let name = name_of(&path);
         match kind(&path)? {
             Kind::Gone => {}
-            Kind::Folder => {
-                let versions = versions(&path, &name, skipped)?;
-                if !versions.is_empty() {
-                    models.push(ModelFolder {
-                        name,
-                        sidecar: path.join(SIDECAR_FILE),
-                        versions,
-                    });
+            Kind::Folder => match contents(&path)? {
+                Contents::Gone => {}
+                Contents::Entries(entries) => {
+                    let versions = versions(&name, entries, skipped)?;
+                    if !versions.is_empty() {
+                        walk.models.push(ModelFolder {
+                            name,
+                            path,
+                            versions,
+                        });
+                    }
                 }
+                Contents::Closed(reason) => walk.closed.push(Closed { path, name, reason }),
+            },
+            Kind::Closed(reason) if may_be_a_model(&name, &path) => {
+                walk.closed.push(Closed { path, name, reason });
             }
-            Kind::Other(reason) => skipped.push(name, reason),
+            Kind::Special(reason) | Kind::Closed(reason) => skipped.push(name, reason),
             Kind::File => {
                 if let Some(reason) = stray_file(&name, &path, None) {
                     skipped.push(name, reason);
@@ -96,47 +136,51 @@ pub(super) fn models(
             }
         }
     }
-    Ok(models)
+    Ok(walk)
 }
 
-/// The versions of the model in `folder`, which is called `name`, each with its file.
+/// Whether what cannot be looked at may be a model's folder, by its `name`.
+fn may_be_a_model(name: &str, path: &Path) -> bool {
+    is_name(name) && !is_text(name, path) && !has_ending(path, &["onnx", "toml"])
+}
+
+/// The versions of the model called `name` among the `entries` of its folder, each with its file.
 fn versions(
-    folder: &Path,
     name: &str,
+    entries: Vec<PathBuf>,
     skipped: &mut SkippedList,
-) -> std::io::Result<BTreeMap<u64, PathBuf>> {
+) -> std::io::Result<BTreeMap<u64, Version>> {
     // With the name of each one's folder.
-    let mut versions: BTreeMap<u64, (String, PathBuf)> = BTreeMap::new();
+    let mut versions: BTreeMap<u64, (String, Version)> = BTreeMap::new();
     let mut inside = SkippedList::default();
-    let entries = match contents(folder)? {
-        Contents::Entries(entries) => entries,
-        Contents::Unreadable(reason) => {
-            skipped.push(name.to_owned(), reason);
-            return Ok(BTreeMap::new());
-        }
-        Contents::Gone => return Ok(BTreeMap::new()),
-    };
     for path in entries {
         let entry = name_of(&path);
         let shown = format!("{name}/{entry}");
-        match kind(&path)? {
-            Kind::Gone => {}
-            Kind::Folder => match version(&entry) {
-                Err(reason) => inside.push(shown, reason),
-                Ok(number) => {
-                    if let Some((twin, _)) = versions.get(&number) {
-                        inside.push(shown, format!("is the same version as {name}/{twin}"));
-                        continue;
-                    }
-                    match model_in(&path)? {
-                        Ok(model) => drop(versions.insert(number, (entry, model))),
-                        Err(Some(reason)) => inside.push(shown, reason),
-                        Err(None) => {}
-                    }
-                }
+        match (kind(&path)?, version(&entry)) {
+            (Kind::Gone, _) => {}
+            // What is wrong with that is told when it is read.
+            (Kind::Folder | Kind::Special(_) | Kind::Closed(_), _) if entry == SIDECAR_FILE => {}
+            (Kind::Folder | Kind::Closed(_), Ok(number)) if versions.contains_key(&number) => {
+                let twin = versions.get(&number).map(|(twin, _)| twin.as_str());
+                let twin = twin.unwrap_or_default();
+                inside.push(shown, format!("is the same version as {name}/{twin}"));
+            }
+            (Kind::Folder, Ok(number)) => match version_in(&path)? {
+                Ok(version) => drop(versions.insert(number, (entry, version))),
+                Err(Some(reason)) => inside.push(shown, reason),
+                Err(None) => {}
             },
-            Kind::Other(reason) => inside.push(shown, reason),
-            Kind::File => {
+            (Kind::Closed(reason), Ok(number)) => {
+                let version = Version {
+                    model: path.join(MODEL_FILE),
+                    unusable: Some((path, reason)),
+                };
+                versions.insert(number, (entry, version));
+            }
+            (Kind::Folder, Err(reason)) | (Kind::Special(reason) | Kind::Closed(reason), _) => {
+                inside.push(shown, reason);
+            }
+            (Kind::File, _) => {
                 if let Some(reason) = stray_file(&entry, &path, Some(name)) {
                     inside.push(shown, reason);
                 }
@@ -156,7 +200,7 @@ fn versions(
     }
     let versions = versions.into_iter();
     Ok(versions
-        .map(|(number, (_, model))| (number, model))
+        .map(|(number, (_, version))| (number, version))
         .collect())
 }
 
@@ -178,21 +222,26 @@ fn version(name: &str) -> Result<u64, String> {
     ))
 }
 
-/// The model in a version's `folder`, or why there is none: without a reason if the folder itself is gone.
-fn model_in(folder: &Path) -> std::io::Result<Result<PathBuf, Option<String>>> {
+/// The version in `folder`, or why there is none: without a reason if the folder itself is gone.
+fn version_in(folder: &Path) -> std::io::Result<Result<Version, Option<String>>> {
     let model = folder.join(MODEL_FILE);
+    let unusable = |what: &Path, reason| {
+        let unusable = Some((what.to_owned(), reason));
+        let model = folder.join(MODEL_FILE);
+        Ok(Ok(Version { model, unusable }))
+    };
     match kind(&model)? {
-        Kind::File => return Ok(Ok(model)),
-        Kind::Folder => {
-            let reason = format!("its {MODEL_FILE} is a folder, not a file");
-            return Ok(Err(Some(reason)));
+        Kind::File => {
+            let unusable = None;
+            return Ok(Ok(Version { model, unusable }));
         }
-        Kind::Other(reason) => return Ok(Err(Some(format!("its {MODEL_FILE} {reason}")))),
+        Kind::Folder => return unusable(&model, "is a folder, not a file".to_owned()),
+        Kind::Special(reason) | Kind::Closed(reason) => return unusable(&model, reason),
         Kind::Gone => {}
     }
     let entries = match contents(folder)? {
         Contents::Entries(entries) => entries,
-        Contents::Unreadable(reason) => return Ok(Err(Some(reason))),
+        Contents::Closed(reason) => return unusable(folder, reason),
         Contents::Gone => return Ok(Err(None)),
     };
     let models: Vec<String> = entries
@@ -214,8 +263,7 @@ fn model_in(folder: &Path) -> std::io::Result<Result<PathBuf, Option<String>>> {
 /// Why the file called `name`, at the top of a repository or in the folder of `model`, is not served; nothing if it is
 /// known to be harmless.
 fn stray_file(name: &str, path: &Path, model: Option<&str>) -> Option<String> {
-    let lower = name.to_ascii_lowercase();
-    if has_ending(path, &TEXTS) || TEXT_NAMES.iter().any(|text| lower.starts_with(text)) {
+    if is_text(name, path) {
         return None;
     }
     if model.is_some() && name == SIDECAR_FILE {
@@ -241,28 +289,34 @@ fn stray_file(name: &str, path: &Path, model: Option<&str>) -> Option<String> {
     ))
 }
 
+/// Whether the file called `name` is a text about models.
+fn is_text(name: &str, path: &Path) -> bool {
+    let lower = name.to_ascii_lowercase();
+    has_ending(path, &TEXTS) || TEXT_NAMES.iter().any(|text| lower.starts_with(text))
+}
+
 /// What lies at `path`. A file system that fails is an error, and no model that is gone.
 fn kind(path: &Path) -> std::io::Result<Kind> {
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => Ok(Kind::Folder),
         Ok(metadata) if metadata.is_file() => Ok(Kind::File),
-        Ok(_) => Ok(Kind::Other(
+        Ok(_) => Ok(Kind::Special(
             "is neither a file nor a folder (a pipe, socket or device)".to_owned(),
         )),
-        Err(error) if error.raw_os_error() == Some(TOO_MANY_LINKS) => Ok(Kind::Other(
+        Err(error) if error.raw_os_error() == Some(TOO_MANY_LINKS) => Ok(Kind::Closed(
             "is a link that leads back to itself".to_owned(),
         )),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             let target = fs::read_link(path);
             Ok(target.map_or(Kind::Gone, |target| {
-                Kind::Other(format!(
+                Kind::Closed(format!(
                     "is a link that leads nowhere (to {})",
                     shown(target.as_os_str())
                 ))
             }))
         }
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            Ok(Kind::Other(NOT_PERMITTED.to_owned()))
+            Ok(Kind::Closed(NOT_PERMITTED.to_owned()))
         }
         Err(error) => Err(at(path, &error)),
     }
@@ -280,7 +334,7 @@ fn contents(folder: &Path) -> std::io::Result<Contents> {
 /// What is to be said of a folder below the repository's own that could not be listed because of `error`.
 fn without_entries(error: std::io::Error) -> std::io::Result<Contents> {
     match error.kind() {
-        ErrorKind::PermissionDenied => Ok(Contents::Unreadable(NOT_PERMITTED.to_owned())),
+        ErrorKind::PermissionDenied => Ok(Contents::Closed(NOT_PERMITTED.to_owned())),
         ErrorKind::NotFound | ErrorKind::NotADirectory => Ok(Contents::Gone),
         _ => Err(error),
     }
@@ -327,7 +381,7 @@ mod tests {
     #[test]
     fn a_folder_below_that_must_not_be_read_is_skipped_and_one_that_fails_is_an_error() {
         let denied = without_entries(ErrorKind::PermissionDenied.into());
-        assert!(matches!(denied, Ok(Contents::Unreadable(reason)) if reason.contains("chmod")));
+        assert!(matches!(denied, Ok(Contents::Closed(reason)) if reason.contains("chmod")));
         for kind in [ErrorKind::NotFound, ErrorKind::NotADirectory] {
             assert!(matches!(without_entries(kind.into()), Ok(Contents::Gone)));
         }
@@ -337,13 +391,8 @@ mod tests {
     #[test]
     fn a_folder_that_is_removed_meanwhile_is_as_if_it_was_not_there() {
         let root = tempfile::tempdir().unwrap();
-        let mut skipped = SkippedList::default();
-        let gone = versions(&root.path().join("gone"), "gone", &mut skipped);
-        assert!(matches!(gone, Ok(versions) if versions.is_empty()));
-        assert!(skipped.named().is_empty());
-        assert!(matches!(
-            model_in(&root.path().join("gone/1")),
-            Ok(Err(None))
-        ));
+        let gone = root.path().join("gone");
+        assert!(matches!(contents(&gone), Ok(Contents::Gone)));
+        assert!(matches!(version_in(&gone.join("1")), Ok(Err(None))));
     }
 }

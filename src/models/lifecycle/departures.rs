@@ -36,6 +36,12 @@ impl Departures {
         self.waiting.get(name).is_none_or(BTreeSet::is_empty)
     }
 
+    /// Whether the model, whose files are gone, may have become something else than `successor`; nothing if they are not gone.
+    pub(super) fn is_doubtful(&self, name: &str, successor: &str) -> Option<bool> {
+        let mut successors = self.waiting.get(name)?.iter();
+        Some(successors.any(|it| it != successor))
+    }
+
     /// The models that wait, each with what it waits for.
     pub(super) fn waiting(&self) -> impl Iterator<Item = (&str, &BTreeSet<String>)> {
         let waiting = self.waiting.iter().filter(|(_, for_)| !for_.is_empty());
@@ -61,6 +67,10 @@ mod tests {
         departures.look(&names(&["a", "b"]), names(&["old", "new"]));
         assert!(departures.may_go("a"));
         assert!(!departures.may_go("b"));
+        assert_eq!(departures.is_doubtful("a", "new"), Some(false));
+        assert_eq!(departures.is_doubtful("b", "new"), Some(false));
+        assert_eq!(departures.is_doubtful("b", "newer"), Some(true));
+        assert_eq!(departures.is_doubtful("c", "new"), None);
         let waiting: Vec<_> = departures.waiting().collect();
         assert_eq!(waiting, [("b", &names(&["new"]))]);
         // It serves, or is gone.

@@ -1,19 +1,25 @@
 //! One thread for the life of all models: at the start, on SIGHUP, and when files change, if that is watched.
 //!
 //! A model is loaded beside the one that serves, checked, warmed up, and only then takes its name. The old one answers
-//! the requests that had found it and is then let go. The first look is like every later one, but for one thing: if nothing
-//! at all can be served, the server does not start.
+//! the requests that had found it and is then let go. Each load has a thread of its own, for which the others wait a
+//! minute and not for ever. The first look is like every later one, but for one thing: if nothing at all can be served, the
+//! server does not start.
 //!
 //! Invariant: whatever lies on the disk, the model that serves goes on until another one can take its place, and one that
 //! is broken keeps no other from being loaded.
 
+mod attempts;
 mod config;
 mod departures;
 mod error;
+mod events;
+mod failures;
 mod files;
 mod notices;
 mod plan;
+mod required;
 mod retired;
+mod signature;
 mod troubles;
 mod worker;
 
@@ -26,11 +32,12 @@ use tokio::sync::oneshot;
 use super::loading::{Loader, LoadingError};
 use crate::telemetry::supervision;
 pub use config::LifecycleConfig;
+use events::Event;
 use worker::Worker;
 
-/// The thread that loads models and lets them go.
+/// The thread that has models loaded and lets them go.
 pub struct Lifecycle {
-    requests: Option<Sender<()>>,
+    events: Sender<Event>,
     ended: Receiver<()>,
 }
 
@@ -38,8 +45,8 @@ pub struct Lifecycle {
 pub type FirstLook = oneshot::Receiver<Result<(), LoadingError>>;
 
 impl Lifecycle {
-    /// Starts the thread, which makes what loads models by `loader` and loads them. `until_then` is held until the first
-    /// look has ended.
+    /// Starts the thread, which makes what loads models by `loader` and has them loaded. `until_then` is held until the
+    /// first look has ended.
     ///
     /// # Errors
     /// When the operating system gives no thread.
@@ -48,15 +55,19 @@ impl Lifecycle {
         loader: impl FnOnce() -> Result<Loader, LoadingError> + Send + 'static,
         until_then: impl Send + 'static,
     ) -> std::io::Result<(Self, FirstLook)> {
-        let (requests, requested) = mpsc::channel();
+        let (events, received) = mpsc::channel();
         let (ending, ended) = mpsc::channel::<()>();
         let (send_first, first) = oneshot::channel();
         let thread = thread::Builder::new().name("models".to_owned());
+        let lifecycle = Self {
+            events: events.clone(),
+            ended,
+        };
         thread.spawn(move || {
             let started = supervision::guard(|| {
                 #[cfg(feature = "testkit")]
                 crate::testkit::panic_at("start");
-                let mut worker = Worker::new(config, loader()?);
+                let mut worker = Worker::new(config, loader()?, (events, received));
                 worker.first_look()?;
                 Ok(worker)
             });
@@ -83,31 +94,32 @@ impl Lifecycle {
                     // It sees by itself whether it is still wanted.
                     true
                 };
-                supervision::keep_running("models", wait, || worker.run(&requested));
+                supervision::keep_running("models", wait, || worker.run());
             }
             drop(ending);
         })?;
-        let lifecycle = Self {
-            requests: Some(requests),
-            ended,
-        };
         Ok((lifecycle, first))
     }
 
     /// Asks for every model to be loaded again.
     pub fn reload(&self) {
-        if let Some(requests) = &self.requests {
-            // The thread ends only after this handle has let go of it.
-            let _ = requests.send(());
-        }
+        // The thread ends only after it was told to stop.
+        let _ = self.events.send(Event::Reload);
     }
 
-    /// Starts nothing more, and waits until what is being loaded has ended, or until `deadline`. Says whether it has.
+    /// Begins nothing more, and waits until what is under way has ended, or until `deadline`; not for loads, which nobody
+    /// can end. Says whether it has.
     #[must_use]
-    pub fn join(mut self, deadline: Instant) -> bool {
-        drop(self.requests.take());
+    pub fn join(self, deadline: Instant) -> bool {
+        let _ = self.events.send(Event::Stop);
         let left = deadline.saturating_duration_since(Instant::now());
         // It sends nothing: its end is that the other side is gone.
         self.ended.recv_timeout(left) != Err(RecvTimeoutError::Timeout)
+    }
+}
+
+impl Drop for Lifecycle {
+    fn drop(&mut self) {
+        let _ = self.events.send(Event::Stop);
     }
 }

@@ -63,13 +63,16 @@ impl Plan {
 
     /// What is to be loaded, in this order, while `served` serves.
     pub(super) fn loads(&mut self, look: &Look, served: &BTreeSet<ModelId>) -> Vec<Load> {
+        if !look.found.is_empty() {
+            self.note_gone(look, served);
+        }
         let due: Vec<ModelId> = look
             .found
             .iter()
             .filter(|(id, fingerprint)| look.asked || self.has_settled(id, Some(fingerprint)))
             .map(|(id, _)| id.clone())
             .collect();
-        let mut leaving = leaving(look, served);
+        let mut leaving = self.leaving(look, served);
         due.into_iter()
             .map(|id| {
                 let place = (!served.contains(&id)).then(|| leaving.get_mut(&id.name));
@@ -86,17 +89,8 @@ impl Plan {
         if look.found.is_empty() {
             return Vec::new();
         }
-        let names = |ids: &mut dyn Iterator<Item = &ModelId>| -> BTreeSet<String> {
-            ids.map(|id| id.name.clone()).collect()
-        };
-        let serving = names(&mut served.iter());
-        let mut there = names(&mut look.found.keys());
-        there.extend(look.broken.iter().cloned());
-        let unserved = there.difference(&serving).cloned().collect();
+        let gone = self.note_gone(look, served);
         let is_occupied = |name: &str| look.occupied.iter().any(|id| id.name == name);
-        let gone = serving.difference(&there);
-        let gone: BTreeSet<String> = gone.filter(|name| !is_occupied(name)).cloned().collect();
-        self.departures.look(&gone, unserved);
         let mut retired = Vec::new();
         for id in served {
             let leaves = if gone.contains(&id.name) {
@@ -114,6 +108,53 @@ impl Plan {
         retired
     }
 
+    /// Takes note of the models whose files are gone while `served` serves, and says which they are.
+    fn note_gone(&mut self, look: &Look, served: &BTreeSet<ModelId>) -> BTreeSet<String> {
+        let names = |ids: &mut dyn Iterator<Item = &ModelId>| -> BTreeSet<String> {
+            ids.map(|id| id.name.clone()).collect()
+        };
+        let serving = names(&mut served.iter());
+        let mut there = names(&mut look.found.keys());
+        there.extend(look.broken.iter().cloned());
+        let unserved = there.difference(&serving).cloned().collect();
+        let is_occupied = |name: &str| look.occupied.iter().any(|id| id.name == name);
+        let gone = serving.difference(&there);
+        let gone: BTreeSet<String> = gone.filter(|name| !is_occupied(name)).cloned().collect();
+        self.departures.look(&gone, unserved);
+        gone
+    }
+
+    /// The versions that serve and whose place is to be taken, by the name of the model that may take it: versions that are
+    /// not wanted any more, and the only model, if another one is the only one now and nothing else has appeared that may be
+    /// the old one.
+    fn leaving(
+        &self,
+        look: &Look,
+        served: &BTreeSet<ModelId>,
+    ) -> BTreeMap<String, BTreeSet<ModelId>> {
+        let mut leaving: BTreeMap<String, BTreeSet<ModelId>> = BTreeMap::new();
+        if let (Some(found), Some(old)) = (only_name(look.found.keys()), only_name(served.iter()))
+            && found != old
+        {
+            let doubt = self.departures.is_doubtful(old, found);
+            if !doubt.unwrap_or(!look.broken.is_empty()) {
+                leaving.insert(found.to_owned(), served.clone());
+            }
+            return leaving;
+        }
+        let unwanted = served.iter().filter(|id| {
+            let is_sound = !look.broken.contains(&id.name) && !look.occupied.contains(id);
+            is_sound && !look.found.contains_key(id)
+        });
+        for id in unwanted {
+            leaving
+                .entry(id.name.clone())
+                .or_default()
+                .insert(id.clone());
+        }
+        leaving
+    }
+
     /// Whether the files of `id` differ from those that were tried, and were the same at the last look: somebody may still
     /// be writing them.
     fn has_settled(&mut self, id: &ModelId, fingerprint: Option<&Fingerprint>) -> bool {
@@ -129,31 +170,6 @@ impl Plan {
 /// Whether `id` is really not there any more, and not only broken for the time being.
 fn there_is_no_doubt(look: &Look, id: &ModelId) -> bool {
     !look.broken.contains(&id.name) && !look.occupied.contains(id)
-}
-
-/// The versions that serve and whose place is to be taken, by the name of the model that may take it: versions that are not
-/// wanted any more, and the only model, if another one is the only one now.
-fn leaving(look: &Look, served: &BTreeSet<ModelId>) -> BTreeMap<String, BTreeSet<ModelId>> {
-    let mut leaving: BTreeMap<String, BTreeSet<ModelId>> = BTreeMap::new();
-    if let (Some(found), Some(old)) = (only_name(look.found.keys()), only_name(served.iter()))
-        && found != old
-    {
-        if look.broken.is_empty() {
-            leaving.insert(found.to_owned(), served.clone());
-        }
-        return leaving;
-    }
-    let unwanted = served.iter().filter(|id| {
-        let is_sound = !look.broken.contains(&id.name) && !look.occupied.contains(id);
-        is_sound && !look.found.contains_key(id)
-    });
-    for id in unwanted {
-        leaving
-            .entry(id.name.clone())
-            .or_default()
-            .insert(id.clone());
-    }
-    leaving
 }
 
 /// The only name among `ids`, if there is one.
@@ -349,7 +365,16 @@ mod tests {
         assert_eq!(server.settle(&found(&["b/1"]), &["b/1"]), "a/1>+b/1!");
         assert_eq!(server.served, ids(&["a/1"]), "one of the two serves");
         assert_eq!(server.settle(&found(&["b/1=mended"]), &[]), "a/1>+b/1");
-        // Beside something broken nobody knows what has become of what.
+        // What was broken before has not come of it.
+        let mut server = Server::with(&["a/1"]);
+        assert_eq!(server.settle(&broken(found(&["a/1"]), &["c"]), &[]), "");
+        let look = broken(found(&["b/1"]), &["c"]);
+        assert_eq!(server.settle(&look, &[]), "a/1>+b/1");
+        let mut server = Server::with(&["a/1"]);
+        assert_eq!(server.see(&broken(asked(&["a/1"]), &["c"]), &[]), "+a/1");
+        let look = broken(asked(&["b/1"]), &["c"]);
+        assert_eq!(server.see(&look, &[]), "a/1>+b/1");
+        // Beside something that broke in the same moment nobody knows what has become of what.
         let mut server = Server::with(&["a/1"]);
         let look = broken(found(&["b/1"]), &["c"]);
         assert_eq!(server.settle(&look, &[]), "+b/1");

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use crate::model::repository::{Broken, RepositoryError};
+use crate::model::versions::ModelId;
 
 /// Why a model, or any, cannot be found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,18 +20,27 @@ pub(super) struct Trouble {
     /// The reason, for the log.
     pub(super) reason: String,
     /// The reason without paths, for `/ready`.
-    pub(super) public: &'static str,
+    pub(super) public: String,
+    /// Whether the model could not be loaded; else it goes on serving without its files.
+    pub(super) is_failure: bool,
 }
 
 impl Trouble {
-    /// What is wrong with `broken`, which is served as `served` if it is.
-    pub(super) fn of_model(broken: &Broken, served: Option<&str>) -> Self {
+    /// What is wrong with `broken`, which is served as `served` if it is, and perhaps one `of_several` versions.
+    pub(super) fn of_model(broken: &Broken, served: Option<&ModelId>, of_several: bool) -> Self {
+        let served_version = || served.map(|id| id.version.clone());
+        let version = broken.version.clone();
+        let place = match &version {
+            Some(version) if of_several => format!("{}/{version}", broken.name),
+            _ => broken.name.clone(),
+        };
         Self {
-            model: Some(served.unwrap_or(&broken.name).to_owned()),
-            version: broken.version.clone(),
-            place: broken.name.clone(),
+            model: Some(served.map_or_else(|| broken.name.clone(), |id| id.name.clone())),
+            version: version.or_else(served_version),
+            place,
             reason: broken.fault.to_string(),
             public: public(&broken.fault),
+            is_failure: true,
         }
     }
 
@@ -45,7 +55,8 @@ impl Trouble {
                 "its files are gone, and it may be '{}' now, which cannot be served; mend or remove that",
                 successors.join("' or '")
             ),
-            public: "its files are gone; it goes on serving, because what came in the same moment cannot be served",
+            public: "its files are gone; it goes on serving, because what came in the same moment cannot be served".to_owned(),
+            is_failure: false,
         }
     }
 
@@ -57,13 +68,15 @@ impl Trouble {
             place: name,
             reason: fault.to_string(),
             public: public(fault),
+            is_failure: true,
         }
     }
 }
 
 /// The reason in words that anybody may read.
-fn public(fault: &RepositoryError) -> &'static str {
-    match fault {
+fn public(fault: &RepositoryError) -> String {
+    let words = match fault {
+        RepositoryError::Unusable { reason, .. } => reason,
         RepositoryError::Empty { .. } => "it holds no model",
         RepositoryError::Missing { .. } => "it is gone",
         RepositoryError::SameName { .. } => "another model has the same name; the log says which",
@@ -76,7 +89,8 @@ fn public(fault: &RepositoryError) -> &'static str {
         | RepositoryError::Address { .. }
         | RepositoryError::NameForFolder { .. }
         | RepositoryError::Several(_) => "it could not be looked at; the log says why",
-    }
+    };
+    words.to_owned()
 }
 
 /// What is wrong, as of the last look.
@@ -127,7 +141,8 @@ mod tests {
             version: None,
             place: name.to_owned(),
             reason: reason.to_owned(),
-            public: "it is broken",
+            public: "it is broken".to_owned(),
+            is_failure: true,
         }
     }
 

@@ -3,72 +3,87 @@
 //! Invariant: a model takes its name only after it was loaded whole, and with the signature that its clients know.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Instant;
 
+use super::attempts::{Attempt, Attempts, Ended, patience};
 use super::config::LifecycleConfig;
 use super::error::ReloadError;
+use super::events::{self, Event};
+use super::failures::{self, Failures};
 use super::files::Files;
 use super::notices::Notices;
-use super::plan::{Load, Look, Plan};
+use super::plan::{Look, Plan};
+use super::required::Required;
 use super::retired::{self, RETIRE_INTERVAL, RetiredModels};
+use super::signature;
 use super::troubles::{Trouble, Troubles};
 use crate::model::faults;
 use crate::model::onnx::RawModel;
-use crate::model::repository::{Broken, Found, ModelSource, SkippedList};
+use crate::model::repository::{Broken, Found, SkippedList};
 use crate::model::versions::ModelId;
 use crate::models::cpus;
-use crate::models::loading::{LoadReport, Loader, LoadingError};
-use crate::models::registry::{Models, Phase};
+use crate::models::loading::{Loader, LoadingError, Predecessor};
+use crate::models::registry::Phase;
 use crate::models::served::ServedModel;
 use crate::service_manager;
-use crate::telemetry::supervision;
 
 /// How often files that change while the server starts are loaded again. Later, whoever watches or asks does so.
-const ATTEMPTS_AT_START: usize = 3;
-
-/// A model that serves now, what is to be said of it, and the one that it replaced, if any.
-type Replaced = (Arc<ServedModel>, LoadReport, Option<Arc<ServedModel>>);
+const TRIES_AT_START: usize = 3;
 
 pub(super) struct Worker {
     config: LifecycleConfig,
-    loader: Loader,
+    loader: Arc<Loader>,
+    /// What others want of this thread.
+    events: Receiver<Event>,
+    /// For the threads that load.
+    sender: Sender<Event>,
     plan: Plan,
+    attempts: Attempts,
     /// The files of each model when it was last loaded, or refused.
     files: BTreeMap<ModelId, Files>,
     /// Why the last look did not find all models.
     troubles: Troubles,
+    failures: Failures,
     retired: RetiredModels,
-    /// Models whose files were refused when they were last tried, and why in words that anybody may read.
-    refused: BTreeMap<ModelId, &'static str>,
-    /// What of `ml_model_load_failed` is set.
-    counted_failures: BTreeSet<(String, String)>,
-    /// Where the models lie that the server is not ready without, and that have never served.
-    required: BTreeSet<PathBuf>,
+    required: Required,
     /// What has failed at the first look. It is told only if anything can be served, since a start that fails is one line.
     first_failures: Option<Vec<(ModelId, ReloadError)>>,
     notices: Notices,
+    /// Whether somebody has asked for everything to be loaded again.
+    asked: bool,
+    /// Whether nothing is to be begun any more.
+    stopped: bool,
+    /// Whether a load has ended since the last look, and whether somebody had asked for it.
+    ended: Option<bool>,
 }
 
 impl Worker {
-    pub(super) fn new(config: LifecycleConfig, loader: Loader) -> Self {
+    pub(super) fn new(
+        config: LifecycleConfig,
+        loader: Loader,
+        (sender, events): (Sender<Event>, Receiver<Event>),
+    ) -> Self {
         let notices = Notices::new(loader.default_model());
         Self {
             config,
-            loader,
+            loader: Arc::new(loader),
+            events,
+            sender,
             plan: Plan::default(),
+            attempts: Attempts::default(),
             files: BTreeMap::new(),
             troubles: Troubles::default(),
+            failures: Failures::default(),
             retired: RetiredModels::default(),
-            refused: BTreeMap::new(),
-            counted_failures: BTreeSet::new(),
-            required: BTreeSet::new(),
+            required: Required::default(),
             first_failures: None,
             notices,
+            asked: false,
+            stopped: false,
+            ended: None,
         }
     }
 
@@ -81,18 +96,21 @@ impl Worker {
         if let Some(error) = emptiness {
             return Err(error.into());
         }
-        let there = self.requirements(&found).into_iter();
-        self.required = there
-            .filter(|(_, required)| *required)
-            .map(|(place, _)| place)
-            .collect();
+        self.required = Required::of(&found);
         self.first_failures = Some(Vec::new());
-        self.reconcile(&found, Vec::new(), true);
-        let failures = self.first_failures.take().unwrap_or_default();
-        if self.config.registry.models().is_empty() {
+        let look = self.load_all(&found, &self.troubles_of(&found), true);
+        // While nothing serves there is nothing to go on with.
+        while self.served().is_empty() && !self.attempts.is_empty() && !self.stopped {
+            self.receive(None);
+        }
+        if self.stopped {
+            return Ok(());
+        }
+        if self.served().is_empty() {
             let broken = found.broken.drain(..);
             let faults = broken.map(|broken| broken.fault.into());
-            let failures = failures.into_iter().filter_map(|(_, error)| match error {
+            let failures = self.first_failures.take().unwrap_or_default().into_iter();
+            let failures = failures.filter_map(|(_, error)| match error {
                 ReloadError::Loading(error) => Some(error),
                 ReloadError::Changed => Some(LoadingError::Changed),
                 // There was nothing to be different from, and nobody waits any more.
@@ -102,7 +120,8 @@ impl Worker {
             });
             return faults::refuse(faults.chain(failures).collect(), LoadingError::Several);
         }
-        for (id, error) in failures {
+        self.conclude(&found, &look, Vec::new(), true);
+        for (id, error) in self.first_failures.take().unwrap_or_default() {
             self.tell_failure(Some(&id.name), Some(&id.version), &error.to_string());
         }
         for trouble in self.troubles.told() {
@@ -113,75 +132,143 @@ impl Worker {
         Ok(())
     }
 
-    /// Looks when somebody asks, or in intervals, until nobody holds the other end of `requested`.
-    pub(super) fn run(&mut self, requested: &Receiver<()>) {
+    /// Looks when somebody asks, in intervals, and when a load has ended that nobody waited for, until it is to stop.
+    pub(super) fn run(&mut self) {
         let mut look_at = self.config.watch.map(|watch| Instant::now() + watch);
-        loop {
+        while !self.stopped {
             #[cfg(feature = "testkit")]
             crate::testkit::panic_at("reload");
-            let retire_at = (!self.retired.is_empty()).then(|| Instant::now() + RETIRE_INTERVAL);
-            let event = match look_at.into_iter().chain(retire_at).min() {
-                Some(at) => requested.recv_timeout(at.saturating_duration_since(Instant::now())),
-                None => requested.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
-            match event {
-                Ok(()) => {
-                    // Whoever asked meanwhile gets what is there now, too.
-                    while requested.try_recv().is_ok() {}
-                    let _told = service_manager::Reloading::begin();
-                    self.look(true);
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-            if look_at.is_some_and(|at| at <= Instant::now()) {
+            if std::mem::take(&mut self.asked) {
+                let _told = service_manager::Reloading::begin();
+                self.look(true);
+            } else if look_at.is_some_and(|at| at <= Instant::now()) {
                 self.look(false);
                 look_at = self.config.watch.map(|watch| Instant::now() + watch);
+            } else if let Some(asked) = self.ended.take() {
+                self.look_after_a_load(asked);
+            } else {
+                let retire_at =
+                    (!self.retired.is_empty()).then(|| Instant::now() + RETIRE_INTERVAL);
+                self.receive(look_at.into_iter().chain(retire_at).min());
             }
             self.let_go();
         }
         self.retired.close();
     }
 
+    /// Waits for events, for as long as to `until` if that is given, and takes those that there are.
+    fn receive(&mut self, until: Option<Instant>) {
+        let first = match until {
+            Some(at) => {
+                let left = at.saturating_duration_since(Instant::now());
+                self.events.recv_timeout(left)
+            }
+            None => (self.events.recv()).map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match first {
+            Ok(event) => self.take(event),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => self.stopped = true,
+        }
+        // Whoever asked meanwhile gets what is there now, too.
+        while let Ok(event) = self.events.try_recv() {
+            self.take(event);
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Reload => self.asked = true,
+            Event::Stop => self.stopped = true,
+            Event::Loaded(loaded) => {
+                if let Some(ended) = self.attempts.end(*loaded) {
+                    self.ended = Some(ended.attempt.asked || self.ended.unwrap_or_default());
+                    self.publish(ended);
+                }
+            }
+        }
+    }
+
     /// Looks at what lies there, and does what follows from it.
     fn look(&mut self, asked: bool) {
+        match self.find() {
+            (Some(found), faults) => {
+                let look = self.load_all(&found, &self.troubles_of(&found), asked);
+                self.conclude(&found, &look, faults, asked);
+            }
+            (None, faults) => self.tell(faults, asked),
+        }
+    }
+
+    /// Does what follows from a load that others did not wait for. Nothing else is loaded, since nobody asked for it.
+    fn look_after_a_load(&mut self, asked: bool) {
+        match self.find() {
+            (Some(found), faults) => {
+                let look = self.compare(&found, &self.troubles_of(&found), asked);
+                self.conclude(&found, &look, faults, false);
+            }
+            (None, faults) => self.tell(faults, false),
+        }
+    }
+
+    /// What there is, if it can be looked at, and what is wrong with all of it.
+    fn find(&self) -> (Option<Found>, Vec<Trouble>) {
         let (found, fault) = match self.loader.look() {
             Ok((found, emptiness)) => (Some(found), emptiness),
             Err(error) => (None, Some(error)),
         };
         let name = || self.loader.repository_name();
         let fault = fault.map(|fault| Trouble::of_all(name(), &fault));
-        let faults: Vec<Trouble> = fault.into_iter().collect();
-        match found {
-            Some(found) => self.reconcile(&found, faults, asked),
-            None => self.tell(faults, asked),
-        }
+        (found, fault.into_iter().collect())
     }
 
-    /// Loads what has changed, or everything if somebody `asked`, lets go what is gone, and tells what is wrong.
-    fn reconcile(&mut self, found: &Found, mut troubles: Vec<Trouble>, asked: bool) {
-        let broken: Vec<Trouble> = found.broken.iter().map(|it| self.trouble_of(it)).collect();
-        let look = self.compare(found, &broken, asked);
-        self.refused.retain(|id, _| look.found.contains_key(id));
+    /// Loads what has changed, or everything if somebody `asked`. What takes too long goes on by itself.
+    fn load_all(&mut self, found: &Found, broken: &[Trouble], asked: bool) -> Look {
+        let look = self.compare(found, broken, asked);
+        let is_found = |id: &ModelId| look.found.contains_key(id);
+        self.failures.keep_only(is_found);
+        for id in self.attempts.keep_only(is_found) {
+            self.plan.forget(&id);
+        }
         for load in self.plan.loads(&look, &self.served()) {
+            let fingerprint = look.found.get(&load.id);
+            if fingerprint.is_some_and(|it| self.attempts.has_files(&load.id, it)) {
+                continue;
+            }
             let mut sources = found.sources.iter();
             if let Some(source) = sources.find(|source| source.id() == load.id) {
                 let cpus = cpus::share(cpus::available(), self.sharing(&look));
                 // Two of a model at a time are enough for the memory.
                 self.wait_for_retired();
-                self.load(source, &load, cpus);
+                let is_start = self.first_failures.is_some();
+                let id = load.id.clone();
+                self.begin(Attempt {
+                    source: source.clone(),
+                    load,
+                    cpus,
+                    started: Instant::now(),
+                    is_start,
+                    asked,
+                    tries: if is_start { TRIES_AT_START } else { 1 },
+                });
+                self.wait_for(&id);
+            }
+            if self.stopped {
+                break;
             }
         }
-        for id in self.plan.retirements(&look, &self.served()) {
+        look
+    }
+
+    /// Lets go what is gone, and tells what is wrong: each once, and all of it if somebody `asked`.
+    fn conclude(&mut self, found: &Found, look: &Look, mut troubles: Vec<Trouble>, asked: bool) {
+        self.ended = None;
+        for id in self.plan.retirements(look, &self.served()) {
             self.remove(&id);
         }
-        troubles.extend(broken);
+        troubles.extend(self.troubles_of(found));
         let waiting = self.plan.waiting();
         troubles.extend(waiting.map(|(name, for_)| Trouble::of_departure(name, for_)));
-        if self.first_failures.is_some() && self.served().is_empty() {
-            // The start fails, and says why in one line.
-            return;
-        }
         self.notices.see(&found.skipped, asked);
         self.notices.choose_default(&self.config.registry, found);
         self.look_for_required(found);
@@ -226,53 +313,25 @@ impl Worker {
         self.config.registry.models().ids().collect()
     }
 
-    /// What is wrong with a model that lies there.
-    fn trouble_of(&self, broken: &Broken) -> Trouble {
-        let mut known = self.files.iter();
-        let served = known.find(|(_, files)| files.model() == broken.model);
-        Trouble::of_model(broken, served.map(|(id, _)| id.name.as_str()))
+    /// What is wrong with models that were `found`.
+    fn troubles_of(&self, found: &Found) -> Vec<Trouble> {
+        let of = |broken: &Broken| {
+            let mut known = self.files.iter();
+            let served = known.find(|(_, files)| files.model() == broken.model);
+            let others = found.sources.iter().map(|source| &source.place);
+            let others = others.chain(found.broken.iter().map(|broken| &broken.place));
+            let is_of_several = others.filter(|place| **place == broken.place).count() > 1;
+            Trouble::of_model(broken, served.map(|(id, _)| id), is_of_several)
+        };
+        found.broken.iter().map(of).collect()
     }
 
-    /// Where each version of a model lies that was `found`, broken or not, and whether it is required.
-    fn requirements(&self, found: &Found) -> Vec<(PathBuf, bool)> {
-        let sources = found.sources.iter();
-        let sources = sources.map(|source| (self.place(&source.path), source.is_required()));
-        let broken = found.broken.iter();
-        let broken = broken.map(|broken| (self.place(&broken.model), broken.required));
-        sources.chain(broken).collect()
-    }
-
-    /// Where the model lies whose file is `model`: its folder in a repository, else the file.
-    fn place(&self, model: &Path) -> PathBuf {
-        let folder = model.ancestors().nth(2);
-        let folder = folder.filter(|folder| folder.starts_with(self.loader.path()));
-        folder.unwrap_or(model).to_owned()
-    }
-
-    /// Whether the server is ready without what was `found` and does not serve. A model that was required is so until all of
-    /// its versions that are wanted have served, until it is gone, or until its sidecars say otherwise.
+    /// Says whether the server is ready without what was `found` and does not serve.
     fn look_for_required(&mut self, found: &Found) {
         let registry = &self.config.registry;
-        let unserved = found.sources.iter().filter(|source| {
-            let id = source.id();
-            registry.version(&id.name, &id.version).is_none()
-        });
-        let unserved = unserved.map(|source| self.place(&source.path));
-        let broken = found.broken.iter().map(|broken| self.place(&broken.model));
-        let unserved: BTreeSet<PathBuf> = unserved.chain(broken).collect();
-        let served = self.served().into_iter();
-        let served = served.filter_map(|id| Some(self.place(self.files.get(&id)?.model())));
-        let served: BTreeSet<PathBuf> = served.collect();
-        let mut optional: BTreeMap<PathBuf, bool> = BTreeMap::new();
-        for (place, required) in self.requirements(found) {
-            *optional.entry(place).or_insert(true) &= !required;
-        }
-        self.required.retain(|place| {
-            let is_complete = served.contains(place) && !unserved.contains(place);
-            let is_gone = fs::symlink_metadata(place).is_err();
-            !is_complete && !is_gone && !optional.get(place).is_some_and(|optional| *optional)
-        });
-        let registry = &self.config.registry;
+        let models = registry.models();
+        let is_served = |id: &ModelId| models.version(&id.name, &id.version).is_some();
+        self.required.look(found, is_served);
         let was_incomplete = registry.is_incomplete();
         registry.set_incomplete(!self.required.is_empty());
         if was_incomplete && self.required.is_empty() {
@@ -292,46 +351,30 @@ impl Worker {
         // What is broken first, since the list is bounded.
         let mut skipped = SkippedList::default();
         for trouble in self.troubles.current() {
-            skipped.push(trouble.place.clone(), trouble.public.to_owned());
+            skipped.push(trouble.place.clone(), trouble.public.clone());
         }
-        for (id, reason) in &self.refused {
-            let place = if self.is_of_several(id) {
-                id.to_string()
-            } else {
-                id.name.clone()
-            };
-            skipped.push(place, (*reason).to_owned());
+        for (id, reason) in self.failures.refused() {
+            skipped.push(self.place_of(id), reason.to_owned());
+        }
+        for id in self.attempts.ids() {
+            let reason = "it is still being loaded; the others are not kept waiting";
+            skipped.push(self.place_of(id), reason.to_owned());
         }
         skipped.append(self.notices.skipped().clone());
         self.config.registry.set_skipped(skipped);
-        self.count_failures();
+        let is_loading = !self.attempts.is_empty();
+        self.failures
+            .count(&self.config.metrics, &self.troubles, is_loading);
     }
 
-    /// Whether other versions of the model are known.
-    fn is_of_several(&self, id: &ModelId) -> bool {
+    /// How `/ready` calls a version of a model: by the model's name, if no other is known.
+    fn place_of(&self, id: &ModelId) -> String {
         let versions = self.files.keys().filter(|known| known.name == id.name);
-        versions.count() > 1
-    }
-
-    /// Keeps the metrics of what could not be loaded.
-    fn count_failures(&mut self) {
-        let metrics = &self.config.metrics;
-        let refused = self.refused.keys().cloned();
-        let refused = refused.map(|id| (id.name, id.version));
-        let troubles = self.troubles.told().filter_map(|trouble| {
-            let version = trouble.version.clone().unwrap_or_default();
-            Some((trouble.model.clone()?, version))
-        });
-        let failures: BTreeSet<(String, String)> = refused.chain(troubles).collect();
-        for (name, version) in &failures {
-            metrics.set_load_failed(name, version, true);
+        if versions.count() > 1 {
+            id.to_string()
+        } else {
+            id.name.clone()
         }
-        for (name, version) in self.counted_failures.difference(&failures) {
-            metrics.set_load_failed(name, version, false);
-        }
-        self.counted_failures = failures;
-        let blocked = self.troubles.are_told() || !self.refused.is_empty();
-        metrics.reload_blocked.set(i64::from(blocked));
     }
 
     /// Waits until the models that were replaced are gone, or nobody can need them any more.
@@ -347,32 +390,76 @@ impl Worker {
         }
     }
 
-    /// Loads the model at `source`, and gives it its name if it can have it.
-    fn load(&mut self, source: &ModelSource, load: &Load, cpus: usize) {
-        let started = Instant::now();
-        let is_start = self.first_failures.is_some();
-        let mut attempts = if is_start { ATTEMPTS_AT_START } else { 1 };
-        let result = loop {
-            let raw = RawModel::read(&source.path);
-            let files = Files::of(source, &raw);
-            // A panic on the way is a refusal like any other: these files are not tried again and again.
-            let result = supervision::guard(|| self.take_place(source, raw, &files, load, cpus));
-            self.plan.note_tried(&load.id, files.fingerprint().clone());
-            self.files.insert(load.id.clone(), files);
-            attempts -= 1;
-            match result.unwrap_or(Err(LoadingError::Panicked.into())) {
-                Err(ReloadError::Changed) if attempts > 0 => {}
-                result => break result,
+    /// Begins a load.
+    fn begin(&mut self, attempt: Attempt) {
+        let (source, load) = (&attempt.source, &attempt.load);
+        let id = load.id.clone();
+        let raw = RawModel::read(&source.path);
+        let files = Files::of(source, &raw);
+        self.plan.note_tried(&id, files.fingerprint().clone());
+        self.files.insert(id.clone(), files.clone());
+        let models = self.config.registry.models();
+        let same = models.version(&id.name, &id.version);
+        let old = load.instead_of.as_ref();
+        let old = old.and_then(|old| models.version(&old.name, &old.version));
+        // Before the server is in use, other versions have nothing to hand on.
+        let highest = models.get(&id.name).filter(|_| !attempt.is_start);
+        let before = same.or(old).or(highest);
+        let before = before.map(|before| Predecessor::of(before));
+        let is_start = attempt.is_start;
+        let sender = self.sender.clone();
+        let deliver = move |loaded| events::deliver(&sender, loaded);
+        let begun = self
+            .attempts
+            .begin(attempt, (raw, files), &self.loader, before, deliver);
+        if let Err(error) = begun {
+            self.refuse(&id, is_start, LoadingError::Thread(error).into());
+        }
+    }
+
+    /// Waits for the load of `id`, but not without end: others want to be loaded, too.
+    fn wait_for(&mut self, id: &ModelId) {
+        let patience = patience();
+        let until = Instant::now() + patience;
+        while self.attempts.has(id) && !self.stopped {
+            if Instant::now() >= until {
+                tracing::warn!(
+                    model = id.name,
+                    version = id.version,
+                    seconds = patience.as_secs_f64(),
+                    "the model is still being loaded; the others are not kept waiting, and it serves as soon as it is loaded"
+                );
+                return;
             }
-        };
-        match result {
+            self.receive(Some(until));
+        }
+    }
+
+    /// Gives a model that was loaded its name, if it can have it.
+    fn publish(&mut self, ended: Ended) {
+        let Ended {
+            attempt,
+            files,
+            result,
+        } = ended;
+        let taken = result
+            .map_err(ReloadError::from)
+            .and_then(|(model, report)| {
+                let before = self.take_place(&model, &files, &attempt);
+                // What is taken out is ended; what was never in has nobody else who would.
+                before
+                    .inspect_err(|_| retired::close(&model))
+                    .map(|before| (model, report, before))
+            });
+        let (id, source) = (&attempt.load.id, &attempt.source);
+        match taken {
             Ok((model, report, before)) => {
-                self.refused.remove(&load.id);
-                if let Some(old) = &load.instead_of {
+                self.failures.forget(id);
+                if let Some(old) = &attempt.load.instead_of {
                     self.plan.forget(old);
                     self.files.remove(old);
-                    if old.name != load.id.name {
-                        self.notices.rename(&old.name, &load.id.name);
+                    if old.name != id.name {
+                        self.notices.rename(&old.name, &id.name);
                     }
                 }
                 report.log(&model);
@@ -386,58 +473,35 @@ impl Worker {
                         before = before.name,
                         version_before = before.version,
                         sha256_before = before.sha256,
-                        seconds = started.elapsed().as_secs_f64(),
+                        seconds = attempt.started.elapsed().as_secs_f64(),
                         "model reloaded"
                     );
                 }
             }
             Err(ReloadError::Draining) => {}
-            Err(error) => {
-                self.refused.insert(load.id.clone(), error.public());
-                if let Some(failures) = &mut self.first_failures {
-                    failures.push((load.id.clone(), error));
-                } else {
-                    let (name, version) = (&load.id.name, &load.id.version);
-                    self.failed(Some(name), Some(version), &error.to_string());
-                }
+            Err(ReloadError::Changed) if attempt.tries > 1 => {
+                let tries = attempt.tries - 1;
+                self.begin(Attempt { tries, ..attempt });
             }
+            Err(error) => self.refuse(id, attempt.is_start, error),
         }
     }
 
+    /// Publishes `model`, which was loaded from `files`; returns the one that it replaces, if any.
     fn take_place(
         &mut self,
-        source: &ModelSource,
-        raw: RawModel,
+        model: &Arc<ServedModel>,
         files: &Files,
-        load: &Load,
-        cpus: usize,
-    ) -> Result<Replaced, ReloadError> {
-        #[cfg(feature = "testkit")]
-        crate::testkit::panic_at("load");
-        let Load { id, instead_of } = load;
+        attempt: &Attempt,
+    ) -> Result<Option<Arc<ServedModel>>, ReloadError> {
+        let (load, is_start) = (&attempt.load, attempt.is_start);
         let registry = &self.config.registry;
-        let models = registry.models();
-        let same = models.version(&id.name, &id.version);
-        let old = instead_of
-            .as_ref()
-            .and_then(|old| models.version(&old.name, &old.version));
-        // Before the server is in use, other versions have nothing to hand on.
-        let is_start = self.first_failures.is_some();
-        let highest = models.get(&id.name).filter(|_| !is_start);
-        let before = same.or(old).or(highest);
-        let (model, report) =
-            self.loader
-                .load(source, raw, before.map(|before| &**before), cpus)?;
-        let model = Arc::new(model);
         // At the start nobody was told a signature, and versions beside each other may have their own.
-        let refused = match different(&model, &models, load) {
-            Some(error) if !is_start => Some(error),
-            _ if !files.are_unchanged() => Some(ReloadError::Changed),
-            _ => (registry.phase() == Phase::Draining).then_some(ReloadError::Draining),
-        };
-        if let Some(error) = refused {
-            retired::close(&model);
-            return Err(error);
+        match signature::difference(model, &registry.models(), load) {
+            Some(error) if !is_start => return Err(error),
+            _ if !files.are_unchanged() => return Err(ReloadError::Changed),
+            _ if registry.phase() == Phase::Draining => return Err(ReloadError::Draining),
+            _ => {}
         }
         let metrics = &self.config.metrics;
         if !is_start {
@@ -445,7 +509,7 @@ impl Worker {
             metrics.reloads_succeeded.inc();
         }
         let follows = self.notices.follows_renames();
-        let replaced = registry.publish(&model, instead_of.as_ref(), follows);
+        let replaced = registry.publish(model, load.instead_of.as_ref(), follows);
         let mut infos = replaced.iter().map(|before| &before.info);
         metrics.set_model_info(Some(&model.info), infos.next());
         for info in infos {
@@ -453,15 +517,28 @@ impl Worker {
         }
         let before = replaced.first().cloned();
         self.retire(replaced);
-        Ok((model, report, before))
+        Ok(before)
+    }
+
+    fn refuse(&mut self, id: &ModelId, is_start: bool, error: ReloadError) {
+        self.failures.note(id, &error);
+        match &mut self.first_failures {
+            Some(failures) => failures.push((id.clone(), error)),
+            // It has begun with the server, and others did not wait for it.
+            None if is_start => {
+                self.tell_failure(Some(&id.name), Some(&id.version), &error.to_string());
+            }
+            None => self.failed(Some(&id.name), Some(&id.version), &error.to_string()),
+        }
     }
 
     fn remove(&mut self, id: &ModelId) {
         self.plan.forget(id);
         self.files.remove(id);
-        let models = self.config.registry.models();
-        let before = self.config.registry.remove(id);
-        self.compare_next(id, &models);
+        let registry = &self.config.registry;
+        let models = registry.models();
+        let before = registry.remove(id);
+        signature::compare_next(id, &models, &registry.models());
         drop(models);
         let info = before.as_ref().map(|before| &before.info);
         self.config.metrics.set_model_info(None, info);
@@ -473,21 +550,6 @@ impl Worker {
         );
     }
 
-    /// Tells if who names no version gets another signature, now that `id` is taken out of `models`.
-    fn compare_next(&self, id: &ModelId, models: &Models) {
-        let (before, next) = (models.get(&id.name), self.config.registry.get(&id.name));
-        if let (Some(before), Some(next)) = (before, next)
-            && let Some(change) = before.declared.signature_change(&next.declared)
-        {
-            tracing::warn!(
-                model = id.name,
-                version = next.metadata.version,
-                reason = change,
-                "requests that name no version are answered by one of another signature now, because the higher one is gone"
-            );
-        }
-    }
-
     /// Counts and tells that `model` is refused, if it is known which.
     fn failed(&self, model: Option<&str>, version: Option<&str>, reason: &str) {
         if self.first_failures.is_none() {
@@ -497,26 +559,7 @@ impl Worker {
     }
 
     fn tell_failure(&self, model: Option<&str>, version: Option<&str>, reason: &str) {
-        let models = self.config.registry.models();
-        let serves = match model {
-            Some(name) => models.get(name).is_some(),
-            None => !models.is_empty(),
-        };
-        if serves {
-            tracing::warn!(
-                model,
-                version,
-                reason,
-                "the model could not be loaded again; what served before goes on serving"
-            );
-        } else {
-            tracing::warn!(
-                model,
-                version,
-                reason,
-                "the model could not be loaded, and is not served"
-            );
-        }
+        failures::tell(&self.config.registry.models(), model, version, reason);
     }
 
     fn retire(&mut self, models: impl IntoIterator<Item = Arc<ServedModel>>) {
@@ -525,39 +568,14 @@ impl Worker {
 
     /// Ends the models that nobody uses any more.
     fn let_go(&mut self) {
+        let registry = &self.config.registry;
         for id in self.retired.let_go(Instant::now()) {
-            if self
-                .config
-                .registry
-                .version(&id.name, &id.version)
-                .is_none()
-            {
+            if registry.version(&id.name, &id.version).is_none() {
                 self.config.metrics.remove_batching(&id.name, &id.version);
             }
-            if self.config.registry.get(&id.name).is_none() {
+            if registry.get(&id.name).is_none() {
                 self.config.metrics.remove_prediction(&id.name);
             }
         }
     }
-}
-
-/// Why `model` cannot take its place among `models`, because of its signature. Whoever asks for it by its version, or
-/// without one if it is to answer that, was told another one.
-fn different(model: &ServedModel, models: &Models, load: &Load) -> Option<ReloadError> {
-    let Load { id, instead_of } = load;
-    let change = |before: &ServedModel| before.declared.signature_change(&model.declared);
-    if let Some(same) = models.version(&id.name, &id.version) {
-        return change(same).map(ReloadError::Signature);
-    }
-    if let Some(old) = instead_of.as_ref().filter(|old| old.name != id.name) {
-        let change = change(models.get(&old.name)?)?;
-        let old = old.name.clone();
-        return Some(ReloadError::Successor { old, change });
-    }
-    let highest = models.get(&id.name)?;
-    let is_replaced = instead_of.as_ref() == Some(&highest.metadata.id());
-    if is_replaced || *id > highest.metadata.id() {
-        return change(highest).map(ReloadError::Signature);
-    }
-    None
 }

@@ -115,6 +115,26 @@ impl LoadingError {
     }
 }
 
+/// What the model that serves now hands on to the one that is loaded in its place.
+#[derive(Debug, Clone)]
+pub struct Predecessor {
+    /// Where it is executed.
+    device: Option<Device>,
+    /// What was left open of its settings and what was chosen, if that was measured.
+    tuned: Option<(TuningConstraints, ModelSettings)>,
+}
+
+impl Predecessor {
+    /// What `served` hands on.
+    #[must_use]
+    pub fn of(served: &ServedModel) -> Self {
+        Self {
+            device: served.device.parse().ok(),
+            tuned: served.tuned,
+        }
+    }
+}
+
 /// Makes served models out of files.
 pub struct Loader {
     config: ModelsConfig,
@@ -236,8 +256,8 @@ impl Loader {
     }
 
     /// Loads and warms the model at `source`, which was read as `raw`, and starts its instances, on as many of the CPUs as
-    /// are the model's: onto the device that executes `served` now if that is a GPU, because what is replaced on a GPU must
-    /// not come back on a CPU when the two do not fit beside each other.
+    /// are the model's: onto the device that executes what serves `before` if that is a GPU, because what is replaced on a GPU
+    /// must not come back on a CPU when the two do not fit beside each other.
     ///
     /// # Errors
     /// See [`LoadingError`].
@@ -245,17 +265,17 @@ impl Loader {
         &self,
         source: &ModelSource,
         raw: RawModel,
-        served: Option<&ServedModel>,
+        before: Option<Predecessor>,
         cpus: usize,
     ) -> Result<(ServedModel, LoadReport), LoadingError> {
         if self.device.is_lost() {
             return Err(LoadingError::DeviceLost);
         }
-        let device = served.and_then(|served| served.device.parse().ok());
+        let device = before.as_ref().and_then(|before| before.device);
         let on_gpu = device.filter(|device: &Device| device.is_gpu());
         let device = on_gpu.unwrap_or(self.config.device);
         let _reported_until_then = Progress::logged(&source.name);
-        let loaded = self.try_load(source, raw, device, served, cpus);
+        let loaded = self.try_load(source, raw, device, before, cpus);
         if let Err(LoadingError::Load(error)) = &loaded
             && let Some(reason) = error.loss()
         {
@@ -269,7 +289,7 @@ impl Loader {
         source: &ModelSource,
         raw: RawModel,
         device: Device,
-        replaced: Option<&ServedModel>,
+        before: Option<Predecessor>,
         cpus: usize,
     ) -> Result<(ServedModel, LoadReport), LoadingError> {
         let (config, library, metrics) = (&self.config, &self.library, &self.metrics);
@@ -284,11 +304,11 @@ impl Loader {
         let settings = Settings::resolve(config.fixed, sidecar, cpus).map_err(wrong)?;
         let started = Instant::now();
         let session = self.session(device, &settings);
-        let is_first = replaced.is_none();
+        let is_first = before.is_none();
         // What was measured once is kept, because a server that is in use cannot be measured; but only if measuring is
         // wanted at all.
-        let replaced = replaced.and_then(|replaced| replaced.tuned);
-        let replaced = replaced.filter(|_| config.tuning_time.is_some());
+        let tuned = before.and_then(|before| before.tuned);
+        let tuned = tuned.filter(|_| config.tuning_time.is_some());
         let Prepared {
             opened,
             mut sessions,
@@ -303,7 +323,7 @@ impl Loader {
             raw,
             session,
             (&settings, config.tuning_time),
-            replaced,
+            tuned,
         )?;
         let provider = opened.provider;
         let on_gpu = provider.is_gpu();
