@@ -1,15 +1,16 @@
 //! The trial on models that compute what a test says, and take as long as it says, by a clock that nothing else moves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::comparison::Agreement;
+use super::comparison::{Agreement, Elements, other_kernels, same_kernels};
 use super::*;
-use crate::model::Batchability;
-use crate::runtime::{BatchInput, Interrupt};
+use crate::model::{Batchability, Dim, ModelMetadata, TensorSpec};
+use crate::runtime::{BatchInput, BatchOutput, Interrupt};
+use crate::runtime::{Division, ModelOutput};
 use crate::tensor::{DataType, Shape, TensorData, TensorView};
 
 /// What a model makes of all values and the number of rows; nothing if it refuses them.
@@ -138,8 +139,10 @@ impl Case {
             executed: Arc::clone(&executed),
         };
         let clock = || Duration::from_micros(now.load(Ordering::Relaxed));
+        let metadata = Arc::clone(&model.metadata);
         let trial = Trial::new(
             &mut model,
+            &metadata,
             (&self.flows, &self.operators),
             self.limits,
             &clock,
