@@ -30,10 +30,11 @@ RUN scripts/fetch-onnxruntime.sh \
 FROM ${RUST_IMAGE} AS build
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src benches/load \
+COPY testing/Cargo.toml testing/
+RUN mkdir -p src benches/load testing/src \
     && echo 'fn main() {}' > src/main.rs \
     && for bench in gpu_check load/beside wire batching serve; do cp src/main.rs "benches/$bench.rs"; done \
-    && touch src/lib.rs \
+    && touch src/lib.rs testing/src/lib.rs \
     && cargo build --release --locked \
     && rm -r src
 COPY src src

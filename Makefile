@@ -59,14 +59,14 @@ test: ## Before a push: every check there is, as CI runs them
 	+@MAKE="$(MAKE)" python3 -B scripts/run-stages.py $(ALL_CHECKS)
 
 fmt: $(LINTERS)/ready ## Format the sources
-	$(CARGO) fmt
+	$(CARGO) fmt --all
 	$(CARGO) fmt --manifest-path scripts/checks/operators/Cargo.toml
 	$(LINTERS)/bin/ruff format
 
 ##@ Parts of `make test`
 
 fmt-check: $(LINTERS)/ready ## Format of Rust and Python
-	$(CARGO) fmt --check
+	$(CARGO) fmt --all --check
 	$(CARGO) fmt --check --manifest-path scripts/checks/operators/Cargo.toml
 	$(LINTERS)/bin/ruff format --check
 
@@ -166,7 +166,7 @@ lint-chart: $(HELM)/ready $(LINTERS)/ready $(CHECKOV)/ready ## Helm chart: rende
 
 # The program that the black-box tests run: `cargo build` would compile it again, with other features of its dependencies.
 conformance-third: onnxruntime $(CONFORMANCE)/ready ## A fixed third of the ONNX backend suite through the server
-	$(CARGO) test --locked $(TESTED) --no-run --test predict
+	$(CARGO) test --locked $(TESTED) --no-run --test suite
 	$(CONFORMANCE)/bin/python -B tests/conformance/test_comparison.py
 	$(CONFORMANCE)/bin/python -B tests/conformance/suite.py --server target/debug/model-serving --third
 
@@ -177,7 +177,7 @@ docker-test: ## The CPU image and the Compose stack, on a Docker engine; skipped
 	python3 -B tests/docker/prove.py $(if $(KEEP_IMAGES),--keep-images) cpu
 
 play-kube: onnxruntime $(LINTERS)/ready ## The pod of the CPU overlay under podman: fetch, probes, drain; skipped, with a word, where podman runs nothing
-	$(CARGO) test --locked $(TESTED) --no-run --test predict
+	$(CARGO) test --locked $(TESTED) --no-run --test suite
 	$(LINTERS)/bin/python -B tests/kube/play.py --server target/debug/model-serving
 
 ##@ More checks

@@ -15,23 +15,23 @@ import typing
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Each is a recipe of `make test`, or one test of it.
-ARTIFACTS = "cargo test --quiet --locked --features testkit --test artifacts"
-DELIVERY = "cargo test --quiet --locked --features testkit --test delivery"
-MANIFESTS = "cargo test --quiet --locked --features testkit --test manifests"
+ARTIFACTS = "cargo test --quiet --locked --features testkit --test suite -- artifacts::"
+DELIVERY = "cargo test --quiet --locked --features testkit --test suite -- delivery::"
+MANIFESTS = "cargo test --quiet --locked --features testkit --test suite -- manifests::"
 KUBERNETES = "make lint-k8s"
 # The part of it that renders every overlay and component, and holds the objects against each other.
 RENDERED = ".tools/linters/bin/python scripts/check-kubernetes.py target/k8s"
 PLAYED = ".tools/linters/bin/python tests/kube/play.py"
 TERRAFORM = "make lint-terraform"
 MONITORING = "make lint-monitoring"
-LIVE = "cargo test --quiet --locked --features testkit --test monitoring"
+LIVE = "cargo test --quiet --locked --features testkit --test suite -- monitoring::"
 WORKFLOWS = "make lint-workflows"
 FILES = "make lint-files"
-DOCS = "cargo test --quiet --locked --features testkit --test docs"
-PACKAGE = "cargo test --quiet --locked --features testkit --test service_manager"
+DOCS = "cargo test --quiet --locked --features testkit --test suite -- docs::"
+PACKAGE = "cargo test --quiet --locked --features testkit --test suite -- service_manager::"
 UNIT = "make lint-unit"
 PROVIDERS = "cargo test --quiet --locked --features testkit --lib providers"
-LAYERS = "cargo test --quiet --locked --features testkit --test layers"
+LAYERS = "cargo test --quiet --locked --features testkit --test suite -- layers::"
 
 SERVICE = "packaging/systemd/model-serving.service"
 CHART = "make lint-chart"

@@ -2,6 +2,9 @@
 //!
 //! The real server runs in this process, its log included, under an allocator that counts. The client allocates
 //! nothing. What ONNX Runtime allocates is not counted, since it does not ask Rust's allocator.
+//!
+//! It is a test binary of its own, and not a module of `tests/suite/`: the allocator is a whole process's, and what other
+//! tests allocate meanwhile would be counted too.
 
 #![allow(
     clippy::unwrap_used,

@@ -94,7 +94,7 @@ def ask(port, expression):
 def prove_dashboards(port):
     """Every panel of every dashboard must have something to show, but for the GPU's: the stack is the one without.
 
-    tests/monitoring.rs asks the GPU's queries, with a fake of the driver's library.
+    tests/suite/monitoring.rs asks the GPU's queries, with a fake of the driver's library.
     """
     for path in sorted((ROOT / "monitoring/dashboards").glob("*.json")):
         if path.stem.endswith("-gpu"):
