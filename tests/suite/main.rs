@@ -43,6 +43,8 @@ mod samples;
 mod service_manager;
 mod settings;
 mod shapes;
+#[cfg(feature = "testkit")]
+mod slow_loads;
 mod starting;
 mod system_calls;
 mod tracing;

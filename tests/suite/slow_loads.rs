@@ -2,7 +2,6 @@
 //!
 //! How long others wait is a minute; the program under test is told to be less patient.
 
-#![cfg(feature = "testkit")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -10,8 +9,6 @@
     clippy::panic,
     reason = "a test stops at the first thing that is wrong"
 )]
-
-mod support;
 
 use std::fs;
 
