@@ -4,20 +4,17 @@
 //! Invariant: there is one line per request and one count, however it ends, and what the line repeats of the client's own
 //! text is short and escaped.
 
-use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, RandomState};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use axum::extract::{MatchedPath, Request};
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
-
-use tower::{Layer, Service};
 
 use super::app::App;
 use super::error::ApiError;
@@ -57,58 +54,12 @@ pub(super) struct Arrival {
     pub(super) ids: RequestIds,
 }
 
-/// The layer that wraps every route: see the module's own text.
-///
-/// axum's layer for functions does the same, and boxes the service and its future once more for each request.
-#[derive(Clone)]
-pub(super) struct AroundLayer(pub(super) Arc<App>);
-
-impl<S> Layer<S> for AroundLayer {
-    type Service = Around<S>;
-
-    fn layer(&self, inner: S) -> Around<S> {
-        Around {
-            app: Arc::clone(&self.0),
-            inner,
-        }
-    }
-}
-
-/// A route with what happens to every request.
-#[derive(Clone)]
-pub(super) struct Around<S> {
-    app: Arc<App>,
-    inner: S,
-}
-
-impl<S> Service<Request> for Around<S>
-where
-    S: Service<Request, Error = Infallible> + Clone + Send + 'static,
-    S::Response: IntoResponse,
-    S::Future: Send + 'static,
-{
-    type Response = Response;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request) -> Self::Future {
-        let app = Arc::clone(&self.app);
-        // The one that was asked whether it is ready is the one to call.
-        let other = self.inner.clone();
-        let inner = std::mem::replace(&mut self.inner, other);
-        Box::pin(async move { Ok(around(app, request, inner).await) })
-    }
-}
-
-async fn around<S>(app: Arc<App>, mut request: Request, mut inner: S) -> Response
-where
-    S: Service<Request, Error = Infallible>,
-    S::Response: IntoResponse,
-{
+/// The middleware around every route: see the module's own text.
+pub(super) async fn around(
+    State(app): State<Arc<App>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let at = Instant::now();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = Route(route);
@@ -136,14 +87,10 @@ where
         .and_then(|()| check_key(app, &request, quiet));
     let mut response = match admitted {
         Ok(()) => {
-            let mut answering = pin!(inner.call(request));
+            let mut answering = pin!(next.run(request));
             let id = entry.arrival.ids.header();
-            let answered = poll_fn(|context| {
-                // Should the handler panic, the log says with which request.
-                panics::about(id, || answering.as_mut().poll(context))
-            });
-            let Ok(response) = answered.await;
-            response.into_response()
+            // Should the handler panic, the log says with which request.
+            poll_fn(|context| panics::about(id, || answering.as_mut().poll(context))).await
         }
         Err(error) => error.into_response(),
     };

@@ -185,7 +185,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
             "telemetry/collector.rs",
         ],
     ),
-    ("tower", &["http", "net/site.rs"]),
+    ("tower", &["net/site.rs"]),
     ("tower_http", &["http"]),
     ("socket2", &["net/accept.rs", "net/connection/transport.rs"]),
     ("ort", &["runtime"]),
