@@ -12,7 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use thiserror::Error;
 
-use super::shared::Shared;
+use super::shared::{Shared, UNKNOWN};
 use crate::net::phase::Event;
 
 /// Any error, as bodies have it.
@@ -85,7 +85,8 @@ impl Drop for RequestBody {
             .declared_too_large
             .store(false, Ordering::Relaxed);
         if !self.ended && !self.body.is_end_stream() {
-            self.shared.unread_body.store(true, Ordering::Relaxed);
+            let left = self.body.size_hint().exact().unwrap_or(UNKNOWN);
+            self.shared.unread_body.store(left, Ordering::Relaxed);
         }
     }
 }

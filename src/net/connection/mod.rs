@@ -417,6 +417,40 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_body_that_nobody_wants_is_taken_to_its_end_if_it_is_small_and_else_hardly_begun_with()
+     {
+        // What it declares, what is sent of it, and the least and the most that is taken.
+        for (declared, least, most) in [
+            (Some(2_usize << 20), 2 << 20, 2 << 20),
+            (Some(32 << 20), 256 << 10, 512 << 10),
+            (None, 4 << 20, 5 << 20),
+        ] {
+            let framing = match declared {
+                Some(bytes) => format!("Content-Length: {bytes}"),
+                None => "Transfer-Encoding: chunked".to_owned(),
+            };
+            let head = format!(
+                "POST /unread HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{framing}\r\n\r\n"
+            );
+            let mut peer = Peer::sends(&head).await;
+            let piece = if declared.is_some() {
+                "x".repeat(1 << 10)
+            } else {
+                format!("3f0\r\n{}\r\n", "x".repeat(0x3f0))
+            };
+            let mut taken = 0;
+            while taken < declared.unwrap_or(8 << 20)
+                && peer.stream.write_all(piece.as_bytes()).await.is_ok()
+            {
+                taken += piece.len();
+            }
+            assert!((least..=most).contains(&taken), "{framing}: {taken}");
+            let (answer, _) = peer.takes_all().await;
+            assert!(answer.ends_with("unread"), "{answer}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn only_a_body_that_was_not_read_to_its_end_delays_the_close() {
         let lingering = Duration::from_secs(2);
         let head = "HTTP/1.1\r\nHost: a\r\nConnection: close\r\n";

@@ -51,7 +51,7 @@ impl<S: HttpService> hyper::service::Service<Request<Incoming>> for WatchedServi
     fn call(&self, request: Request<Incoming>) -> AnswerFuture<S> {
         self.shared.note(Event::RequestBegan);
         // Of the request before, hyper has read everything, or it would not have come to this one.
-        self.shared.unread_body.store(false, Ordering::Relaxed);
+        self.shared.unread_body.store(0, Ordering::Relaxed);
         let needs_place = self.needs_place(&request);
         let version = request.version();
         let chunked = request.headers().contains_key(TRANSFER_ENCODING);

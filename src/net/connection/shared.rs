@@ -13,6 +13,9 @@ use tokio::time::Instant;
 use crate::net::departure::Departure;
 use crate::net::phase::{Event, Micros, Phase, State, micros};
 
+/// The size of a body that does not say it.
+pub(super) const UNKNOWN: u64 = u64::MAX;
+
 /// What the stream, the service and the bodies of one connection know of each other. All live on one task, so plain
 /// atomic loads and stores suffice. Others only look: whoever needs a place, for one that can give way.
 pub(in crate::net) struct Shared {
@@ -26,8 +29,8 @@ pub(in crate::net) struct Shared {
     /// One more than the time; zero if the peer takes bytes.
     blocked: AtomicU64,
     arrears: AtomicU64,
-    /// Whether the body of the last request was left unread.
-    pub(super) unread_body: AtomicBool,
+    /// Bytes that are left of a body that nobody reads any more; [`UNKNOWN`] of one that does not say how many.
+    pub(super) unread_body: AtomicU64,
     /// Whether the body of the request in progress is chunked, and wanted.
     pub(super) chunked: AtomicBool,
     /// Whether the body of the request in progress, or of the one that has just arrived, is too large by its own account.
@@ -58,7 +61,7 @@ impl Shared {
             since: AtomicU64::new(0),
             blocked: AtomicU64::new(0),
             arrears: AtomicU64::new(0),
-            unread_body: AtomicBool::new(false),
+            unread_body: AtomicU64::new(0),
             chunked: AtomicBool::new(false),
             declared_too_large: AtomicBool::new(false),
             body_read: AtomicBool::new(false),

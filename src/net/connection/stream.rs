@@ -13,7 +13,7 @@ use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::chunks::ChunkWatch;
-use super::shared::Shared;
+use super::shared::{Shared, UNKNOWN};
 use super::transport::{Reset, Transport};
 use crate::net::config::ConnectionConfig;
 use crate::net::phase::{Event, Phase};
@@ -21,6 +21,10 @@ use crate::net::site::Edge;
 
 /// How many bytes are read and thrown away after the last answer.
 const LINGERING_BYTES: usize = 4 << 20;
+
+/// The same of a body that declares more than those: it is not taken to its end anyway, and what is thrown away costs as
+/// much as what is received.
+const LINGERING_BYTES_OF_MORE: usize = 256 << 10;
 
 /// The most bytes of an answer that are copied to be sent as one piece.
 const SENT_TOGETHER: usize = 1024;
@@ -283,19 +287,25 @@ impl<S: Transport> AsyncWrite for WatchedStream<S> {
             self.write_closed = true;
             self.shared.note(Event::WriteClosed);
         }
+        let unread = self.shared.unread_body.load(Ordering::Relaxed);
+        let is_more = unread != UNKNOWN && unread > LINGERING_BYTES as u64;
+        let most = if is_more {
+            LINGERING_BYTES_OF_MORE
+        } else {
+            LINGERING_BYTES
+        };
         let mut scratch = [0; 8192];
         loop {
             let mut buffer = ReadBuf::new(&mut scratch);
             let result = Pin::new(&mut self.stream).poll_read(context, &mut buffer);
-            let more_may_come =
-                self.discarded > 0 || self.shared.unread_body.load(Ordering::Relaxed);
+            let more_may_come = self.discarded > 0 || unread > 0;
             if result.is_pending() && !more_may_come {
                 return Poll::Ready(Ok(()));
             }
             ready!(result)?;
             let read = buffer.filled().len();
             self.discarded += read;
-            if read == 0 || self.discarded >= LINGERING_BYTES {
+            if read == 0 || self.discarded >= most {
                 return Poll::Ready(Ok(()));
             }
         }
