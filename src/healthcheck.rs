@@ -2,17 +2,19 @@
 //!
 //! Invariant: it ends within a few seconds, whatever the server does.
 
+use std::error::Error;
 use std::fmt;
+use std::iter::successors;
 use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HOST};
+use http::header::CONNECTION;
 use http::uri::Scheme;
 use http::{Request, StatusCode, Uri};
 use http_body_util::Empty;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 
 use crate::address::Host;
 
@@ -23,10 +25,6 @@ const TIMEOUT: Duration = Duration::from_secs(4);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     url: String,
-    /// As in the URL, with an IPv6 address in brackets.
-    host: String,
-    port: u16,
-    path: String,
 }
 
 impl Target {
@@ -34,14 +32,8 @@ impl Target {
     #[must_use]
     pub fn health(host: &Host, port: u16) -> Self {
         let authority = host.for_clients().with_port(port);
-        let host = authority
-            .rsplit_once(':')
-            .map_or(authority.as_str(), |(host, _)| host);
         Self {
             url: format!("http://{authority}/health"),
-            host: host.to_owned(),
-            port,
-            path: "/health".to_owned(),
         }
     }
 }
@@ -66,19 +58,11 @@ impl FromStr for Target {
         let ends_at_host = uri
             .authority()
             .is_some_and(|authority| authority.as_str().ends_with(host));
-        let port = match uri.port_u16() {
-            Some(port) => port,
-            None if ends_at_host => 80,
-            None => return Err(wrong()),
-        };
+        if uri.port_u16().is_none() && !ends_at_host {
+            return Err(wrong());
+        }
         Ok(Self {
             url: text.to_owned(),
-            host: host.to_owned(),
-            port,
-            path: uri
-                .path_and_query()
-                .map_or("/", |path| path.as_str())
-                .to_owned(),
         })
     }
 }
@@ -106,38 +90,27 @@ pub async fn check(target: &Target) -> Result<(), String> {
 }
 
 async fn status(target: &Target) -> Result<StatusCode, String> {
-    let failed = |error: &dyn std::fmt::Display| {
+    let failed = |error: &dyn fmt::Display| {
         format!("{target} cannot be reached: {error}; does the server run?")
     };
-    let (host, port) = (target.host.as_str(), target.port);
-    let address = host.trim_start_matches('[').trim_end_matches(']');
-    let stream = TcpStream::connect((address, port))
-        .await
-        .map_err(|error| failed(&error))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| failed(&error))?;
-    let request = Request::get(target.path.as_str())
-        .header(HOST, format!("{host}:{port}"))
+    let request = Request::get(target.url.as_str())
         .header(CONNECTION, "close")
-        .body(Empty::<Bytes>::new());
-    let request = request.map_err(|error| failed(&error))?;
-    let answer = async {
-        sender.send_request(request).await.map_err(|error| {
-            if error.is_parse() {
-                format!("{target} gives no answer of HTTP; is this the server's port?")
-            } else {
-                failed(&error)
-            }
-        })
-    };
-    tokio::pin!(answer);
-    tokio::pin!(connection);
-    tokio::select! {
-        biased;
-        answer = &mut answer => answer.map(|answer| answer.status()),
-        _ = &mut connection => answer.await.map(|answer| answer.status()),
-    }
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| failed(&error))?;
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let answer = client.request(request).await.map_err(|error| {
+        let is_parse = |cause: &&(dyn Error + 'static)| {
+            let cause = cause.downcast_ref::<hyper::Error>();
+            cause.is_some_and(hyper::Error::is_parse)
+        };
+        let causes = || successors(Some(&error as &(dyn Error + 'static)), |it| (*it).source());
+        match causes().find(is_parse) {
+            Some(_) => format!("{target} gives no answer of HTTP; is this the server's port?"),
+            // What is around it says only which layer saw it.
+            None => failed(&causes().last().map(ToString::to_string).unwrap_or_default()),
+        }
+    })?;
+    Ok(answer.status())
 }
 
 #[cfg(test)]

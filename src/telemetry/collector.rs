@@ -3,27 +3,26 @@
 //! Invariant: it lives on the thread that exports spans, with a runtime of its own. A collector that is slow, broken or
 //! gone costs that thread time, and the log one line.
 
+use std::error::Error;
 use std::fmt;
+use std::iter::successors;
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::header::{CONNECTION, HOST};
+use http::HeaderValue;
+use http::header::CONNECTION;
 use http::uri::Scheme;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::rt::TokioIo;
+use opentelemetry_http::hyper::HyperClient;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
-use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
+use tokio::time::error::Elapsed;
 
 use super::supervision;
 
 /// The longest that one export may take, if nothing else is said.
 pub const TIMEOUT: Duration = Duration::from_secs(3);
-
-/// The largest answer that is read; a collector answers with a few bytes.
-const MAX_ANSWER: usize = 64 << 10;
 
 /// Where a collector takes spans by OTLP over HTTP. Read from text, it is the collector's base, `http://host:4318`, to
 /// which `/v1/traces` is added.
@@ -93,6 +92,7 @@ impl fmt::Display for Endpoint {
 #[derive(Debug)]
 pub(super) struct Collector {
     runtime: Runtime,
+    client: HyperClient,
     timeout: Duration,
     failing: AtomicBool,
 }
@@ -104,23 +104,24 @@ impl Collector {
             .build()?;
         Ok(Self {
             runtime,
+            client: HyperClient::with_default_connector(timeout, None),
             timeout,
             failing: AtomicBool::new(false),
         })
     }
 
-    fn post(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let answer = self.runtime.block_on(async {
-            tokio::time::timeout(self.timeout, send(request))
-                .await
-                .unwrap_or_else(|_| {
-                    Err(format!("no answer within {} ms", self.timeout.as_millis()).into())
-                })
-        });
+    fn post(&self, mut request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        // Nothing looks after a connection between two exports.
+        let headers = request.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        let answer = self.runtime.block_on(self.client.send_bytes(request));
         let complaint = match &answer {
             Ok(answer) if answer.status().is_success() => None,
             Ok(answer) => Some(format!("it answered {}", answer.status())),
-            Err(error) => Some(error.to_string()),
+            Err(error) if error.is::<Elapsed>() => {
+                Some(format!("no answer within {} ms", self.timeout.as_millis()))
+            }
+            Err(error) => Some(root_cause(error.as_ref())),
         };
         let was_failing = self.failing.swap(complaint.is_some(), Ordering::Relaxed);
         match complaint {
@@ -157,35 +158,10 @@ impl HttpClient for Collector {
     }
 }
 
-async fn send(request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-    let uri = request.uri();
-    let host = uri.host().ok_or("the endpoint has no host")?;
-    let port = uri.port_u16().unwrap_or(80);
-    let authority = format!("{host}:{port}");
-    let path = uri
-        .path_and_query()
-        .map_or("/", |path| path.as_str())
-        .to_owned();
-    let address = host.trim_start_matches('[').trim_end_matches(']');
-    let stream = TcpStream::connect((address, port)).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let (head, body) = request.into_parts();
-    let mut outgoing = Request::post(path).body(Full::new(body))?;
-    *outgoing.headers_mut() = head.headers;
-    outgoing.headers_mut().insert(HOST, authority.parse()?);
-    outgoing
-        .headers_mut()
-        .insert(CONNECTION, http::HeaderValue::from_static("close"));
-    let exchange = async {
-        let (head, body) = sender.send_request(outgoing).await?.into_parts();
-        let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
-        Ok(Response::from_parts(head, body))
-    };
-    tokio::select! {
-        answer = exchange => answer,
-        Err(error) = connection => Err(error.into()),
-    }
+/// What went wrong in the end; what is around it says only which layer saw it.
+fn root_cause(error: &(dyn Error + 'static)) -> String {
+    let causes = successors(Some(error), |error| (*error).source());
+    causes.last().map(ToString::to_string).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -174,17 +174,9 @@ const LIBRARIES: &[(&str, &[&str])] = &[
             "net/connection/service.rs",
             "net/connection/body.rs",
             "healthcheck",
-            "telemetry/collector.rs",
         ],
     ),
-    (
-        "hyper_util",
-        &[
-            "net/connection/mod.rs",
-            "healthcheck",
-            "telemetry/collector.rs",
-        ],
-    ),
+    ("hyper_util", &["net/connection/mod.rs", "healthcheck"]),
     ("tower", &["net/site.rs"]),
     ("tower_http", &["http"]),
     ("socket2", &["net/accept.rs", "net/connection/transport.rs"]),
