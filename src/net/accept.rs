@@ -3,6 +3,7 @@
 //! Invariant: [`serve`] returns only when every connection it accepted is gone, and no number of them keeps it from
 //! accepting more.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,12 @@ const RESERVE_SEND_BUFFER: usize = 1 << 20;
 /// Connections that may wait to be accepted, as far as the system allows.
 const BACKLOG: i32 = 4096;
 
+/// Where a TCP header has its flags.
+const TCP_FLAGS: u32 = 13;
+
+/// The flag of a packet that begins a handshake.
+const SYN: u32 = 0x02;
+
 /// How often a lasting failure is logged.
 const ERROR_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -65,7 +72,7 @@ pub async fn serve<S: HttpService>(
         connections.spawn(serving);
     };
     let mut last_log: Option<Instant> = None;
-    let mut stopping = drain.stopping();
+    let mut stopping = pin!(drain.stopping());
     loop {
         let accepted = tokio::select! {
             biased;
@@ -147,14 +154,21 @@ fn leave_answer_to_the_kernel(stream: &TcpStream) {
 }
 
 /// Makes the kernel drop the first packet of new connections to `listener`, as if it had got lost.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the kernel's own struct has sixteen bits for these codes, which are of one byte"
+)]
 fn ignore_new_handshakes(listener: &TcpListener) {
+    const LOAD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
+    const JUMP_IF_ANY_OF: u16 = (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
     // A classic socket filter: load the byte of the TCP flags, drop the packet if SYN is among them, else keep it. The
     // connections that are accepted afterwards inherit it, and never see such a packet.
     let filter = [
-        SockFilter::new(0x30, 0, 0, 13),
-        SockFilter::new(0x45, 0, 1, 0x02),
-        SockFilter::new(0x06, 0, 0, 0),
-        SockFilter::new(0x06, 0, 0, u32::MAX),
+        SockFilter::new(LOAD_BYTE, 0, 0, TCP_FLAGS),
+        SockFilter::new(JUMP_IF_ANY_OF, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
     ];
     // Where there are no such filters, as in some sandboxes, a narrow window remains.
     if let Err(error) = SockRef::from(listener).attach_filter(&filter) {

@@ -2,11 +2,8 @@
 //!
 //! Invariant: stages only ever go forward, and each includes the ones before it.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
@@ -14,8 +11,8 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 #[derive(Debug, Clone, Default)]
 pub struct Drain {
     closing: Arc<AtomicBool>,
-    stopping: Stage,
-    aborting: Stage,
+    stopping: CancellationToken,
+    aborting: CancellationToken,
     aborted_requests: Arc<AtomicUsize>,
 }
 
@@ -28,13 +25,13 @@ impl Drain {
     /// Stage 2: no new connections; kept-alive ones end when their request is answered, or when none comes.
     pub fn stop_accepting(&self) {
         self.start_closing();
-        self.stopping.reach();
+        self.stopping.cancel();
     }
 
     /// Stage 3: whatever is left ends at once.
     pub fn abort(&self) {
         self.stop_accepting();
-        self.aborting.reach();
+        self.aborting.cancel();
     }
 
     /// Whether answers tell their clients to close.
@@ -45,7 +42,7 @@ impl Drain {
 
     /// Whether stage 3 is reached.
     pub(crate) fn is_aborting(&self) -> bool {
-        self.aborting.is_reached()
+        self.aborting.is_cancelled()
     }
 
     /// Requests that were received and, because of stage 3, not answered to the last byte.
@@ -54,12 +51,12 @@ impl Drain {
         self.aborted_requests.load(Ordering::Relaxed)
     }
 
-    pub(super) fn stopping(&self) -> StageReached {
-        self.stopping.reached()
+    pub(super) fn stopping(&self) -> WaitForCancellationFutureOwned {
+        self.stopping.clone().cancelled_owned()
     }
 
-    pub(super) fn aborting(&self) -> StageReached {
-        self.aborting.reached()
+    pub(super) fn aborting(&self) -> WaitForCancellationFutureOwned {
+        self.aborting.clone().cancelled_owned()
     }
 
     pub(super) fn note_aborted(&self) {
@@ -67,58 +64,10 @@ impl Drain {
     }
 }
 
-/// A stage that everybody can wait for.
-#[derive(Debug, Clone, Default)]
-struct Stage {
-    reached: Arc<AtomicBool>,
-    token: CancellationToken,
-}
-
-impl Stage {
-    fn reach(&self) {
-        // First what is looked at, then what wakes those who look.
-        self.reached.store(true, Ordering::Release);
-        self.token.cancel();
-    }
-
-    fn is_reached(&self) -> bool {
-        self.reached.load(Ordering::Acquire)
-    }
-
-    fn reached(&self) -> StageReached {
-        StageReached {
-            reached: Arc::clone(&self.reached),
-            cancelled: Box::pin(self.token.clone().cancelled_owned()),
-            registered: false,
-        }
-    }
-}
-
-/// Ends when a stage is reached. To be polled by one task only.
-///
-/// A connection polls it several times for every request. The token takes a lock that all connections share each time; so
-/// it is asked once, to be woken by it, and from then on only when the stage is known to be reached.
-#[derive(Debug)]
-pub(super) struct StageReached {
-    reached: Arc<AtomicBool>,
-    cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
-    registered: bool,
-}
-
-impl Future for StageReached {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        if self.registered && !self.reached.load(Ordering::Acquire) {
-            return Poll::Pending;
-        }
-        self.registered = true;
-        self.cancelled.as_mut().poll(context)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use super::*;
 
     #[tokio::test(flavor = "multi_thread")]
@@ -126,8 +75,9 @@ mod tests {
         let drain = Drain::default();
         let tasks: Vec<_> = (0..50)
             .map(|_| {
-                let (mut stopping, mut aborting) = (drain.stopping(), drain.aborting());
+                let (stopping, aborting) = (drain.stopping(), drain.aborting());
                 tokio::spawn(async move {
+                    let (mut stopping, mut aborting) = (pin!(stopping), pin!(aborting));
                     tokio::select! {
                         biased;
                         () = &mut stopping => {}

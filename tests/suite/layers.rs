@@ -207,7 +207,15 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("clap_complete", &["config"]),
     ("clap_mangen", &["config"]),
     ("sd_notify", &["service_manager"]),
-    ("libc", &["net/listening.rs", "process", "text_file.rs"]),
+    (
+        "libc",
+        &[
+            "net/accept.rs",
+            "net/listening.rs",
+            "process",
+            "text_file.rs",
+        ],
+    ),
 ];
 
 /// What is wrong with the file at `path` (relative to `src/`) that holds `text`.

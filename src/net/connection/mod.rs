@@ -83,7 +83,8 @@ async fn serve_stream<T: Transport, S: HttpService>(
     let mut connection = pin!(connection);
     let mut timer = pin!(tokio::time::sleep_until(shared.start));
     let mut stopped: Option<Micros> = None;
-    let (mut stopping, mut aborting) = (drain.stopping(), drain.aborting());
+    let mut stopping = pin!(drain.stopping());
+    let mut aborting = pin!(drain.aborting());
     loop {
         // The connection was polled just before, so whatever had arrived by now has been read.
         let state = shared.state();

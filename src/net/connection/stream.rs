@@ -26,9 +26,6 @@ const LINGERING_BYTES: usize = 4 << 20;
 /// much as what is received.
 const LINGERING_BYTES_OF_MORE: usize = 256 << 10;
 
-/// The most bytes of an answer that are copied to be sent as one piece.
-const SENT_TOGETHER: usize = 1024;
-
 /// How reading ended when it was last tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LastRead {
@@ -236,14 +233,7 @@ impl<S: Transport> AsyncWrite for WatchedStream<S> {
         {
             return result;
         }
-        // The head of an answer and a small body are sent as one piece: the kernel takes longer to look at two than a
-        // copy does.
-        let mut together = [0; SENT_TOGETHER];
-        let stream = Pin::new(&mut self.stream);
-        let result = match join(slices, &mut together) {
-            Some(bytes) => stream.poll_write(context, bytes),
-            None => stream.poll_write_vectored(context, slices),
-        };
+        let result = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
         self.shared.note_write(&result);
         result
     }
@@ -310,19 +300,4 @@ impl<S: Transport> AsyncWrite for WatchedStream<S> {
             }
         }
     }
-}
-
-/// What stands in `slices`, put together in `buffer` if it is several pieces and fits.
-fn join<'b>(slices: &[IoSlice<'_>], buffer: &'b mut [u8]) -> Option<&'b [u8]> {
-    let length: usize = slices.iter().map(|slice| slice.len()).sum();
-    if slices.len() < 2 || length > buffer.len() {
-        return None;
-    }
-    let mut end = 0;
-    for slice in slices {
-        let start = end;
-        end += slice.len();
-        buffer.get_mut(start..end)?.copy_from_slice(slice);
-    }
-    buffer.get(..end)
 }
