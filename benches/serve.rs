@@ -186,7 +186,8 @@ fn post(path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// One keep-alive connection.
+/// One keep-alive connection. Its time is a part of what is measured, so it does no more than it must, and the tests' client
+/// does more.
 struct Client {
     stream: TcpStream,
     buffer: [u8; 16 * 1024],

@@ -16,8 +16,6 @@
 use std::alloc::System;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
-use std::time::{Duration, Instant};
 
 use clap::Parser;
 use model_serving::config::ServeFlags;
@@ -26,12 +24,10 @@ use model_serving::signals::Signals;
 use model_serving::telemetry::logging;
 use model_serving::telemetry::traces::Tracer;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+use testing::{PATIENCE, eventually, fixture};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
-
-/// The longest that the test waits for anything.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Requests are counted together, because what the server does after an answer falls into the next request.
 const REQUESTS_IN_A_GROUP: u32 = 50;
@@ -46,9 +42,8 @@ const JSON_BOUND: f64 = 47.0;
 #[test]
 fn a_prediction_allocates_no_more_than_it_did() {
     let flags = |arguments: &[&str]| {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/addone.onnx");
         let mut flags = ServeFlags::parse_from(["model-serving"].iter().chain(arguments).copied());
-        flags.model = path;
+        flags.model = fixture("addone").into();
         flags
     };
     let flags = flags(&["--host", "127.0.0.1", "--port", "0"]);
@@ -145,11 +140,9 @@ impl Client {
     }
 
     fn wait_until_ready(&mut self) {
-        let end = Instant::now() + PATIENCE;
-        while self.exchange(b"GET /ready HTTP/1.1\r\nHost: test\r\n\r\n") != 200 {
-            assert!(Instant::now() < end, "the server did not become ready");
-            std::thread::yield_now();
-        }
+        eventually("the server is ready", || {
+            self.exchange(b"GET /ready HTTP/1.1\r\nHost: test\r\n\r\n") == 200
+        });
     }
 
     /// Sends `request`, reads the whole answer and returns its status.

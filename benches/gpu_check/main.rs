@@ -582,16 +582,7 @@ fn metric(served: &Served, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
     let text = String::from_utf8(body).ok()?;
     let scrape =
         prometheus_parse::Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).ok()?;
-    let mut samples = scrape.samples.iter().filter(|sample| {
-        sample.metric == name
-            && labels
-                .iter()
-                .all(|(label, value)| sample.labels.get(label) == Some(value))
-    });
-    match samples.next()?.value {
-        prometheus_parse::Value::Gauge(value) => Some(value),
-        _ => None,
-    }
+    testing::sample(&scrape, name, labels)
 }
 
 /// A folder with every library of `LD_LIBRARY_PATH` but cuBLAS; nothing if cuBLAS is not found that way.

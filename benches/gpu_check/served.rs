@@ -1,4 +1,8 @@
 //! The server as its users run it, and the clients that load it.
+//!
+//! The tests' launcher and client would disturb what is measured: they keep every line of the log and take each answer
+//! apart. These throw the lines away, and read of an answer what must be read. The server has this process's
+//! environment, which says where the GPU's libraries are.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -10,6 +10,7 @@ use super::{Server, fixture, program};
 pub struct Repository(tempfile::TempDir);
 
 impl Repository {
+    /// One with fixtures, each by its name and the place that it is put to.
     pub fn with(files: &[(&str, &str)]) -> Self {
         let repository = Self(tempfile::tempdir().unwrap());
         for (name, place) in files {
@@ -18,6 +19,7 @@ impl Repository {
         repository
     }
 
+    /// Where `place` is.
     pub fn path(&self, place: &str) -> PathBuf {
         self.0.path().join(place)
     }
@@ -29,10 +31,12 @@ impl Repository {
         fs::copy(fixture(name), place).unwrap();
     }
 
+    /// Writes a file.
     pub fn write(&self, place: &str, text: &str) {
         fs::write(self.path(place), text).unwrap();
     }
 
+    /// A server of it that is ready.
     pub fn serve(&self, flags: &[&str]) -> Server {
         let mut all = vec!["--model", self.0.path().to_str().unwrap()];
         all.extend(flags);
