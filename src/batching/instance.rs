@@ -4,15 +4,14 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use smallvec::{SmallVec, smallvec};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::ScheduleError;
 use super::batch::{Batch, InputBuffers};
+use super::instance_status::{DeathMark, InstanceStatus};
 use super::numbers::to_f64;
 use super::output_sizes::OutputSizes;
 use super::parts::{self, InParts, PartRule, Stop};
@@ -22,7 +21,7 @@ use crate::inference::{InferenceRequest, InferenceResponse, Timings};
 use crate::model::ModelMetadata;
 use crate::runtime::buckets::Buckets;
 use crate::runtime::device_health::DeviceHealth;
-use crate::runtime::{BatchInput, BatchOutput, Interrupt, Model, RuntimeError};
+use crate::runtime::{BatchInput, BatchOutput, Model, RuntimeError};
 use crate::runtime::{Division, ModelOutput};
 use crate::telemetry::metrics::BatchingMetrics;
 use crate::telemetry::panics;
@@ -32,9 +31,6 @@ use crate::tensor::Tensor;
 /// When it is worth trying again to get memory for a run.
 const MEMORY_RETRY: Duration = Duration::from_secs(1);
 
-/// How long a run may go on after its interruption before the instance counts as hung.
-const HANG_GRACE: Duration = Duration::from_secs(20);
-
 /// A run beside the connections that takes longer, splitting and all, was not known to be short.
 const LONG_RUN: Duration = Duration::from_millis(10);
 
@@ -42,72 +38,6 @@ const LONG_RUN: Duration = Duration::from_millis(10);
 /// member gets a copy of its rows before the next execution: instances execute faster than answers are encoded, and the
 /// outputs of one execution after another would be kept meanwhile, which no budget counts.
 const SHARED_OUTPUTS: usize = 1 << 20;
-
-/// What others may know about an instance.
-pub(super) struct InstanceStatus {
-    interrupt: Arc<dyn Interrupt>,
-    /// The last deadline of the batch being executed. The lock makes sure that an interrupt ends this very run.
-    running: Mutex<Option<Instant>>,
-    dead: AtomicBool,
-}
-
-/// How an instance is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InstanceHealth {
-    /// Idle, or executing something that somebody waits for.
-    Healthy,
-    /// Executing on and on, although it was interrupted.
-    Hung,
-    /// Its thread or task ended.
-    Dead,
-}
-
-impl InstanceStatus {
-    pub(super) fn new(interrupt: Arc<dyn Interrupt>) -> Self {
-        Self {
-            interrupt,
-            running: Mutex::new(None),
-            dead: AtomicBool::new(false),
-        }
-    }
-
-    /// Interrupts a run that nobody waits for at `now`, and says how the instance is.
-    pub(super) fn check(&self, now: Instant) -> InstanceHealth {
-        if self.dead.load(Ordering::Relaxed) {
-            return InstanceHealth::Dead;
-        }
-        let running = self.running.lock();
-        match *running {
-            Some(deadline) if now >= deadline + HANG_GRACE => InstanceHealth::Hung,
-            Some(deadline) if now >= deadline => {
-                self.interrupt.interrupt();
-                InstanceHealth::Healthy
-            }
-            _ => InstanceHealth::Healthy,
-        }
-    }
-}
-
-/// Marks the instance dead however its thread ends early.
-struct DeathMark {
-    status: Arc<InstanceStatus>,
-    finished: bool,
-}
-
-impl DeathMark {
-    fn new(status: &Arc<InstanceStatus>) -> Self {
-        Self {
-            status: Arc::clone(status),
-            finished: false,
-        }
-    }
-}
-
-impl Drop for DeathMark {
-    fn drop(&mut self) {
-        self.status.dead.store(!self.finished, Ordering::Relaxed);
-    }
-}
 
 /// One instance, before its thread runs.
 pub(super) struct Instance {
@@ -145,7 +75,7 @@ impl Instance {
             };
             large = self.take_turns(members, large, &mut buffers);
         }
-        mark.finished = true;
+        mark.finish();
     }
 
     /// The same as a task beside the connections, for a model whose runs are shorter than waking a thread is worth.
@@ -195,7 +125,7 @@ impl Instance {
                 );
             }
         }
-        mark.finished = true;
+        mark.finish();
     }
 
     /// Whether `members`, or the next part of `large`, have a size that was not tried when the runs of up to `short_rows`
@@ -267,12 +197,12 @@ impl Instance {
         let padded = parts::padded(rows.len(), self.buckets);
         let started = Instant::now();
         self.queue.note_part(self.index, rows.len(), started);
-        *self.status.running.lock() = Some(deadline);
+        self.status.begin(deadline);
         let ids = large.pending.request.ids();
         let result = self.run_gathered(ids, || {
             parts::gather(&large.pending.request, rows.clone(), buffers, padded)
         });
-        *self.status.running.lock() = None;
+        self.status.end();
         let elapsed = started.elapsed();
         self.queue
             .record(rows.len(), elapsed, result.is_ok(), started + elapsed);
@@ -377,9 +307,9 @@ impl Instance {
         let Attempt { batch, padded } = attempt;
         let started = Instant::now();
         let deadline = batch.latest_deadline()?;
-        *self.status.running.lock() = Some(deadline);
+        self.status.begin(deadline);
         let result = self.run_once(&batch, padded, buffers);
-        *self.status.running.lock() = None;
+        self.status.end();
         let elapsed = started.elapsed();
         // What inputs that disagree are broadcast to says nothing about others of as many rows.
         let disagrees = |member: &Pending| member.request.disagreement().is_some();

@@ -10,6 +10,7 @@ pub mod batch;
 mod error;
 mod forecast;
 mod instance;
+mod instance_status;
 mod numbers;
 mod output_sizes;
 mod parts;
@@ -34,7 +35,7 @@ use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 pub use error::ScheduleError;
-pub use instance::InstanceHealth;
+pub use instance_status::InstanceHealth;
 
 use crate::inference::{InferenceRequest, InferenceResponse};
 use crate::model::{Batchability, ModelMetadata};
@@ -42,7 +43,8 @@ use crate::runtime::Model;
 use crate::runtime::buckets::Buckets;
 use crate::runtime::device_health::DeviceHealth;
 use crate::telemetry::metrics::BatchingMetrics;
-use instance::{Instance, InstanceStatus};
+use instance::Instance;
+use instance_status::InstanceStatus;
 use output_sizes::OutputSizes;
 use parts::PartRule;
 use policy::BatchPolicy;
