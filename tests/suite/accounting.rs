@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::faults::Faults;
-use support::{Client, Request, Server, fixture};
+use testing::faults::Faults;
+use testing::{Client, Request, Server, fixture};
 
 const BODY: &str = r#"{"inputs": [[1, 2, 3, 4]]}"#;
 
@@ -54,7 +54,7 @@ fn a_request_whose_client_leaves_has_a_line_and_a_count_without_a_status() {
     let mut client = server.connect();
     let waiting = Request::json("/predict", BODY).header("X-Request-Id", "left");
     client.write(&waiting.bytes()).unwrap();
-    support::eventually("the request waits", || {
+    testing::eventually("the request waits", || {
         server.metric("ml_queue_rows", &[]) == Some(1.0)
     });
     // As when the client's process dies with data unread: the connection is reset.
@@ -84,7 +84,7 @@ fn a_request_that_the_drain_cuts_off_says_so() {
         .header("X-Request-Id", "cut")
         .header("Content-Length", "1000");
     client.write(&request.bytes()).unwrap();
-    support::eventually("the request is being received", || {
+    testing::eventually("the request is being received", || {
         server.metric("ml_requests_in_flight", &[]) == Some(1.0)
     });
     server.signal(Signal::SIGTERM);
@@ -164,11 +164,11 @@ fn requests_that_are_refused_as_no_http_have_a_line_and_a_count() {
             assert_eq!(body["code"], code, "{body}");
             assert!(body["error"].is_string(), "{body}");
         }
-        support::eventually("it is counted", || {
+        testing::eventually("it is counted", || {
             (count(&server, "unmatched", status) - before - 1.0).abs() < 0.5
         });
         let answered_with = json!(status.parse::<u16>().ok());
-        support::eventually("it is logged", || {
+        testing::eventually("it is logged", || {
             server.log.lines().iter().skip(lines).any(|line| {
                 line["target"] == "access"
                     && line["route"] == "unmatched"
@@ -337,7 +337,7 @@ fn work_in_the_background_goes_on_after_a_panic_which_is_logged_and_counted() {
     ] {
         let before = server.metric("panics_total", &[]).unwrap();
         faults.set(&format!("panic {place}\n"));
-        support::eventually(place, || {
+        testing::eventually(place, || {
             // Something to export and to log.
             assert_eq!(server.request(&Request::json("/predict", BODY)).status, 200);
             server.metric("panics_total", &[]).unwrap() > before
@@ -364,7 +364,7 @@ fn work_in_the_background_goes_on_after_a_panic_which_is_logged_and_counted() {
     // The reloads go on.
     fs::copy(fixture("addten"), folder.path().join("new")).unwrap();
     fs::rename(folder.path().join("new"), &model).unwrap();
-    support::eventually("the model is reloaded", || {
+    testing::eventually("the model is reloaded", || {
         let answer = server.predict(&json!({"inputs": [[1, 2, 3, 4]]}));
         answer.json()["outputs"]["y"] == json!([[11.0, 12.0, 13.0, 14.0]])
     });
@@ -384,13 +384,13 @@ fn a_model_whose_loading_panics_is_refused_and_the_one_before_serves_on() {
     assert!(server.log.wait_for(refused).is_some());
     let failures = || server.metric("ml_model_reloads_total", &[("result", "failure")]);
     assert_eq!(failures(), Some(1.0));
-    support::eventually("it is told", || {
+    testing::eventually("it is told", || {
         server.metric("ml_model_reload_blocked", &[]) == Some(1.0)
     });
     assert_eq!(server.request(&Request::json("/predict", BODY)).status, 200);
     faults.set("");
     server.signal(Signal::SIGHUP);
-    support::eventually("it is loaded again", || {
+    testing::eventually("it is loaded again", || {
         server.metric("ml_model_reload_blocked", &[]) == Some(0.0)
     });
 }
@@ -399,7 +399,7 @@ fn a_model_whose_loading_panics_is_refused_and_the_one_before_serves_on() {
 fn a_server_that_accepts_nothing_any_more_ends_so_that_it_is_started_anew() {
     let faults = Faults::new();
     let complaint = tempfile::NamedTempFile::new().unwrap();
-    let mut command = support::program();
+    let mut command = testing::program();
     command
         .args(["--model", &fixture("addone"), "--host", "127.0.0.1"])
         .args(["--port", "0"])
@@ -431,7 +431,7 @@ fn a_server_whose_connections_are_stuck_says_so_on_the_admin_port_and_what_cures
     };
     assert_eq!(health().status, 200);
     faults.set("panic beat\n");
-    support::eventually("it is unhealthy", || health().status == 503);
+    testing::eventually("it is unhealthy", || health().status == 503);
     assert_eq!(
         health().json()["error"],
         "the threads of connections are stuck"
@@ -444,7 +444,7 @@ fn a_server_whose_connections_are_stuck_says_so_on_the_admin_port_and_what_cures
 fn a_panic_while_the_models_are_loaded_ends_the_start_with_one_line() {
     let faults = Faults::new();
     faults.set("panic start\n");
-    let output = support::program()
+    let output = testing::program()
         .args(["--model", &fixture("addone")])
         .args(["--port", "0", "--host", "127.0.0.1"])
         .env("TESTKIT_FAULTS", faults.path())
@@ -467,8 +467,8 @@ fn lines_that_nobody_reads_in_time_are_dropped_counted_and_told() {
     let id = "i".repeat(128);
     let request = Request::new("GET", "/nothing").header("X-Request-Id", &id);
     let all: Vec<u8> = request.bytes().repeat(500);
-    support::eventually("lines are dropped", || {
-        let mut client = support::Client::connect(server.address).unwrap();
+    testing::eventually("lines are dropped", || {
+        let mut client = testing::Client::connect(server.address).unwrap();
         client.write(&all).unwrap();
         for _ in 0..500 {
             assert_eq!(client.read().unwrap().status, 404);
@@ -485,8 +485,8 @@ fn lines_that_nobody_reads_in_time_are_dropped_counted_and_told() {
 fn a_server_whose_log_is_closed_serves_on_and_counts_what_nobody_gets() {
     let (server, log) = Unread::start();
     drop(log);
-    let mut client = support::Client::connect(server.address).unwrap();
-    support::eventually("lines are dropped", || {
+    let mut client = testing::Client::connect(server.address).unwrap();
+    testing::eventually("lines are dropped", || {
         let answer = client.send(&Request::json("/predict", BODY)).unwrap();
         assert_eq!(answer.status, 200);
         server.dropped() > 0
@@ -504,7 +504,7 @@ struct UnreadLog(std::io::BufReader<std::process::ChildStdout>);
 
 impl Unread {
     fn start() -> (Self, UnreadLog) {
-        let mut command = support::program();
+        let mut command = testing::program();
         command.args(["--model", &fixture("addone")]);
         command.env("HOST", "127.0.0.1").env("PORT", "0");
         command.stdout(std::process::Stdio::piped());
@@ -519,7 +519,7 @@ impl Unread {
 
     /// The lines of the log that it has dropped.
     fn dropped(&self) -> u64 {
-        let mut client = support::Client::connect(self.address).unwrap();
+        let mut client = testing::Client::connect(self.address).unwrap();
         let answer = client.send(&Request::new("GET", "/metrics")).unwrap();
         let text = answer.text();
         let value = text

@@ -14,7 +14,7 @@ use std::process::Output;
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
-use support::{Client, PATIENCE, Request, Response, Server, fixture, program};
+use testing::{Client, PATIENCE, Request, Response, Server, fixture, program};
 
 const ROUTES: [&str; 4] = ["/health", "/ready", "/ping", "/metrics"];
 
@@ -125,7 +125,7 @@ fn it_answers_through_the_drain_until_the_process_ends() {
     let mut client = server.connect();
     let request = Request::json("/predict", r#"{"inputs": [3000000]}"#);
     client.write(&request.bytes()).unwrap();
-    support::eventually("it is on its way", || {
+    testing::eventually("it is on its way", || {
         server.metric("ml_requests_in_flight", &[]) == Some(1.0)
     });
     server.signal(Signal::SIGTERM);

@@ -11,7 +11,7 @@
 
 use std::io::Write;
 
-use support::{Request, Server, fixture, program};
+use testing::{Request, Server, fixture, program};
 
 const BODY: &str = r#"{"inputs": [[1,2,3,4]]}"#;
 

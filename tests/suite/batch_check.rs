@@ -12,7 +12,7 @@
 use std::fs;
 
 use serde_json::{Value, json};
-use support::{Request, Server, fixture, program, repository};
+use testing::{Request, Server, fixture, program, repository};
 
 /// The server's figures on how the requests for `model` are merged: on or off, and why.
 fn merging(server: &Server) -> (String, String) {

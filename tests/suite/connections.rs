@@ -14,7 +14,7 @@ use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use support::{Client, Random, Request, Server};
+use testing::{Client, Random, Request, Server};
 
 /// Short deadlines, so that tests need not wait long.
 const SHORT: [&str; 10] = [
@@ -83,7 +83,7 @@ fn an_old_connection_ends_with_a_whole_answer() {
     assert!(started.elapsed() >= Duration::from_millis(450) && answered > 1);
     assert_eq!(busy.read_to_end(), b"");
     // One that waited meanwhile is not closed under its client's hands: its next answer says it.
-    support::eventually("the other one is old", || {
+    testing::eventually("the other one is old", || {
         started.elapsed() > Duration::from_millis(550)
     });
     let last = idle.send(&valid()).unwrap();
@@ -131,7 +131,7 @@ fn peers_that_send_nothing_or_dribble_are_closed() {
                 started.elapsed() < Duration::from_secs(20),
                 "a dribbled head is never cut off"
             );
-            support::pause(Duration::from_millis(50));
+            testing::pause(Duration::from_millis(50));
         }
         for client in silent.iter_mut().chain(&mut half).chain([&mut h2]) {
             let took = closed_after(client, started);
@@ -169,7 +169,7 @@ fn kept_connections_are_closed_when_they_pause_too_long_and_not_before() {
     let mut client = server.connect();
     for _ in 0..3 {
         assert_eq!(client.send(&valid()).unwrap().status, 200);
-        support::pause(Duration::from_millis(300));
+        testing::pause(Duration::from_millis(300));
     }
     let started = Instant::now();
     let took = closed_after(&mut client, started);
@@ -188,7 +188,7 @@ fn download(bytes: usize) -> Request {
 /// Waits until the server has no more open files than `before`.
 fn wait_for_its_end(server: &Server, before: f64) {
     // The connection that asks is one of them, both times.
-    support::eventually("the connection is closed", || {
+    testing::eventually("the connection is closed", || {
         server.metric("process_open_fds", &[]).unwrap() <= before
     });
 }
@@ -202,7 +202,7 @@ fn a_peer_that_does_not_read_is_closed_however_long_idle_connections_are_kept() 
     // Far more than sockets buffer.
     client.write(&download(40_000_000).bytes()).unwrap();
     let answered = [("status", "success")];
-    support::eventually("it is answered", || {
+    testing::eventually("it is answered", || {
         server.metric("ml_predictions_total", &answered) == Some(1.0)
     });
     wait_for_its_end(&server, before);
@@ -442,7 +442,7 @@ fn a_storm_of_broken_connections_leaves_no_trace() {
             }
         }
     });
-    support::eventually("nothing is left", || {
+    testing::eventually("nothing is left", || {
         server.metric("ml_requests_in_flight", &[]) == Some(0.0)
             && server.metric("ml_queue_rows", &[]) == Some(0.0)
     });
@@ -460,7 +460,7 @@ fn framed(server: &Server, head: &str, body: &str, together: bool) -> u16 {
             .unwrap();
     } else {
         client.write(head.as_bytes()).unwrap();
-        support::pause(Duration::from_millis(20));
+        testing::pause(Duration::from_millis(20));
         // It may have been refused by now.
         let _ = client.write(body.as_bytes());
     }

@@ -14,7 +14,7 @@ use std::io::Read;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use support::{Client, PATIENCE, Request, Server};
+use testing::{Client, PATIENCE, Request, Server};
 
 /// No deadline of a connection ends anything within a test.
 const PATIENT: [&str; 10] = [
@@ -166,7 +166,7 @@ fn keep_busy(server: &Server, places: usize) -> Vec<Client> {
         })
         .collect();
     let places = f64::from(u32::try_from(places).unwrap());
-    support::eventually("all places are taken", || {
+    testing::eventually("all places are taken", || {
         server.metric("ml_requests_in_flight", &[("model_name", "loop")]) >= Some(places)
     });
     busy
@@ -277,7 +277,7 @@ fn a_hundred_of_a_hundred_probes_are_answered_while_places_are_fought_for() {
                 }
             });
         }
-        support::eventually("there are many", || opened.load(Ordering::Relaxed) >= 300);
+        testing::eventually("there are many", || opened.load(Ordering::Relaxed) >= 300);
         let probed = std::panic::catch_unwind(|| assert_probes_are_quick(&server));
         done.store(true, Ordering::Relaxed);
         eprintln!("beside {} others", opened.load(Ordering::Relaxed));
@@ -309,7 +309,7 @@ fn a_client_that_asks_now_and_then_is_served_among_too_many_of_its_kind() {
                         }
                     }
                     assert!(lost < 1_000);
-                    support::pause(Duration::from_millis(3));
+                    testing::pause(Duration::from_millis(3));
                 }
             });
         }
@@ -342,7 +342,7 @@ fn a_whole_answer_reaches_who_reads_late_on_a_reserve_place() {
 
 /// Starts the program with this many open files as `ulimit` sets them.
 fn with_open_files(ulimit: &str, flags: &[&str]) -> Server {
-    let program = support::program();
+    let program = testing::program();
     let mut command = std::process::Command::new("sh");
     command
         .args(["-c", &format!("ulimit {ulimit}; exec \"$0\" \"$@\"")])
@@ -350,7 +350,7 @@ fn with_open_files(ulimit: &str, flags: &[&str]) -> Server {
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env("HOST", "127.0.0.1")
         .env("PORT", "0")
-        .args(["--model", &support::fixture("addone")])
+        .args(["--model", &testing::fixture("addone")])
         .args(flags);
     let server = Server::spawn_command(command);
     let ready = server.log.wait_for(|line| line["message"] == "ready");

@@ -11,7 +11,7 @@
 
 use half::{bf16, f16};
 use serde_json::{Value, json};
-use support::{Request, Server};
+use testing::{Request, Server};
 
 /// Sends `rows` (each of three elements) to an identity model in every form, and `raw` as bytes; all must come back.
 fn round_trip(datatype: &str, protocol_name: &str, rows: &Value, raw: &[u8]) {
@@ -472,7 +472,7 @@ fn a_repository_serves_every_model_by_its_name_and_highest_version() {
     ] {
         let folder = root.path().join(place);
         std::fs::create_dir_all(&folder).unwrap();
-        std::fs::copy(support::fixture(fixture), folder.join("model.onnx")).unwrap();
+        std::fs::copy(testing::fixture(fixture), folder.join("model.onnx")).unwrap();
     }
     std::fs::write(
         root.path().join("plus/2/model.toml"),

@@ -19,7 +19,7 @@ use std::process::Command;
 use clap::CommandFactory;
 use model_serving::config::{DEFAULT_PORT, ServeFlags};
 use serde_json::Value;
-use support::{Server, repository, skipped};
+use testing::{Server, repository, skipped};
 
 const MODULE: &str = "terraform/modules/model-serving";
 const ENVIRONMENTS: [&str; 2] = ["staging", "production"];

@@ -13,9 +13,9 @@
 use std::fs;
 
 use serde_json::json;
-use support::faults::Faults;
-use support::nvml::FakeNvml;
-use support::{Request, Server, fixture};
+use testing::faults::Faults;
+use testing::nvml::FakeNvml;
+use testing::{Request, Server, fixture};
 
 const BODY: &str = r#"{"inputs": [[1, 2, 3, 4]]}"#;
 const LOST: &str = "CUDA failure 700: an illegal memory access was encountered";
@@ -88,7 +88,7 @@ fn requests_on_their_way_get_503_when_the_gpu_is_lost_and_none_a_wrong_answer() 
                 })
             })
             .collect();
-        support::eventually("the load runs", || {
+        testing::eventually("the load runs", || {
             server.metric("ml_predictions_total", &[("status", "success")]) > Some(100.0)
         });
         faults.fail_runs(LOST);
@@ -253,7 +253,7 @@ fn a_gpu_that_nvml_or_the_driver_gives_up_is_lost_before_a_request_meets_it() {
         let server = nvml.serve_with(&["--model", &fixture("addone")], &environment);
         assert_eq!(predict(&server).0, 200);
         nvml.set(&fault);
-        support::eventually(reason, || server.get("/health").status == 503);
+        testing::eventually(reason, || server.get("/health").status == 503);
         assert_lost(&server, reason);
     }
 }
@@ -261,7 +261,7 @@ fn a_gpu_that_nvml_or_the_driver_gives_up_is_lost_before_a_request_meets_it() {
 /// Asks for a reload and waits until one more has failed.
 fn reload_fails(server: &Server, failures: f64) {
     server.signal(nix::sys::signal::Signal::SIGHUP);
-    support::eventually("the reload has failed", || {
+    testing::eventually("the reload has failed", || {
         server.metric("ml_model_reloads_total", &[("result", "failure")]) >= Some(failures)
     });
 }
@@ -299,7 +299,7 @@ fn a_gpu_that_fails_or_fills_up_during_the_load_fails_the_load() {
     ] {
         let faults = Faults::of_gpu();
         faults.fail_runs(text);
-        let output = support::program()
+        let output = testing::program()
             .args([
                 "--model",
                 &fixture("dyn"),

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use support::{Client, Request, Server};
+use testing::{Client, Request, Server};
 
 /// What one client saw until it was turned away.
 #[derive(Debug, Default)]
@@ -60,7 +60,7 @@ fn hammer(address: std::net::SocketAddr, tally: &Tally, started: &AtomicUsize, b
 fn stop_under_load(half_open: usize) -> (usize, usize, usize) {
     let server = Server::start(&["--drain-timeout", "8s"]);
     let address = server.address;
-    let body = std::fs::read(support::repository("models/samples/digit-7.f32")).unwrap();
+    let body = std::fs::read(testing::repository("models/samples/digit-7.f32")).unwrap();
     let tally = Arc::new(Tally::default());
     let started = Arc::new(AtomicUsize::new(0));
     let mut peers = Vec::new();
@@ -81,7 +81,7 @@ fn stop_under_load(half_open: usize) -> (usize, usize, usize) {
             std::thread::spawn(move || hammer(address, &tally, &started, &body))
         })
         .collect();
-    support::eventually("there is load", || started.load(Ordering::Relaxed) >= 800);
+    testing::eventually("there is load", || started.load(Ordering::Relaxed) >= 800);
     let before = tally.answered.load(Ordering::Relaxed);
     let stopped_at = Instant::now();
     server.signal(Signal::SIGTERM);
@@ -115,7 +115,7 @@ fn begin_download(server: &Server, client: &mut Client, bytes: usize) {
     let request = Request::json("/predict", format!("{{\"inputs\": [[{}]]}}", bytes / 4))
         .header("Accept", "application/octet-stream");
     client.write(&request.bytes()).unwrap();
-    support::eventually("it is answered", || {
+    testing::eventually("it is answered", || {
         server.metric("ml_predictions_total", &[("status", "success")]) == Some(1.0)
     });
 }
@@ -175,7 +175,7 @@ fn during_the_drain_delay_readiness_is_gone_and_predictions_are_answered() {
         (ready.status, &ready.json()["code"]),
         (503, &"draining".into())
     );
-    let body = std::fs::read(support::repository("models/samples/digit-3.json")).unwrap();
+    let body = std::fs::read(testing::repository("models/samples/digit-3.json")).unwrap();
     let answer = kept.send(&Request::json("/predict", body)).unwrap();
     assert_eq!(answer.status, 200);
     assert!(answer.closes());
@@ -193,7 +193,7 @@ fn a_request_that_outlives_the_grace_period_is_cut_and_the_end_is_clean() {
     client
         .write(&Request::json("/predict", r#"{"inputs": [2000000000]}"#).bytes())
         .unwrap();
-    support::eventually("it is executed", || {
+    testing::eventually("it is executed", || {
         server.metric("ml_requests_in_flight", &[("model_name", "loop")]) == Some(1.0)
     });
     server.signal(Signal::SIGTERM);
@@ -213,7 +213,7 @@ fn a_second_interrupt_hurries() {
     client
         .write(&Request::json("/predict", r#"{"inputs": [2000000000]}"#).bytes())
         .unwrap();
-    support::eventually("it is executed", || {
+    testing::eventually("it is executed", || {
         server.metric("ml_requests_in_flight", &[("model_name", "loop")]) == Some(1.0)
     });
     server.signal(Signal::SIGINT);
@@ -251,7 +251,7 @@ fn an_idle_connection_is_answered_once_more_while_the_server_stops() {
 #[test]
 fn a_server_that_is_stopped_while_it_loads_ends_cleanly() {
     let folder = tempfile::tempdir().unwrap();
-    let model = support::heavy(folder.path());
+    let model = testing::heavy(folder.path());
     for signal in [Signal::SIGTERM, Signal::SIGINT].repeat(8) {
         let server = Server::spawn(&["--model", &model], &[]);
         server.signal(signal);

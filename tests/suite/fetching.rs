@@ -26,14 +26,14 @@ use nix::unistd::Pid;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use support::{Client, Request, Server, program, repository, skipped};
+use testing::{Client, Request, Server, program, repository, skipped};
 use web::{Answer, Asked, Then, WebServer};
 
 const TAG: &str = "\"v1\"";
 
 /// Something large enough to arrive in many pieces, and without a pattern that hides a piece in the wrong place.
 fn content(length: usize) -> Vec<u8> {
-    let mut random = support::Random::new(7);
+    let mut random = testing::Random::new(7);
     (0..length)
         .map(|_| u8::try_from(random.below(256)).unwrap())
         .collect()
@@ -237,7 +237,7 @@ fn a_server_that_always_breaks_off_is_given_up_and_what_was_there_stays() {
         done.error
     );
     assert_eq!(done.error.lines().count(), 1, "{}", done.error);
-    assert!(begun.elapsed() < support::PATIENCE);
+    assert!(begun.elapsed() < testing::PATIENCE);
     assert!(server.asked().len() >= 2);
     assert_eq!(std::fs::read(folder.path().join("m.onnx")).unwrap(), b"old");
 }
@@ -462,7 +462,7 @@ fn a_fetch_that_is_stopped_goes_on_the_next_time() {
     let mut first = command(&server, &uri, folder.path(), &["--timeout", "60s"]);
     first.stdout(Stdio::null()).stderr(Stdio::piped());
     let child = first.spawn().unwrap();
-    support::eventually("the beginning is there", || {
+    testing::eventually("the beginning is there", || {
         let parts = files(folder.path());
         parts
             .iter()
@@ -493,7 +493,7 @@ fn two_fetches_into_one_folder_take_turns() {
     let flags = ["--timeout", "6s", "--sha256", &digest];
     let mut first = command(&server, &uri, folder.path(), &flags);
     let first = first.stdout(Stdio::null()).spawn().unwrap();
-    support::eventually("the first is under way", || !server.asked().is_empty());
+    testing::eventually("the first is under way", || !server.asked().is_empty());
     let second = fetch(&server, &uri, folder.path(), &flags);
     assert!(
         second.has("another fetch works in this folder, and is waited for"),
@@ -1049,13 +1049,13 @@ fn a_stop_is_heeded_while_a_large_file_is_hashed() {
     command.stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let counts = format!("/proc/{}/io", child.id());
-    support::eventually("it reads the file", || {
+    testing::eventually("it reads the file", || {
         let counts = std::fs::read_to_string(&counts).unwrap();
         let read = counts.lines().find_map(|it| it.strip_prefix("rchar: "));
         read.unwrap().parse::<u64>().unwrap() > 64 << 20
     });
     kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
-    support::eventually("it has ended", || child.try_wait().unwrap().is_some());
+    testing::eventually("it has ended", || child.try_wait().unwrap().is_some());
     let ended = child.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(1));
     assert!(String::from_utf8(ended.stderr).unwrap().contains("SIGTERM"));

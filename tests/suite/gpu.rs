@@ -12,8 +12,8 @@
 
 use std::collections::BTreeMap;
 
-use support::Server;
-use support::nvml::FakeNvml;
+use testing::Server;
+use testing::nvml::FakeNvml;
 
 const GAUGES: [&str; 5] = [
     "ml_gpu_utilization_percent",
@@ -56,7 +56,7 @@ fn scrape_until(
     server: &Server,
     wanted: impl Fn(&BTreeMap<(String, String), f64>) -> bool,
 ) -> BTreeMap<(String, String), f64> {
-    support::eventually_is("the gauges are as wanted", || {
+    testing::eventually_is("the gauges are as wanted", || {
         let found = gauges(server);
         wanted(&found).then_some(found)
     })

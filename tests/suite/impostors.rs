@@ -11,7 +11,7 @@
 use std::fs;
 use std::process::Stdio;
 
-use support::{Server, fixture, program};
+use testing::{Server, fixture, program};
 
 /// The one line with which a start fails that is to serve `model`.
 fn refused(model: &str, level: &str) -> (String, String) {

@@ -13,7 +13,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{Request, Server, fixture, program};
+use testing::{Request, Server, fixture, program};
 
 fn run(arguments: &[&str]) -> Output {
     let mut command = program();

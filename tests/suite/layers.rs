@@ -491,7 +491,7 @@ fn planted_violations_are_reported() {
             "tensor.rs",
             "#[cfg(test)]\nmod tests {\n    use crate::batching::testing;\n}",
         ),
-        ("http/export.rs", "let x = support::axum_like();"),
+        ("http/export.rs", "let x = testing::axum_like();"),
     ] {
         assert_eq!(violations(path, text), Vec::<String>::new(), "{path}");
     }

@@ -14,7 +14,7 @@ use std::io::Write;
 use std::net::Shutdown;
 use std::process::Stdio;
 
-use support::{Request, Server};
+use testing::{Request, Server};
 
 /// A request that takes the fixture `loop` some half a second.
 const SLOW: &str = r#"{"inputs": [1000000]}"#;
@@ -77,7 +77,7 @@ fn a_client_that_sends_no_more_gets_its_answer_however_slow_the_model_is() {
 #[test]
 fn two_hundred_of_two_hundred_are_answered_by_the_bundled_model() {
     let server = Server::start(&[]);
-    let body = std::fs::read(support::repository("models/samples/digit-7.json")).unwrap();
+    let body = std::fs::read(testing::repository("models/samples/digit-7.json")).unwrap();
     let request = Request::json("/predict", body).bytes();
     let (head, body) = request.split_at(request.len() / 2);
     for _ in 0..100 {
@@ -129,7 +129,7 @@ fn a_request_whose_body_breaks_off_is_an_error_at_once() {
         );
     }
     let in_flight = || server.metric("ml_requests_in_flight", &[("model_name", "loop")]);
-    support::eventually("a broken request ends", || in_flight() == Some(0.0));
+    testing::eventually("a broken request ends", || in_flight() == Some(0.0));
     assert_eq!(predictions(&server, "success"), Some(0.0));
 }
 
@@ -141,7 +141,7 @@ fn a_reset_drops_the_request_also_behind_the_word_that_no_more_is_sent() {
         .write(&Request::json("/predict", ENDLESS).bytes())
         .unwrap();
     let in_flight = || server.metric("ml_requests_in_flight", &[("model_name", "loop")]);
-    support::eventually("it runs", || in_flight() == Some(1.0));
+    testing::eventually("it runs", || in_flight() == Some(1.0));
     // Bytes behind the request, which nobody reads before it is answered: a stray one, an empty line, another request.
     let request = Request::json("/predict", SLOW).bytes();
     let many = request.repeat(2000);
@@ -157,19 +157,19 @@ fn a_reset_drops_the_request_also_behind_the_word_that_no_more_is_sent() {
     ] {
         let mut client = server.connect();
         client.write(&[&request, behind].concat()).unwrap();
-        support::eventually("it waits", || in_flight() == Some(2.0));
+        testing::eventually("it waits", || in_flight() == Some(2.0));
         if sends_no_more {
             client.stream.shutdown(Shutdown::Write).unwrap();
         }
         client.reset();
-        support::eventually("a reset is noticed", || {
+        testing::eventually("a reset is noticed", || {
             predictions(&server, "cancelled") == Some(cancelled)
         });
         assert_eq!(in_flight(), Some(1.0));
     }
     running.stream.shutdown(Shutdown::Write).unwrap();
     running.reset();
-    support::eventually("a reset is noticed", || {
+    testing::eventually("a reset is noticed", || {
         predictions(&server, "cancelled") == Some(9.0)
     });
     assert_eq!(in_flight(), Some(0.0));
@@ -190,9 +190,9 @@ fn a_client_that_resets_during_its_body_has_left_and_sent_nothing_wrong() {
         let mut client = server.connect();
         let head = format!("POST /predict HTTP/1.1\r\nHost: a\r\n{head}");
         client.write(head.as_bytes()).unwrap();
-        support::eventually("its body is awaited", || in_flight() == Some(1.0));
+        testing::eventually("its body is awaited", || in_flight() == Some(1.0));
         client.reset();
-        support::eventually("it is known to have left", || {
+        testing::eventually("it is known to have left", || {
             predictions(&server, "cancelled") == Some(left)
         });
         assert_eq!(predictions(&server, "invalid"), Some(0.0));
@@ -203,7 +203,7 @@ fn a_client_that_resets_during_its_body_has_left_and_sent_nothing_wrong() {
         told.filter(|line| (line["answered"] == false) == left)
             .count()
     };
-    support::eventually("each has its line", || told(true) == 3);
+    testing::eventually("each has its line", || told(true) == 3);
     assert_eq!(told(false), 0);
 }
 
@@ -225,10 +225,10 @@ fn a_client_that_was_killed_costs_no_more_than_its_run() {
         .unwrap();
     drop(stdin);
     let in_flight = || server.metric("ml_requests_in_flight", &[("model_name", "loop")]);
-    support::eventually("it arrives", || in_flight() == Some(1.0));
+    testing::eventually("it arrives", || in_flight() == Some(1.0));
     client.kill().unwrap();
     client.wait().unwrap();
-    support::eventually("it is in flight no more", || in_flight() == Some(0.0));
+    testing::eventually("it is in flight no more", || in_flight() == Some(0.0));
     let (succeeded, cancelled) = (
         predictions(&server, "success"),
         predictions(&server, "cancelled"),
@@ -240,7 +240,7 @@ fn a_client_that_was_killed_costs_no_more_than_its_run() {
         ),
         "{succeeded:?} {cancelled:?}"
     );
-    support::eventually("its connection is closed", || {
+    testing::eventually("its connection is closed", || {
         server.metric("process_open_fds", &[]) <= before
     });
     assert_eq!(

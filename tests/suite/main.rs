@@ -7,8 +7,6 @@
 //! They also share the machine, and no test has it for itself: what another test, or a busy machine, could decide is not
 //! asserted. A bound on time is far from what is usual, and nearer to what the fault would take.
 
-extern crate testing as support;
-
 #[cfg(feature = "testkit")]
 mod accounting;
 mod admin_port;

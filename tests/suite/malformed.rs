@@ -12,7 +12,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use support::{Random, Request, Response, Server};
+use testing::{Random, Request, Response, Server};
 
 /// One malformed request: what is wrong with it, the fixture it is sent to, and the statuses that are right.
 struct Case {

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use serde_json::json;
-use support::{Client, PATIENCE, Request, Server};
+use testing::{Client, PATIENCE, Request, Server};
 
 const LIMIT: [&str; 2] = ["--max-inflight-bytes", "64MiB"];
 
@@ -42,7 +42,7 @@ fn is_answered(server: &Server) {
 }
 
 fn waits_until_memory_is_back(server: &Server, start: u64) {
-    support::eventually(&format!("no more than 32 MiB above {start} kB"), || {
+    testing::eventually(&format!("no more than 32 MiB above {start} kB"), || {
         resident(server) <= start + (32 << 10)
     });
 }
@@ -190,7 +190,7 @@ fn strings_are_reserved_with_all_that_they_take() {
 #[test]
 fn weights_and_reloads_leave_the_bound_of_runs_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
-    let model = support::heavy(folder.path());
+    let model = testing::heavy(folder.path());
     let server = Server::start(&[&["--model", &model, "--instances", "2"], &LIMIT[..]].concat());
     let start = resident(&server);
     for reload in 0..3 {
@@ -209,7 +209,7 @@ fn weights_and_reloads_leave_the_bound_of_runs_as_it_is() {
         }
     }
     // Both models' weights, laid out anew, while one replaces the other.
-    let weights = 6 * (support::HEAVY_WEIGHTS >> 10);
+    let weights = 6 * (testing::HEAVY_WEIGHTS >> 10);
     assert!(peak(&server) < start + weights + (64 << 10) + BESIDES);
     is_answered(&server);
 }

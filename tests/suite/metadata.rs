@@ -10,7 +10,7 @@
 )]
 
 use serde_json::{Value, json};
-use support::{Server, fixture, repository};
+use testing::{Server, fixture, repository};
 
 #[test]
 fn a_model_s_metadata_are_its_signature_in_the_open_inference_protocol() {

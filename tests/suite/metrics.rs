@@ -14,8 +14,8 @@ use std::sync::Mutex;
 
 use model_serving::telemetry::metrics::FAMILIES;
 use prometheus_parse::Value;
-use support::nvml::FakeNvml;
-use support::{Request, Server, sample};
+use testing::nvml::FakeNvml;
+use testing::{Request, Server, sample};
 
 /// The statuses of `ml_predictions_total`.
 const STATUSES: [&str; 6] = [
@@ -81,8 +81,8 @@ const PRESCRIBED: [f64; 10] = [
 fn one_of_two_is_broken() -> tempfile::TempDir {
     let models = tempfile::tempdir().unwrap();
     for (model, place) in [
-        (support::repository("models/best.onnx"), "digits/1"),
-        (support::fixture("not_onnx").into(), "broken/1"),
+        (testing::repository("models/best.onnx"), "digits/1"),
+        (testing::fixture("not_onnx").into(), "broken/1"),
     ] {
         let folder = models.path().join(place);
         std::fs::create_dir_all(&folder).unwrap();
@@ -100,7 +100,7 @@ fn prescribed_families_have_their_names_labels_and_bucket_edges() {
     let models = one_of_two_is_broken();
     let path = models.path().to_str().unwrap();
     let server = gpus.serve(&["--device", "cpu", "--model", path]);
-    support::eventually("there are figures of GPUs", || {
+    testing::eventually("there are figures of GPUs", || {
         server.get("/metrics").text().contains("ml_gpu_power_watts")
     });
     let answer = server.get("/metrics");
@@ -371,8 +371,8 @@ fn timeouts_overload_and_clients_that_leave_are_counted_as_such() {
     let mut busy = server.connect();
     busy.write(&long.bytes()).unwrap();
     let in_flight = || server.metric("ml_requests_in_flight", &[]).unwrap();
-    support::eventually("one in flight", || (in_flight() - 1.0).abs() < 0.5);
-    support::eventually("it is executed", || {
+    testing::eventually("one in flight", || (in_flight() - 1.0).abs() < 0.5);
+    testing::eventually("it is executed", || {
         server.metric("ml_queue_rows", &[]) == Some(0.0)
     });
     let late = long.clone().header("X-Request-Timeout-Ms", "50");
@@ -381,7 +381,7 @@ fn timeouts_overload_and_clients_that_leave_are_counted_as_such() {
     for client in &mut waiting {
         client.write(&long.bytes()).unwrap();
     }
-    support::eventually("two wait", || {
+    testing::eventually("two wait", || {
         server.metric("ml_queue_rows", &[]) == Some(2.0)
     });
     let refused = server.request(&long);
@@ -406,7 +406,7 @@ fn timeouts_overload_and_clients_that_leave_are_counted_as_such() {
         client.reset();
     }
     busy.reset();
-    support::eventually("nothing in flight", || in_flight() < 0.5);
+    testing::eventually("nothing in flight", || in_flight() < 0.5);
     for (status, expected) in [
         ("timeout", 1.0),
         ("overloaded", 2.0),
@@ -458,7 +458,7 @@ fn unknown_names_make_no_series() {
 #[test]
 fn every_request_is_one_line_in_the_log_with_its_id_and_its_times() {
     let server = Server::start(&[]);
-    let body = std::fs::read(support::repository("models/samples/digit-7.json")).unwrap();
+    let body = std::fs::read(testing::repository("models/samples/digit-7.json")).unwrap();
     let answer = server.request(&Request::json("/predict", body).header("X-Request-Id", "abc-1"));
     assert_eq!(
         (answer.status, answer.header("x-request-id")),

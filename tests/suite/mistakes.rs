@@ -14,7 +14,7 @@ use std::io::Write;
 use flate2::Compression;
 use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
 use serde_json::json;
-use support::{Request, Response, Server};
+use testing::{Request, Response, Server};
 
 const BODY: &str = r#"{"inputs": [[1, 2, 3, 4]]}"#;
 

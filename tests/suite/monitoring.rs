@@ -25,8 +25,8 @@ use std::time::Instant;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
-use support::nvml::FakeNvml;
-use support::{Request, fixture, repository, skipped};
+use testing::nvml::FakeNvml;
+use testing::{Request, fixture, repository, skipped};
 
 /// What the targets of one deployment are called.
 struct Deployment {
@@ -159,7 +159,7 @@ impl Prometheus {
             address,
             _folder: folder,
         };
-        support::eventually("Prometheus is ready", || {
+        testing::eventually("Prometheus is ready", || {
             assert_eq!(prometheus.child.try_wait().unwrap(), None);
             prometheus
                 .ask("/-/ready")
@@ -351,7 +351,7 @@ fn rules_and_panels_have_data_and_autoscalers_see_the_clients_latency() {
     let [keda_latency, keda_saturation] = keda_queries();
     // Without requests an autoscaler must see 0 and not nothing, or it would never scale down.
     for query in [&latency, &saturation, &keda_latency, &keda_saturation] {
-        support::eventually(query, || prometheus.query(query) == [0.0]);
+        testing::eventually(query, || prometheus.query(query) == [0.0]);
     }
     let stop = AtomicBool::new(false);
     let latencies = Mutex::new(Vec::new());
@@ -371,11 +371,11 @@ fn rules_and_panels_have_data_and_autoscalers_see_the_clients_latency() {
             check_rules(&prometheus);
             check_variables(&prometheus);
             for query in panel_queries() {
-                support::eventually(&query, || !prometheus.query(&query).is_empty());
+                testing::eventually(&query, || !prometheus.query(&query).is_empty());
             }
             // Records are written now and then, so that the load may be seen a little later than it came.
             for query in [&latency, &keda_latency] {
-                support::eventually(query, || prometheus.query(query).iter().any(|it| *it > 0.0));
+                testing::eventually(query, || prometheus.query(query).iter().any(|it| *it > 0.0));
             }
         }));
         stop.store(true, Ordering::Relaxed);
@@ -410,7 +410,7 @@ fn check_rules(prometheus: &Prometheus) {
             .flat_map(|group| group["rules"].as_array().unwrap().clone())
             .collect::<Vec<Value>>()
     };
-    support::eventually("every rule was evaluated", || {
+    testing::eventually("every rule was evaluated", || {
         rules().iter().all(|rule| rule["health"] == "ok")
     });
     let rules = rules();
@@ -419,7 +419,7 @@ fn check_rules(prometheus: &Prometheus) {
     assert!(records.len() >= 9 && alerts.len() >= 5, "{rules:?}");
     for record in records {
         let name = record["name"].as_str().unwrap();
-        support::eventually(name, || {
+        testing::eventually(name, || {
             let values = prometheus.query(name);
             !values.is_empty() && values.iter().all(|value| value.is_finite())
         });

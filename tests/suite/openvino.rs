@@ -14,7 +14,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use support::{Request, Server, fixture, program, repository, skipped};
+use testing::{Request, Server, fixture, program, repository, skipped};
 
 /// Floats, integers, several inputs and outputs, open and fixed shapes.
 const MODELS: [&str; 10] = [

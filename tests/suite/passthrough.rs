@@ -12,7 +12,7 @@
 )]
 
 use serde_json::{Map, Value, json};
-use support::{Request, Server};
+use testing::{Request, Server};
 
 const CLIENTS: u64 = 8;
 const REQUESTS: u64 = 40;

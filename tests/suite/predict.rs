@@ -13,7 +13,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use support::{PATIENCE, Request, Server};
+use testing::{PATIENCE, Request, Server};
 
 #[test]
 fn only_the_culprits_of_a_poisoned_batch_fail() {
@@ -322,7 +322,7 @@ fn outputs_are_selected_in_the_body_or_in_the_uri() {
 
 #[test]
 fn platforms_find_their_own_names_for_the_routes() {
-    let model = support::fixture("addone");
+    let model = testing::fixture("addone");
     let environment = [
         ("AIP_HEALTH_ROUTE", "/v1/endpoints/1/health"),
         ("AIP_PREDICT_ROUTE", "/v1/endpoints/1:predict"),
@@ -350,7 +350,7 @@ fn platforms_find_their_own_names_for_the_routes() {
 
 #[test]
 fn platforms_may_ask_for_routes_under_the_models_and_for_one_path_twice() {
-    let model = support::fixture("addone");
+    let model = testing::fixture("addone");
     let body = json!({"instances": [[1, 2, 3, 4]]}).to_string();
     let expected = json!([[2.0, 3.0, 4.0, 5.0]]);
     for (health, predict) in [
@@ -374,7 +374,7 @@ fn platforms_may_ask_for_routes_under_the_models_and_for_one_path_twice() {
 
 #[test]
 fn a_platform_s_route_that_names_a_model_is_the_route_of_that_model() {
-    let model = support::fixture("addone");
+    let model = testing::fixture("addone");
     let environment = [
         ("AIP_PREDICT_ROUTE", "/v1/models/other:predict"),
         ("MODEL_PATH", &model),

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::{Request, Server, fixture};
+use testing::{Request, Server, fixture};
 
 const BODY: &str = r#"{"inputs": [[1, 2, 3, 4]]}"#;
 
@@ -57,7 +57,7 @@ impl Models {
 /// How many reloads had this result.
 fn counter(server: &Server, result: &str) -> usize {
     let labels = [("result", result)];
-    let count = support::sample(&server.metrics(), "ml_model_reloads_total", &labels).unwrap();
+    let count = testing::sample(&server.metrics(), "ml_model_reloads_total", &labels).unwrap();
     format!("{count:.0}").parse().unwrap()
 }
 
@@ -76,7 +76,7 @@ fn instance_threads(server: &Server) -> usize {
 }
 
 fn resident_bytes(server: &Server) -> f64 {
-    support::sample(&server.metrics(), "process_resident_memory_bytes", &[]).unwrap()
+    testing::sample(&server.metrics(), "process_resident_memory_bytes", &[]).unwrap()
 }
 
 fn has_version(line: &Value, version: usize) -> bool {
@@ -90,7 +90,7 @@ fn fifty_versions_take_over_under_load_and_each_answer_is_of_the_version_that_it
     models.put("addone", "repository/adder/1/model.onnx");
     let server = models.serve("repository", &["--instances", "1"]);
     // A thread names itself, so that its name may be seen a little after it is there.
-    support::eventually("the session's thread is there", || {
+    testing::eventually("the session's thread is there", || {
         instance_threads(&server) == 1
     });
     let acknowledged = AtomicUsize::new(1);
@@ -119,7 +119,7 @@ fn fifty_versions_take_over_under_load_and_each_answer_is_of_the_version_that_it
                 let fixture = if version % 2 == 1 { "addone" } else { "addten" };
                 models.put(fixture, &format!("repository/adder/{version}/model.onnx"));
                 server.signal(Signal::SIGHUP);
-                support::eventually("the next version is announced", || {
+                testing::eventually("the next version is announced", || {
                     let ready = server.get("/ready").json();
                     ready["models"][0]["version"].as_str() == Some(&version.to_string())
                 });
@@ -133,7 +133,7 @@ fn fifty_versions_take_over_under_load_and_each_answer_is_of_the_version_that_it
         swaps.unwrap();
     });
     assert!(answered.load(Ordering::Relaxed) > 100);
-    support::eventually("the old sessions are gone", || {
+    testing::eventually("the old sessions are gone", || {
         instance_threads(&server) == 1
     });
     let grown = resident_bytes(&server) - after_ten;
@@ -192,7 +192,7 @@ fn a_model_that_cannot_take_over_leaves_the_old_one_serving_and_is_counted() {
         step();
         server.signal(Signal::SIGHUP);
         let failures = count + 1;
-        support::eventually(name, || counter(&server, "failure") == failures);
+        testing::eventually(name, || counter(&server, "failure") == failures);
         assert_eq!(predict(&server), json!([2.0, 3.0, 4.0, 5.0]), "{name}");
         assert_eq!(server.get("/ready").status, 200, "{name}");
     }
@@ -209,10 +209,10 @@ fn a_model_that_cannot_take_over_leaves_the_old_one_serving_and_is_counted() {
     clear();
     models.put("addten", "m.onnx");
     server.signal(Signal::SIGHUP);
-    support::eventually("the good model serves", || {
+    testing::eventually("the good model serves", || {
         predict(&server) == json!([11.0, 12.0, 13.0, 14.0])
     });
-    support::eventually("nothing is refused any more", || {
+    testing::eventually("nothing is refused any more", || {
         server.metric("ml_model_reload_blocked", &[]) == Some(0.0)
     });
 }
@@ -223,12 +223,12 @@ fn a_watched_file_is_loaded_when_it_has_changed_and_only_then() {
     models.put("addone", "m.onnx");
     let server = models.serve("m.onnx", &["--watch-model", "50ms"]);
     models.put("addten", "m.onnx");
-    support::eventually("the new file serves", || {
+    testing::eventually("the new file serves", || {
         predict(&server) == json!([11.0, 12.0, 13.0, 14.0])
     });
     // One failure, however often the same broken file is looked at: the good one after it comes many looks later.
     models.put("empty", "m.onnx");
-    support::eventually("the broken file was refused", || {
+    testing::eventually("the broken file was refused", || {
         counter(&server, "failure") == 1
     });
     let looks = |folder: &Path| {
@@ -236,7 +236,7 @@ fn a_watched_file_is_loaded_when_it_has_changed_and_only_then() {
         fs::write(folder.join("m.toml"), "description = \"again\"").unwrap();
     };
     models.put("addone", "m.onnx");
-    support::eventually("the old file serves again", || {
+    testing::eventually("the old file serves again", || {
         predict(&server) == json!([2.0, 3.0, 4.0, 5.0])
     });
     assert_eq!(
@@ -244,7 +244,7 @@ fn a_watched_file_is_loaded_when_it_has_changed_and_only_then() {
         (2, 1)
     );
     looks(models.0.path());
-    support::eventually("the sidecar was noticed", || {
+    testing::eventually("the sidecar was noticed", || {
         counter(&server, "success") == 3
     });
     assert_eq!(counter(&server, "failure"), 1);
@@ -272,7 +272,7 @@ fn a_file_of_the_same_size_and_age_is_noticed_when_it_takes_the_place() {
     let server = models.serve("m.onnx", &["--watch-model", "50ms"]);
     assert_eq!(predict(&server), json!([2.0, 3.0, 4.0, 5.0]));
     put(&ten);
-    support::eventually("the new file serves", || {
+    testing::eventually("the new file serves", || {
         predict(&server) == json!([11.0, 12.0, 13.0, 14.0])
     });
 }
@@ -287,12 +287,12 @@ fn weights_that_arrive_long_after_their_model_are_noticed() {
     let server = models.serve("repository", &["--watch-model", "50ms"]);
     let version = || server.get("/ready").json()["models"][0]["version"].clone();
     models.put("external", "repository/m/2/model.onnx");
-    support::eventually("the model without weights was refused", || {
+    testing::eventually("the model without weights was refused", || {
         counter(&server, "failure") == 1
     });
     assert_eq!(version(), "1");
     models.put_bytes(&weights, "repository/m/2/external.weights");
-    support::eventually("the whole model serves", || version() == "2");
+    testing::eventually("the whole model serves", || version() == "2");
 }
 
 #[test]
@@ -311,19 +311,19 @@ fn a_model_that_gets_another_name_serves_under_one_of_them_all_the_time() {
     // The new name comes with a file that cannot be loaded; many looks later the old one still serves.
     models.put("empty", "m.onnx");
     models.put_bytes(b"name = \"renamed\"", "m.toml");
-    support::eventually("the new file was refused", || {
+    testing::eventually("the new file was refused", || {
         counter(&server, "failure") >= 1
     });
     models.put_bytes(b"name = \"renamed\"\ndescription = \"again\"", "m.toml");
     let refused = counter(&server, "failure");
-    support::eventually("it was refused again", || {
+    testing::eventually("it was refused again", || {
         counter(&server, "failure") > refused
     });
     assert_eq!(names(), ["m"]);
     assert_eq!(predict(&server), json!([2.0, 3.0, 4.0, 5.0]));
     // A good one takes over; no request falls between the two.
     models.put("addten", "m.onnx");
-    support::eventually("the renamed model serves", || {
+    testing::eventually("the renamed model serves", || {
         predict(&server) == json!([11.0, 12.0, 13.0, 14.0])
     });
     assert_eq!(names(), ["renamed"]);
@@ -354,7 +354,7 @@ fn the_only_model_under_another_name_keeps_predict_only_with_the_same_signature(
         line["level"] == "WARN" && line["model"] == "third" && line["before"] == "good"
     };
     assert!(server.log.wait_for(told).is_some());
-    support::eventually("the new name is the default one", || default() == "third");
+    testing::eventually("the new name is the default one", || default() == "third");
     assert_eq!(predict(&server), json!([2.0, 3.0, 4.0, 5.0]));
 }
 
@@ -372,7 +372,7 @@ fn a_new_model_is_loaded_or_not_served_but_neither_again_nor_as_before() {
     let message = line.unwrap()["message"].clone();
     assert_eq!(message, "the model could not be loaded, and is not served");
     let ready = || server.get("/ready").json();
-    support::eventually("it is named", || ready()["skipped"][0].is_object());
+    testing::eventually("it is named", || ready()["skipped"][0].is_object());
     let skipped = ready()["skipped"].clone();
     let reason = "it could not be loaded; the log says why";
     assert_eq!(skipped, json!([{"path": "third", "reason": reason}]));
@@ -386,7 +386,7 @@ fn a_model_that_is_gone_leaves_no_queue_behind_in_the_metrics() {
     models.put("loop", "repository/slow/1/model.onnx");
     models.put("addone", "repository/other/1/model.onnx");
     let server = models.serve("repository", &["--instances", "1", "--max-batch-size", "1"]);
-    let gauge = |name| support::sample(&server.metrics(), name, &[("model_name", "slow")]);
+    let gauge = |name| testing::sample(&server.metrics(), name, &[("model_name", "slow")]);
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
@@ -395,11 +395,11 @@ fn a_model_that_is_gone_leaves_no_queue_behind_in_the_metrics() {
                 assert_eq!(server.request(&request).status, 200);
             });
         }
-        support::eventually("requests wait", || gauge("ml_queue_rows") > Some(0.0));
+        testing::eventually("requests wait", || gauge("ml_queue_rows") > Some(0.0));
         fs::remove_dir_all(models.path("repository/slow")).unwrap();
         server.signal(Signal::SIGHUP);
     });
-    support::eventually("it has no series of a queue any more", || {
+    testing::eventually("it has no series of a queue any more", || {
         gauge("ml_queue_rows").is_none() && gauge("ml_saturation").is_none()
     });
     let ready = server.get("/ready").json();
@@ -416,7 +416,7 @@ fn weights_beside_a_watched_model_are_watched_too() {
     let server = models.serve("m.onnx", &["--watch-model", "50ms"]);
     assert_eq!(counter(&server, "success"), 0);
     models.put_bytes(&vec![0; bytes.len()], "external.weights");
-    support::eventually("the new weights serve", || counter(&server, "success") == 1);
+    testing::eventually("the new weights serve", || counter(&server, "success") == 1);
 }
 
 #[test]
@@ -432,9 +432,9 @@ fn a_file_that_is_written_slowly_is_loaded_when_it_is_whole() {
         std::io::Write::write_all(&mut &file, part).unwrap();
         longest = longest.max(last.elapsed());
         last = Instant::now();
-        support::pause(Duration::from_millis(50));
+        testing::pause(Duration::from_millis(50));
     }
-    support::eventually("the whole file serves", || {
+    testing::eventually("the whole file serves", || {
         predict(&server) == json!([11.0, 12.0, 13.0, 14.0])
     });
     assert_eq!(counter(&server, "success"), 1);
@@ -454,9 +454,9 @@ fn a_request_on_its_way_is_answered_by_the_model_that_it_found() {
             let request = Request::json("/predict", r#"{"inputs": [3000000]}"#);
             server.request(&request)
         });
-        support::eventually("the request is executed", || {
+        testing::eventually("the request is executed", || {
             let scrape = server.metrics();
-            support::sample(&scrape, "ml_requests_in_flight", &[("model_name", "slow")])
+            testing::sample(&scrape, "ml_requests_in_flight", &[("model_name", "slow")])
                 == Some(1.0)
         });
         models.put("loop", "repository/slow/2/model.onnx");
@@ -470,7 +470,7 @@ fn a_request_on_its_way_is_answered_by_the_model_that_it_found() {
             (200, &"1".into())
         );
     });
-    support::eventually("the old session is gone", || instance_threads(&server) == 1);
+    testing::eventually("the old session is gone", || instance_threads(&server) == 1);
 }
 
 #[test]
@@ -485,10 +485,10 @@ fn models_of_a_repository_come_and_go() {
     assert_eq!(["first", "second"].map(status), [200, 404]);
     models.put("addten", "repository/second/1/model.onnx");
     server.signal(Signal::SIGHUP);
-    support::eventually("the second model serves", || status("second") == 200);
+    testing::eventually("the second model serves", || status("second") == 200);
     fs::remove_dir_all(models.path("repository/first")).unwrap();
     server.signal(Signal::SIGHUP);
-    support::eventually("the first model is gone", || status("first") == 404);
+    testing::eventually("the first model is gone", || status("first") == 404);
     assert_eq!(status("second"), 200);
     let names: Vec<Value> = server.get("/ready").json()["models"]
         .as_array()

@@ -14,8 +14,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use serde_json::{Value, json};
-use support::models::Repository;
-use support::{Request, Server};
+use testing::models::Repository;
+use testing::{Request, Server};
 
 /// Asks for a reload, and waits until all models have been loaded again.
 fn reload(server: &Server) {
@@ -25,7 +25,7 @@ fn reload(server: &Server) {
     };
     let before = reloaded(server);
     server.signal(Signal::SIGHUP);
-    support::eventually("a reload", || reloaded(server) > before);
+    testing::eventually("a reload", || reloaded(server) > before);
 }
 
 fn count(server: &Server, wanted: impl Fn(&Value) -> bool) -> usize {
@@ -134,7 +134,7 @@ fn a_second_model_that_appears_leaves_predict_with_the_first_and_warns_once() {
     assert_eq!(server.get("/ready").json()["default_model"], Value::Null);
 
     repository.write("second/1/model.toml", "default = true");
-    support::eventually("the sidecar names it", || predict(&server).0 == 200);
+    testing::eventually("the sidecar names it", || predict(&server).0 == 200);
     assert_eq!(predict(&server).1["model_name"], "second");
     assert_eq!(
         count(&server, |line| is_about(line, "/predict stays with")),
@@ -242,7 +242,7 @@ fn a_broken_model_keeps_no_other_from_being_served_at_the_start_and_is_named_eve
                 let told = line["reason"].as_str().unwrap_or_default();
                 line["model"] == name && line["version"] == version && told.contains(reason)
             };
-            support::eventually("it is told once more", || count(&server, is_told) >= look);
+            testing::eventually("it is told once more", || count(&server, is_told) >= look);
             assert_eq!(count(&server, is_told), look, "{name}");
             assert_eq!(failed(&server, name, version), Some(1.0));
         }
@@ -269,7 +269,7 @@ fn a_broken_model_keeps_no_other_from_being_served_at_the_start_and_is_named_eve
     // What breaks later takes nothing from anybody.
     repository.put("not_onnx", "d/8/model.onnx");
     reload(&server);
-    support::eventually("it is refused", || failed(&server, "d", "8") == Some(1.0));
+    testing::eventually("it is refused", || failed(&server, "d", "8") == Some(1.0));
     assert_eq!(server.get("/ready").status, 200);
     assert_eq!(answer_of(&server, "d"), Some(2.0));
     drop(server);
@@ -372,11 +372,11 @@ fn a_model_that_is_required_holds_readiness_until_it_serves_is_gone_or_is_not_re
         change(&repository);
         // One that comes at the same time shows that the change was looked at.
         repository.put("addone", "z/1/model.onnx");
-        support::eventually(what, || answer_of(&server, "z") == Some(2.0));
+        testing::eventually(what, || answer_of(&server, "z") == Some(2.0));
         if ready {
-            support::eventually(what, || is_ready(&server));
+            testing::eventually(what, || is_ready(&server));
         } else {
-            support::pause(Duration::from_millis(100));
+            testing::pause(Duration::from_millis(100));
             assert!(!is_ready(&server), "{what}");
         }
     }
@@ -432,9 +432,9 @@ fn a_model_that_nobody_can_read_is_missed_like_one_that_is_broken() {
     fs::remove_dir_all(repository.path("pipe")).unwrap();
     fs::remove_dir(repository.path("folder/1/model.onnx")).unwrap();
     repository.put("addone", "folder/1/model.onnx");
-    support::eventually("all serve", || server.get("/ready").status == 200);
+    testing::eventually("all serve", || server.get("/ready").status == 200);
     assert_eq!(answer_of(&server, "folder"), Some(2.0));
-    support::eventually("nothing failed", || failed("folder", "1").is_none());
+    testing::eventually("nothing failed", || failed("folder", "1").is_none());
 }
 
 #[test]
@@ -454,7 +454,7 @@ fn the_default_model_is_followed_to_another_name_beside_one_that_was_broken_befo
     fs::remove_dir_all(repository.path("broken")).unwrap();
     reload(&server);
     fs::rename(repository.path("a"), repository.path("b")).unwrap();
-    support::eventually("it has the other name", || {
+    testing::eventually("it has the other name", || {
         let (status, answer) = predict(&server);
         assert_eq!(status, 200, "{answer}");
         answer["model_name"] == "b"
@@ -470,9 +470,9 @@ fn names_that_come_and_go_leave_no_series_behind() {
     for number in 0..3 {
         let name = format!("m{number}");
         repository.put("addone", &format!("{name}/1/model.onnx"));
-        support::eventually("it is served", || answer_of(&server, &name).is_some());
+        testing::eventually("it is served", || answer_of(&server, &name).is_some());
         fs::remove_dir_all(repository.path(&name)).unwrap();
-        support::eventually("it is gone, with its series", || {
+        testing::eventually("it is gone, with its series", || {
             answer_of(&server, &name).is_none()
                 && server
                     .metric("ml_requests_in_flight", &[("model_name", &name)])
@@ -490,7 +490,7 @@ fn no_other_model_becomes_the_default_one_while_one_serves_that_is_not_found() {
     let server = repository.serve(&["--watch-model", "20ms"]);
     assert_eq!(predict(&server).0, 404);
     repository.write("m/model.toml", "version_policy = { specific = [9] }");
-    support::eventually("it is looked at", || reason_for(&server, "m/9").is_some());
+    testing::eventually("it is looked at", || reason_for(&server, "m/9").is_some());
     reload(&server);
     assert_eq!(predict(&server).0, 404);
 }
@@ -619,7 +619,7 @@ fn a_sidecar_that_breaks_is_named_with_its_model_and_keeps_no_other_from_being_l
     let server = repository.serve(&["--watch-model", "20ms"]);
     repository.write("broken/1/model.toml", "nmae = 1");
     repository.put("addten", "other/2/model.onnx");
-    support::eventually("the other model is loaded", || {
+    testing::eventually("the other model is loaded", || {
         answer_of(&server, "other") == Some(11.0)
     });
     let told = |line: &Value| line["model"] == "broken" && line["level"] == "WARN";
@@ -631,10 +631,10 @@ fn a_sidecar_that_breaks_is_named_with_its_model_and_keeps_no_other_from_being_l
     assert!(reason.contains("its sidecar is not valid"), "{reason}");
     assert_eq!(answer_of(&server, "broken"), Some(2.0));
     let blocked = |server: &Server| server.metric("ml_model_reload_blocked", &[]).unwrap();
-    support::eventually("it is counted", || blocked(&server) > 0.5);
+    testing::eventually("it is counted", || blocked(&server) > 0.5);
 
     fs::remove_file(repository.path("broken/1/model.toml")).unwrap();
-    support::eventually("nothing is blocked", || blocked(&server) < 0.5);
+    testing::eventually("nothing is blocked", || blocked(&server) < 0.5);
     assert_eq!(reason_for(&server, "broken"), None);
     assert_eq!(count(&server, told), 1);
 }
@@ -654,7 +654,7 @@ fn a_single_model_whose_sidecar_breaks_is_named_by_ready() {
         line["reason"].as_str().unwrap().contains("m.toml"),
         "{line}"
     );
-    support::eventually("/ready names it", || {
+    testing::eventually("/ready names it", || {
         reason_for(&server, "m.onnx").is_some()
     });
     assert_eq!(predict(&server).0, 200);
@@ -668,12 +668,12 @@ fn a_single_model_whose_sidecar_breaks_is_named_by_ready() {
             .is_some_and(|reason| reason.contains("is not below --request-timeout"))
     };
     assert_eq!(server.log.wait_for(told).unwrap()["model"], "m");
-    support::eventually("/ready names it", || reason_for(&server, "m").is_some());
+    testing::eventually("/ready names it", || reason_for(&server, "m").is_some());
     assert_eq!(predict(&server).0, 200);
 
     fs::remove_file(&path).unwrap();
     server.signal(Signal::SIGHUP);
-    support::eventually("/ready says that it is gone", || {
+    testing::eventually("/ready says that it is gone", || {
         reason_for(&server, "m.onnx").as_deref() == Some("it is gone")
     });
     assert_eq!(predict(&server).0, 200);
@@ -699,16 +699,16 @@ fn what_takes_the_place_of_a_model_without_being_one_does_not_end_it() {
         server.log.wait_for(told).unwrap();
     }
     repository.put("addten", "c/1/model.onnx");
-    support::eventually("the new model serves", || {
+    testing::eventually("the new model serves", || {
         answer_of(&server, "c") == Some(11.0)
     });
     assert_eq!(["a", "b"].map(|it| answer_of(&server, it)), [Some(2.0); 2]);
 
     fs::remove_dir(&places[0]).unwrap();
-    support::eventually("the model is gone", || answer_of(&server, "a").is_none());
+    testing::eventually("the model is gone", || answer_of(&server, "a").is_none());
     fs::remove_file(&places[1]).unwrap();
     repository.put("addten", "b/1/model.onnx");
-    support::eventually("the model is replaced", || {
+    testing::eventually("the model is replaced", || {
         answer_of(&server, "b") == Some(11.0)
     });
 }
@@ -719,7 +719,7 @@ fn a_default_model_that_comes_back_damaged_is_not_served_and_sends_nobody_elsewh
         Repository::with(&[("addone", "a/1/model.onnx"), ("addten", "b/1/model.onnx")]);
     let server = repository.serve(&["--default-model", "a", "--watch-model", "20ms"]);
     fs::remove_dir_all(repository.path("a")).unwrap();
-    support::eventually("it is gone", || predict(&server).0 == 404);
+    testing::eventually("it is gone", || predict(&server).0 == 404);
     repository.put("truncated", "a/1/model.onnx");
     let told = |line: &Value| line["model"] == "a" && line["reason"].is_string();
     assert!(is_about(
@@ -728,7 +728,7 @@ fn a_default_model_that_comes_back_damaged_is_not_served_and_sends_nobody_elsewh
     ));
     assert_eq!(predict(&server).0, 404);
     repository.put("addone", "a/1/model.onnx");
-    support::eventually("it is whole", || predict(&server).0 == 200);
+    testing::eventually("it is whole", || predict(&server).0 == 200);
     assert_eq!(predict(&server).1["model_name"], "a");
 }
 
@@ -737,7 +737,7 @@ fn a_model_that_the_flag_names_is_not_followed_to_another_name() {
     let repository = Repository::with(&[("addone", "a/1/model.onnx")]);
     let server = repository.serve(&["--default-model", "a", "--watch-model", "20ms"]);
     fs::rename(repository.path("a"), repository.path("b")).unwrap();
-    support::eventually("the name is gone", || {
+    testing::eventually("the name is gone", || {
         let (status, answer) = predict(&server);
         assert_ne!(answer["model_name"], "b");
         status == 404
@@ -761,7 +761,7 @@ fn a_model_that_is_removed_goes_although_another_one_is_broken() {
         server.log.wait_for(told).unwrap();
     }
     fs::remove_dir_all(repository.path("a")).unwrap();
-    support::eventually("it is gone", || answer_of(&server, "a").is_none());
+    testing::eventually("it is gone", || answer_of(&server, "a").is_none());
 
     // What comes damaged in the moment in which another one goes may be the same model under another name.
     repository.write("b/1/model.toml", "nmae = 1");
@@ -778,7 +778,7 @@ fn a_model_that_is_removed_goes_although_another_one_is_broken() {
             .contains("its files are gone")
     );
     fs::remove_file(repository.path("renamed/1/model.toml")).unwrap();
-    support::eventually("the new name serves, and the old one is gone", || {
+    testing::eventually("the new name serves, and the old one is gone", || {
         answer_of(&server, "b").is_none() && answer_of(&server, "renamed") == Some(2.0)
     });
     assert_eq!(answer_of(&server, "c"), Some(2.0));

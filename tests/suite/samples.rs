@@ -18,14 +18,14 @@ use model_serving::runtime::session::{self, InstanceGroup, OrtModel, SessionConf
 use model_serving::runtime::{InputView, Model};
 use model_serving::tensor::{Shape, TensorView};
 use serde_json::Value;
-use support::{Random, Request, Response, Server};
+use testing::{Random, Request, Response, Server};
 
 const PIXELS: usize = 64;
 const DIGITS: usize = 10;
 
 /// The held-out rows: true digits and pixels.
 fn held_out() -> Vec<(i64, Vec<f32>)> {
-    let text = std::fs::read_to_string(support::repository("models/samples/held-out.csv")).unwrap();
+    let text = std::fs::read_to_string(testing::repository("models/samples/held-out.csv")).unwrap();
     let rows: Vec<(i64, Vec<f32>)> = text
         .lines()
         .skip(1)
@@ -46,11 +46,11 @@ fn held_out() -> Vec<(i64, Vec<f32>)> {
 
 /// ONNX Runtime in this very process, without a server around it.
 fn in_process() -> OrtModel {
-    let source = repository::find(&support::repository("models/best.onnx"), None)
+    let source = repository::find(&testing::repository("models/best.onnx"), None)
         .unwrap()
         .remove(0);
     let library =
-        Library::load(Some(&support::repository(".onnxruntime/libonnxruntime.so"))).unwrap();
+        Library::load(Some(&testing::repository(".onnxruntime/libonnxruntime.so"))).unwrap();
     let config = SessionConfig {
         device: Device::CPU,
         cuda: model_serving::runtime::providers::CudaConfig::default(),
@@ -179,7 +179,7 @@ fn same(left: &(Vec<f32>, Vec<i64>), right: &(Vec<f32>, Vec<i64>)) -> bool {
 fn the_ready_made_bodies_are_recognised() {
     let server = Server::start(&[]);
     for digit in 0..DIGITS {
-        let body = std::fs::read(support::repository(&format!(
+        let body = std::fs::read(testing::repository(&format!(
             "models/samples/digit-{digit}.json"
         )))
         .unwrap();
@@ -189,7 +189,7 @@ fn the_ready_made_bodies_are_recognised() {
             serde_json::json!([digit])
         );
     }
-    let raw = std::fs::read(support::repository("models/samples/digit-7.f32")).unwrap();
+    let raw = std::fs::read(testing::repository("models/samples/digit-7.f32")).unwrap();
     assert_eq!(
         server.request(&Request::raw("/predict", raw)).json()["outputs"]["label"],
         serde_json::json!([7])
@@ -256,6 +256,6 @@ fn answers_reach_the_clients_that_asked_under_64_clients_with_batches_of_1_to_32
     });
     assert_eq!(mismatches.load(Ordering::Relaxed), 0);
     let scrape = server.metrics();
-    let successes = support::sample(&scrape, "ml_predictions_total", &[("status", "success")]);
+    let successes = testing::sample(&scrape, "ml_predictions_total", &[("status", "success")]);
     assert_eq!(successes, Some(20_000.0));
 }

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use clap::CommandFactory as _;
 use model_serving::config::{FetchFlags, ServeFlags};
 use nix::sys::signal::Signal;
-use support::faults::Faults;
-use support::{Server, fixture, program, repository};
+use testing::faults::Faults;
+use testing::{Server, fixture, program, repository};
 
 /// A service manager. It reads all the time, as systemd does: whoever tells it something waits until there is room.
 struct Manager {
@@ -56,7 +56,7 @@ impl Manager {
 
     /// What it is told next.
     fn next(&self) -> String {
-        self.told.recv_timeout(support::PATIENCE).unwrap()
+        self.told.recv_timeout(testing::PATIENCE).unwrap()
     }
 }
 
@@ -96,7 +96,7 @@ fn a_server_that_only_a_restart_cures_gives_no_more_signs_of_life() {
     let begun = Instant::now();
     assert_eq!(manager.next(), "WATCHDOG=1\n");
     assert_eq!(manager.next(), "WATCHDOG=1\n");
-    assert!(begun.elapsed() < support::PATIENCE);
+    assert!(begun.elapsed() < testing::PATIENCE);
     faults.set("panic beat\n");
     let stuck = server
         .log
@@ -115,7 +115,7 @@ fn a_socket_without_a_file_is_found_by_its_name() {
     let name = format!("model-serving-{}", std::process::id());
     let address = SocketAddr::from_abstract_name(&name).unwrap();
     let socket = UnixDatagram::bind_addr(&address).unwrap();
-    socket.set_read_timeout(Some(support::PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(testing::PATIENCE)).unwrap();
     let environment = [("NOTIFY_SOCKET", format!("@{name}"))];
     let environment: Vec<_> = environment
         .iter()

@@ -17,7 +17,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 
 use nix::pty::openpty;
-use support::{Server, fixture, program};
+use testing::{Server, fixture, program};
 
 const USAGE: &str = "usage: model-serving [serve] [OPTIONS] (more: model-serving --help)";
 const USAGE_SERVE: &str =
@@ -843,7 +843,7 @@ impl AtTerminal {
     fn until(&self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
         let mut lines = Vec::new();
         loop {
-            match self.lines.recv_timeout(support::PATIENCE) {
+            match self.lines.recv_timeout(testing::PATIENCE) {
                 Ok(line) => {
                     let last = wanted(&line);
                     lines.push(line);

@@ -14,7 +14,7 @@ use std::fs;
 
 use prometheus_parse::Value as Sample;
 use serde_json::{Value, json};
-use support::{Request, Response, Server, fixture};
+use testing::{Request, Response, Server, fixture};
 
 /// How often a histogram was observed, and the sum of what was.
 fn observed(server: &Server, name: &str) -> (f64, f64) {

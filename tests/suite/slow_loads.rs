@@ -14,9 +14,9 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use support::faults::Faults;
-use support::models::Repository;
-use support::{Request, Server};
+use testing::faults::Faults;
+use testing::models::Repository;
+use testing::{Request, Server};
 
 /// A server of `repository` whose loads may keep others waiting for so many milliseconds.
 fn serve(repository: &Repository, faults: &Faults, patience: &str) -> Server {
@@ -54,7 +54,7 @@ fn a_load_that_never_ends_keeps_no_other_model_from_being_served_at_the_start_or
     let server = serve(&repository, &faults, "100");
     let line = server.log.wait_for(|line| is_still_loaded(line, "a"));
     assert_eq!(line.unwrap()["level"], "WARN");
-    support::eventually("the other one serves", || {
+    testing::eventually("the other one serves", || {
         answer_of(&server, "b") == Some(2.0)
     });
     // It is required like every other that was there at the start.
@@ -70,21 +70,21 @@ fn a_load_that_never_ends_keeps_no_other_model_from_being_served_at_the_start_or
     // What comes later is loaded, and the same files are not begun with a second time.
     repository.put("addten", "c/1/model.onnx");
     server.signal(Signal::SIGHUP);
-    support::eventually("what has come is loaded", || {
+    testing::eventually("what has come is loaded", || {
         answer_of(&server, "c") == Some(11.0)
     });
-    support::eventually("one load is under way", || loading(&server) == 1);
+    testing::eventually("one load is under way", || loading(&server) == 1);
     // Other files are.
     repository.put("addone", "a/1/model.onnx");
     server.signal(Signal::SIGHUP);
-    support::eventually("the mended model serves", || {
+    testing::eventually("the mended model serves", || {
         answer_of(&server, "a") == Some(2.0)
     });
-    support::eventually("nothing is missing", || ready().status == 200);
+    testing::eventually("nothing is missing", || ready().status == 200);
     assert_eq!(skipped(), Value::Null);
     assert_eq!(server.metric("ml_model_reload_blocked", &[]), Some(0.0));
     // Nobody can end a load that was begun; the server stops all the same.
-    support::eventually("one load is under way", || loading(&server) == 1);
+    testing::eventually("one load is under way", || loading(&server) == 1);
     server.signal(Signal::SIGTERM);
     assert!(server.wait().success());
 }
@@ -99,7 +99,7 @@ fn a_model_that_others_did_not_wait_for_serves_as_soon_as_it_is_loaded() {
     repository.write("c/1/model.toml", "required = false");
     let faults = Faults::new();
     let server = serve(&repository, &faults, "0");
-    support::eventually("all that can be loaded is", || {
+    testing::eventually("all that can be loaded is", || {
         server.get("/ready").status == 200
     });
     assert_eq!(["a", "b"].map(|it| answer_of(&server, it)), [Some(2.0); 2]);
@@ -107,13 +107,13 @@ fn a_model_that_others_did_not_wait_for_serves_as_soon_as_it_is_loaded() {
         let labels = [("model_name", name), ("version", "1")];
         server.metric("ml_model_load_failed", &labels)
     };
-    support::eventually("the broken one is counted", || failed("c") == Some(1.0));
+    testing::eventually("the broken one is counted", || failed("c") == Some(1.0));
 
     // What it replaces goes with one request for a reload, although nobody waited for that either.
     fs::rename(repository.path("a/1"), repository.path("old")).unwrap();
     repository.put("addten", "a/2/model.onnx");
     server.signal(Signal::SIGHUP);
-    support::eventually("the new version serves", || {
+    testing::eventually("the new version serves", || {
         answer_of(&server, "a") == Some(11.0)
     });
     let version = |number| {
@@ -121,10 +121,10 @@ fn a_model_that_others_did_not_wait_for_serves_as_soon_as_it_is_loaded() {
             .get(&format!("/v2/models/a/versions/{number}"))
             .status
     };
-    support::eventually("the old one is gone", || version(1) == 404);
+    testing::eventually("the old one is gone", || version(1) == 404);
     assert_eq!(version(2), 200);
     // Those that were there are loaded again, too.
-    support::eventually("all were loaded again", || {
+    testing::eventually("all were loaded again", || {
         server.metric("ml_model_reloads_total", &[("result", "success")]) == Some(2.0)
     });
     assert_eq!(answer_of(&server, "b"), Some(2.0));

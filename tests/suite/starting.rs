@@ -12,7 +12,7 @@
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use support::{Request, Server, fixture, program, skipped};
+use testing::{Request, Server, fixture, program, skipped};
 
 /// Runs the program to its end.
 fn run(arguments: &[&str]) -> Output {
@@ -89,7 +89,7 @@ fn a_failed_start_is_one_line_with_the_cause_and_the_fix() {
             "fetch-onnxruntime.sh",
         ],
     );
-    let text = support::repository("Cargo.toml");
+    let text = testing::repository("Cargo.toml");
     fails(
         &["--onnxruntime", text.to_str().unwrap()],
         &["cannot load ONNX Runtime", "1.24 or newer"],
@@ -403,16 +403,16 @@ fn a_reader_that_stops_or_leaves_costs_no_request() {
         if close {
             drop(child.stdout.take());
         }
-        let deadline = Instant::now() + support::PATIENCE;
+        let deadline = Instant::now() + testing::PATIENCE;
         let ready = || {
-            support::Client::connect(address)
+            testing::Client::connect(address)
                 .and_then(|mut client| client.send(&Request::new("GET", "/ready")))
         };
         while !ready().is_ok_and(|answer| answer.status == 200) {
             assert!(Instant::now() < deadline);
         }
-        let body = std::fs::read(support::repository("models/samples/digit-7.f32")).unwrap();
-        let mut client = support::Client::connect(address).unwrap();
+        let body = std::fs::read(testing::repository("models/samples/digit-7.f32")).unwrap();
+        let mut client = testing::Client::connect(address).unwrap();
         for _ in 0..2_000 {
             assert_eq!(
                 client
@@ -429,7 +429,7 @@ fn a_reader_that_stops_or_leaves_costs_no_request() {
 
 #[test]
 fn killed_under_load_it_starts_again_on_the_same_port_and_is_right() {
-    let body = std::fs::read(support::repository("models/samples/digit-7.f32")).unwrap();
+    let body = std::fs::read(testing::repository("models/samples/digit-7.f32")).unwrap();
     let mut server = Server::start(&[]);
     let port = server.address.port().to_string();
     for _ in 0..5 {
@@ -452,7 +452,7 @@ fn an_idle_server_sleeps() {
     let server = Server::start(&[]);
     let cpu = || server.metric("process_cpu_seconds_total", &[]).unwrap();
     let before = cpu();
-    support::pause(Duration::from_secs(3));
+    testing::pause(Duration::from_secs(3));
     // Process ticks are a hundredth of a second, so this allows for a few of them.
     assert!(cpu() - before < 0.1);
     assert!(server.status_figure("Threads") <= 16);
@@ -468,7 +468,7 @@ fn threads_that_the_system_does_not_give_fail_the_start_with_one_line() {
         .env("HOST", "127.0.0.1")
         .env("PORT", "0")
         .envs(
-            support::program()
+            testing::program()
                 .get_envs()
                 .filter_map(|(name, value)| Some((name, value?))),
         )

@@ -19,7 +19,7 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
-use support::{Request, Server, fixture, program, repository, skipped};
+use testing::{Request, Server, fixture, program, repository, skipped};
 
 /// Calls that look at files and change none.
 const READING: [&str; 21] = [
@@ -208,7 +208,7 @@ fn names_in(folder: &Path) -> Vec<String> {
 
 /// The trace in the file at `path`, once strace has written that the program has ended.
 fn whole_trace(path: &Path) -> String {
-    support::eventually_is("the trace has an end", || {
+    testing::eventually_is("the trace has an end", || {
         let trace = std::fs::read_to_string(path).unwrap_or_default();
         let program = trace.split(' ').next();
         let has_ended = trace.lines().any(|line| {

@@ -24,7 +24,7 @@ use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::{Span, status};
 use prost::Message;
 use serde_json::Value;
-use support::{PATIENCE, Request, Server};
+use testing::{PATIENCE, Request, Server};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const SPAN: &str = "00f067aa0ba902b7";
@@ -150,7 +150,7 @@ fn named<'a>(spans: &'a [Span], name: &str) -> &'a Span {
 }
 
 fn digit() -> Request {
-    let body = std::fs::read(support::repository("models/samples/digit-7.json")).unwrap();
+    let body = std::fs::read(testing::repository("models/samples/digit-7.json")).unwrap();
     Request::json("/predict", body)
 }
 

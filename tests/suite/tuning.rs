@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::models::Repository;
-use support::{Request, Server, fixture, program};
+use testing::models::Repository;
+use testing::{Request, Server, fixture, program};
 
 /// The log's line about the model that was loaded.
 fn loaded(server: &Server) -> Value {
@@ -214,7 +214,7 @@ fn a_long_run_keeps_no_connection_waiting() {
             });
         }
         let executing = || server.metric("ml_requests_in_flight", &[]) == Some(4.0);
-        support::eventually("all are executing, or one has been", || {
+        testing::eventually("all are executing, or one has been", || {
             executing() || ended.load(Ordering::SeqCst)
         });
         let mut answered = 0;
@@ -325,7 +325,7 @@ fn tune_prints_a_table_and_the_next_start_takes_what_it_wrote() {
             .count()
             == 2
     };
-    support::eventually("a second reload", twice);
+    testing::eventually("a second reload", twice);
     assert_eq!(measurements(&server), 1);
     drop(server);
 }
@@ -360,7 +360,7 @@ fn settings_that_were_measured_are_kept_also_beside_a_sidecar_that_is_ignored() 
     };
     for reloads in 1..=2 {
         server.signal(Signal::SIGHUP);
-        support::eventually("a model reloaded", || {
+        testing::eventually("a model reloaded", || {
             count(&|line| line["message"] == "model reloaded") == reloads
         });
     }

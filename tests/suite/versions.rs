@@ -13,8 +13,8 @@ use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::models::Repository;
-use support::{Request, Response, Server};
+use testing::models::Repository;
+use testing::{Request, Response, Server};
 
 /// Versions of the model `m`: of `addone` where the version is odd, else of `addten`.
 struct Versions(Repository);
@@ -171,7 +171,7 @@ fn a_full_queue_of_one_version_refuses_nothing_of_another() {
     let overloaded = [("model_name", "m"), ("status", "overloaded")];
     let mut waiting = Vec::new();
     // One is executed for longer than the test takes, one waits, and the next is refused.
-    support::eventually("the queue is full", || {
+    testing::eventually("the queue is full", || {
         let mut client = server.connect();
         client.write(&slow.bytes()).unwrap();
         waiting.push(client);
@@ -187,7 +187,7 @@ fn versions_come_and_go_as_the_policy_says() {
     let repository = Versions::with(&[1, 2, 10], "{ latest = 2 }");
     let server = repository.serve(&["--watch-model", "20ms"]);
     let becomes = |versions: &[&str]| {
-        support::eventually("other versions are served", || listed(&server) == versions);
+        testing::eventually("other versions are served", || listed(&server) == versions);
         assert_eq!(served(&server), versions);
     };
     assert_eq!(served(&server), ["2", "10"]);
@@ -203,7 +203,7 @@ fn versions_come_and_go_as_the_policy_says() {
     assert_eq!(skipped[0]["path"], "m/12", "{skipped}");
     // Nor does one that would answer with another signature where no version is named.
     repository.put_as("image", 12);
-    support::eventually("it is told why", || {
+    testing::eventually("it is told why", || {
         server.log.lines().iter().any(|line| {
             let reason = line["reason"].as_str().unwrap_or_default();
             line["version"] == "12" && reason.contains("the signature changed")
@@ -221,7 +221,7 @@ fn versions_come_and_go_as_the_policy_says() {
     becomes(&["1"]);
     assert_eq!(answer(&server, None), (1.0, "1".to_owned()));
     let labels = [("model_name", "m"), ("version", "11")];
-    support::eventually("its series are gone", || {
+    testing::eventually("its series are gone", || {
         [
             "ml_queue_rows",
             "ml_executed_batch_size_count",
@@ -245,7 +245,7 @@ fn versions_that_were_there_at_the_start_may_have_signatures_of_their_own() {
     assert_eq!(answer(&server, Some(1)), (1.0, "1".to_owned()));
     server.signal(Signal::SIGHUP);
     let reloads = [("result", "success")];
-    support::eventually("both are loaded again", || {
+    testing::eventually("both are loaded again", || {
         server.metric("ml_model_reloads_total", &reloads) == Some(2.0)
     });
     assert_eq!(served(&server), ["1", "2"]);
