@@ -1,7 +1,8 @@
 //! Where lines of the log wait for their reader: one bounded buffer, and a thread that writes it out.
 //!
-//! Lines are gathered for a moment and written together. Waking a thread for every line, and a system call for each,
-//! cost more than all else that a request's line does.
+//! Hot path: lines are gathered for a moment and written together, because waking a thread for every line, and a system
+//! call for each, cost a fifth of a request. Only the time of the CPUs under load shows that; benches/NOTES.md has how it
+//! was measured, and why this is not `tracing-appender`.
 //!
 //! Invariant: whoever logs never waits for the reader. What does not fit is dropped, and so is what an output that is gone
 //! does not take; each such line is counted, and the log says how many when it gets through again.

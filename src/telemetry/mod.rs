@@ -2,7 +2,6 @@
 //!
 //! Invariant: nothing here can make a request wait.
 
-mod clock;
 pub mod collector;
 mod json_log;
 mod log_writer;

@@ -3,16 +3,16 @@
 //! Invariant: an event is one line whatever its fields hold; no text of theirs can end the line, add a field, or steer
 //! the terminal.
 
-use std::cell::RefCell;
 use std::fmt;
 use std::io::Write as _;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::Context;
 
-use super::clock::Clock;
 use super::log_writer::LogWriter;
 
 /// The target of events that are commands for people to copy. They are written at a terminal only.
@@ -33,10 +33,6 @@ impl TextLog {
     }
 }
 
-thread_local! {
-    static CLOCK: RefCell<Clock> = RefCell::default();
-}
-
 impl<S: Subscriber> Layer<S> for TextLog {
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
         let mut line = Line {
@@ -52,7 +48,10 @@ impl<S: Subscriber> Layer<S> for TextLog {
             text.extend_from_slice(b"  ");
         } else {
             line.dimmed(&mut text, |text| {
-                CLOCK.with(|clock| clock.borrow_mut().write(text));
+                let mut time = String::new();
+                // Writing into memory cannot fail, here and below.
+                let _ = SystemTime.format_time(&mut Writer::new(&mut time));
+                text.extend_from_slice(time.as_bytes());
             });
             let (colour, level) = match *metadata.level() {
                 Level::ERROR => ("\x1b[31m", "ERROR"),
@@ -63,7 +62,6 @@ impl<S: Subscriber> Layer<S> for TextLog {
             };
             text.push(b' ');
             if self.colour {
-                // Writing into memory cannot fail, here and below.
                 let _ = write!(text, "{colour}{level}{PLAIN} ");
             } else {
                 let _ = write!(text, "{level} ");
