@@ -1,5 +1,7 @@
 //! An instance: one thread, or one task beside the connections, that owns one model and executes batch after batch.
 //!
+//! Hot path: that it can be a task is a second way to execute, which the load bench holds (`make bench`, the tiny model at
+//! 32 connections); benches/NOTES.md has what threads cost in its place.
 //! Invariant: every member of a batch is answered exactly once, whatever the execution does, a panic included.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

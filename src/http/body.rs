@@ -24,8 +24,8 @@ use crate::wire::json::quote;
 /// fits. What is never written to takes addresses and no memory.
 const TRUSTED_CAPACITY: usize = 4 << 20;
 
-/// Bodies up to this size are copied. What is held of the connection's buffer keeps it from being filled again, and
-/// another one costs more than such a copy, which also suits every element type of a raw tensor.
+/// Bodies up to this size are copied: one that waits in the queue would hold all of the connection's buffer, of which
+/// nobody counts more than the body.
 const SMALL_BODY: usize = 4096;
 
 /// Bytes that are inflated between two looks at the limits.

@@ -225,15 +225,7 @@ pub(super) fn new_id() -> HeaderValue {
         LazyLock::new(|| RandomState::new().hash_one(std::process::id()));
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let id = (u128::from(*PREFIX) << 64) | u128::from(COUNT.fetch_add(1, Ordering::Relaxed));
-    let mut text = [0; 32];
-    for (index, digit) in text.iter_mut().enumerate() {
-        let nibble = (id >> (4 * (31 - index))) & 0xf;
-        *digit = b"0123456789abcdef"
-            .get(nibble as usize)
-            .copied()
-            .unwrap_or(b'0');
-    }
-    HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("-"))
+    HeaderValue::try_from(format!("{id:032x}")).unwrap_or(HeaderValue::from_static("-"))
 }
 
 /// The method from a closed set.

@@ -2,6 +2,7 @@
 //!
 //! Invariant: the body is received only for a request that the service has admitted.
 
+use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use percent_encoding::percent_decode_str;
@@ -411,13 +412,8 @@ fn raw_response(body: Bytes, shape: &[usize], datatype: &'static str) -> Respons
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/octet-stream"),
     );
-    let mut text = BytesMut::with_capacity(shape.len() * 8);
-    let mut digits = itoa::Buffer::new();
-    for (axis, size) in shape.iter().enumerate() {
-        text.extend_from_slice(if axis > 0 { b"," } else { b"" });
-        text.extend_from_slice(digits.format(*size).as_bytes());
-    }
-    if let Ok(shape) = HeaderValue::from_maybe_shared(text.freeze()) {
+    let sizes: Vec<String> = shape.iter().map(usize::to_string).collect();
+    if let Ok(shape) = HeaderValue::try_from(sizes.join(",")) {
         headers.insert(TENSOR_SHAPE, shape);
     }
     headers.insert(TENSOR_DATATYPE, HeaderValue::from_static(datatype));
@@ -426,27 +422,18 @@ fn raw_response(body: Bytes, shape: &[usize], datatype: &'static str) -> Respons
 
 /// Tells the client, and the access log, where the time went.
 fn tell(answer: &mut Response, facts: Facts) {
-    let mut text = BytesMut::with_capacity(64);
-    text.extend_from_slice(b"queue;dur=");
-    write_milliseconds(&mut text, facts.timings.queue);
-    text.extend_from_slice(b", infer;dur=");
-    write_milliseconds(&mut text, facts.timings.compute_infer);
-    if let Ok(value) = HeaderValue::from_maybe_shared(text.freeze()) {
+    let (queue, infer) = (facts.timings.queue, facts.timings.compute_infer);
+    let (queue, infer) = (milliseconds(queue), milliseconds(infer));
+    if let Ok(value) = HeaderValue::try_from(format!("queue;dur={queue}, infer;dur={infer}")) {
         answer.headers_mut().insert(SERVER_TIMING, value);
     }
     answer.extensions_mut().insert(facts);
 }
 
-/// Writes `duration` in milliseconds with three decimals. Integers suffice, which are printed in a tenth of the time
-/// that exactly rounded floats take.
-fn write_milliseconds(text: &mut BytesMut, duration: Duration) {
+/// `duration` in milliseconds, rounded to three decimals.
+fn milliseconds(duration: Duration) -> impl fmt::Display {
     let microseconds = (duration.as_nanos() + 500) / 1000;
-    let mut digits = itoa::Buffer::new();
-    text.extend_from_slice(digits.format(microseconds / 1000).as_bytes());
-    // A thousand more, so that there are three digits behind the first.
-    let fraction = digits.format(1000 + microseconds % 1000).as_bytes();
-    text.extend_from_slice(b".");
-    text.extend_from_slice(fraction.get(1..).unwrap_or_default());
+    fmt::from_fn(move |text| write!(text, "{}.{:03}", microseconds / 1000, microseconds % 1000))
 }
 
 #[cfg(test)]
@@ -455,11 +442,7 @@ mod tests {
 
     #[test]
     fn milliseconds_have_three_decimals_and_are_rounded() {
-        let text = |nanoseconds| {
-            let mut text = BytesMut::new();
-            write_milliseconds(&mut text, Duration::from_nanos(nanoseconds));
-            String::from_utf8(text.to_vec()).unwrap()
-        };
+        let text = |nanoseconds| milliseconds(Duration::from_nanos(nanoseconds)).to_string();
         assert_eq!(text(0), "0.000");
         assert_eq!(text(1_499), "0.001");
         assert_eq!(text(1_500), "0.002");

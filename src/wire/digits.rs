@@ -1,4 +1,6 @@
 //! Eight digits at a time, and powers of ten: what both readers of numbers are made of.
+//!
+//! Hot path: the bench `wire` holds it (`make bench-pieces BENCH=decode`).
 
 /// Those that up to sixteen digits need.
 pub(super) const POWERS_OF_TEN: [u64; 16] = [

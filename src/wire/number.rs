@@ -1,5 +1,7 @@
 //! Numbers of JSON text as elements of a datatype, each in one pass and rounded once.
 //!
+//! Hot path: the bench `wire` holds it (`make bench-pieces BENCH=decode`); benches/NOTES.md has what crates cost in its
+//! place.
 //! Invariant: a number that the datatype cannot hold is an error, never a wrapped, saturated or infinite element.
 
 use half::{bf16, f16};

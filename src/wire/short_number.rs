@@ -1,5 +1,6 @@
 //! Numbers as most of a tensor's are written, read without a branch on how many digits they have.
 //!
+//! Hot path: the bench `wire` holds it (`make bench-pieces BENCH=decode`), as it does [`Number`](super::number::Number).
 //! Invariant: what is read here is what [`Number`](super::number::Number) reads; what would not be is left to it.
 
 use super::digits::{EXACT_POWERS, POWERS_OF_TEN, join_eight, repeated};
