@@ -16,6 +16,12 @@ pub(super) fn body_format(headers: &HeaderMap) -> Result<BodyFormat, ApiError> {
     let Some(value) = headers::only(headers, &CONTENT_TYPE)? else {
         return Ok(BodyFormat::Json);
     };
+    // What nearly every client sends.
+    match value.as_bytes() {
+        b"application/json" => return Ok(BodyFormat::Json),
+        b"application/octet-stream" => return Ok(BodyFormat::Raw),
+        _ => {}
+    }
     let text = value.to_str().unwrap_or("(not text)");
     let mut parts = text.split(';');
     let essence = parts.next().unwrap_or_default().trim();
@@ -46,6 +52,13 @@ fn unsupported(what: &str) -> ApiError {
 
 /// Whether the client prefers a raw tensor to JSON. Several `Accept` lines are one list.
 pub(super) fn wants_raw(headers: &HeaderMap) -> Result<bool, ApiError> {
+    // What nearly every client sends.
+    let mut values = headers.get_all(ACCEPT).iter();
+    match (values.next().map(HeaderValue::as_bytes), values.next()) {
+        (None | Some(b"*/*" | b"application/json"), None) => return Ok(false),
+        (Some(b"application/octet-stream"), None) => return Ok(true),
+        _ => {}
+    }
     let quality = |wanted: &str| -> Result<Option<u16>, ApiError> {
         let ranges = headers
             .get_all(ACCEPT)

@@ -7,15 +7,15 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::fmt::Write as _;
+use std::io::Write as _;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::Layer;
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::Context;
 
 use super::log_writer::LogWriter;
+use super::timestamp;
 
 /// The layer that writes events as JSON, by appending to a buffer that its thread keeps.
 pub(super) struct JsonLog {
@@ -48,18 +48,16 @@ impl<S: Subscriber> Layer<S> for JsonLog {
 #[derive(Default)]
 struct Line {
     text: Vec<u8>,
-    /// A value that has no form of its own in JSON, and before the values, the time.
-    scratch: String,
+    /// A value that has no form of its own in JSON.
+    debug: String,
 }
 
 impl Line {
     fn write(&mut self, event: &Event<'_>, writer: &LogWriter) {
         self.text.clear();
         self.text.extend_from_slice(b"{\"timestamp\":\"");
-        self.scratch.clear();
-        // Writing into memory cannot fail, and the clock's own formatting does not.
-        let _ = SystemTime.format_time(&mut Writer::new(&mut self.scratch));
-        self.text.extend_from_slice(self.scratch.as_bytes());
+        // Writing into memory cannot fail.
+        let _ = write!(self.text, "{}", timestamp::now());
         self.text.extend_from_slice(b"\",\"level\":\"");
         let metadata = event.metadata();
         self.text
@@ -89,10 +87,10 @@ impl Line {
 impl Visit for Line {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.key(field);
-        self.scratch.clear();
+        self.debug.clear();
         // Writing into memory fails only if the value's own formatting does; what it had written until then is kept.
-        let _ = write!(self.scratch, "{value:?}");
-        string(&mut self.text, &self.scratch);
+        let _ = write!(self.debug, "{value:?}");
+        string(&mut self.text, &self.debug);
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {

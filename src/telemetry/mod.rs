@@ -12,4 +12,5 @@ pub mod progress;
 pub mod request_ids;
 pub mod supervision;
 mod text_log;
+mod timestamp;
 pub mod traces;

@@ -9,11 +9,10 @@ use std::io::Write as _;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::Context;
 
 use super::log_writer::LogWriter;
+use super::timestamp;
 
 /// The target of events that are commands for people to copy. They are written at a terminal only.
 pub const HINTS: &str = "hint";
@@ -48,10 +47,8 @@ impl<S: Subscriber> Layer<S> for TextLog {
             text.extend_from_slice(b"  ");
         } else {
             line.dimmed(&mut text, |text| {
-                let mut time = String::new();
                 // Writing into memory cannot fail, here and below.
-                let _ = SystemTime.format_time(&mut Writer::new(&mut time));
-                text.extend_from_slice(time.as_bytes());
+                let _ = write!(text, "{}", timestamp::now());
             });
             let (colour, level) = match *metadata.level() {
                 Level::ERROR => ("\x1b[31m", "ERROR"),

@@ -659,6 +659,8 @@ fn inspect_and_serve_give_one_verdict_of_every_model_here() {
             path.extension()
                 .is_some_and(|extension| extension == "onnx")
         })
+        // Its load never ends, whoever asks for it.
+        .filter(|path| !path.ends_with("endless.onnx"))
         .collect();
     models.sort();
     let mut compared = 0;

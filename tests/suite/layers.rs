@@ -189,7 +189,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("rustls", &["fetch"]),
     ("indicatif", &["fetch/progress.rs"]),
     ("httpdate", &["fetch/web.rs"]),
-    ("humantime", &["fetch/bucket.rs"]),
+    ("humantime", &["fetch/bucket.rs", "telemetry/timestamp.rs"]),
     (
         "sha2",
         &["model/onnx.rs", "http/api_keys.rs", "fetch/digest.rs"],
