@@ -318,8 +318,11 @@ fn models_share_the_cpus_instead_of_each_having_all() {
     };
     assert!(each.iter().all(|each| *each <= share as u64), "{each:?}");
     assert_eq!(*own, 2);
-    let threads = executing_threads(&server);
-    assert!(threads <= 4 * share + 2.max(share), "{threads} on {cpus}");
+    // The thread of the last load may just be ending.
+    let most = 4 * share + 2.max(share);
+    testing::eventually("no more threads execute than there is room for", || {
+        executing_threads(&server) <= most
+    });
     drop(server);
     // A flag goes before all of that.
     let server = repository.serve(&["--instances", "3", "--intra-op-threads", "1"]);

@@ -226,6 +226,15 @@ fn a_model_that_nobody_can_read_is_broken_and_other_links_and_pipes_are_named() 
         ]
     );
 
+    // Of two folders of one version, the one that can be used is served.
+    fs::create_dir_all(path.join("e/1")).unwrap();
+    fs::write(path.join("e/1/model.onnx"), b"x").unwrap();
+    symlink("nowhere", path.join("e/01")).unwrap();
+    let found = look(path, None).unwrap();
+    assert!(versions(&found).contains(&("e", "1")));
+    assert!(found.broken.iter().all(|broken| broken.name != "e"));
+    fs::remove_dir_all(path.join("e")).unwrap();
+
     // All versions are wanted, or just the one.
     fs::write(path.join("a/model.toml"), "version_policy = \"all\"").unwrap();
     fs::write(

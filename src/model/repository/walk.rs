@@ -160,7 +160,12 @@ fn versions(
             (Kind::Gone, _) => {}
             // What is wrong with that is told when it is read.
             (Kind::Folder | Kind::Special(_) | Kind::Closed(_), _) if entry == SIDECAR_FILE => {}
-            (Kind::Folder | Kind::Closed(_), Ok(number)) if versions.contains_key(&number) => {
+            // One that can be used goes before one that cannot, whatever their order.
+            (Kind::Folder | Kind::Closed(_), Ok(number))
+                if versions
+                    .get(&number)
+                    .is_some_and(|(_, twin)| twin.unusable.is_none()) =>
+            {
                 let twin = versions.get(&number).map(|(twin, _)| twin.as_str());
                 let twin = twin.unwrap_or_default();
                 inside.push(shown, format!("is the same version as {name}/{twin}"));

@@ -34,8 +34,6 @@ pub(super) struct Attempt {
     pub(super) started: Instant,
     /// Whether it is part of the start, when nobody was told a signature.
     pub(super) is_start: bool,
-    /// Whether somebody asked for it.
-    pub(super) asked: bool,
     /// How often it may be made, should files change meanwhile.
     pub(super) tries: usize,
 }
@@ -169,6 +167,11 @@ impl Attempts {
 }
 
 impl Loaded {
+    /// Of what.
+    pub(super) fn id(&self) -> &ModelId {
+        &self.id
+    }
+
     /// Ends what was loaded and nobody uses.
     fn let_go(self) {
         if let Ok((model, _)) = self.result {

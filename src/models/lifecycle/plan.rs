@@ -101,7 +101,9 @@ impl Plan {
                 is_sound && !look.found.contains_key(id) && wanted.all(|it| served.contains(it))
             };
             let is_missing = !look.found.contains_key(id) && there_is_no_doubt(look, id);
-            if is_missing && (look.asked || self.has_settled(id, None)) && leaves {
+            // Noted at every look, so that what waits for a load goes when that has ended.
+            let has_settled = is_missing && self.has_settled(id, None);
+            if is_missing && (look.asked || has_settled) && leaves {
                 retired.push(id.clone());
             }
         }

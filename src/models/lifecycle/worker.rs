@@ -56,8 +56,10 @@ pub(super) struct Worker {
     asked: bool,
     /// Whether nothing is to be begun any more.
     stopped: bool,
-    /// Whether a load has ended since the last look, and whether somebody had asked for it.
-    ended: Option<bool>,
+    /// Whether a load has ended since the last look.
+    ended: bool,
+    /// What the last look has found.
+    found: BTreeSet<ModelId>,
 }
 
 impl Worker {
@@ -83,7 +85,8 @@ impl Worker {
             notices,
             asked: false,
             stopped: false,
-            ended: None,
+            ended: false,
+            found: BTreeSet::new(),
         }
     }
 
@@ -144,8 +147,8 @@ impl Worker {
             } else if look_at.is_some_and(|at| at <= Instant::now()) {
                 self.look(false);
                 look_at = self.config.watch.map(|watch| Instant::now() + watch);
-            } else if let Some(asked) = self.ended.take() {
-                self.look_after_a_load(asked);
+            } else if std::mem::take(&mut self.ended) {
+                self.look_after_a_load();
             } else {
                 let retire_at =
                     (!self.retired.is_empty()).then(|| Instant::now() + RETIRE_INTERVAL);
@@ -181,10 +184,12 @@ impl Worker {
             Event::Reload => self.asked = true,
             Event::Stop => self.stopped = true,
             Event::Loaded(loaded) => {
+                let id = loaded.id().clone();
                 if let Some(ended) = self.attempts.end(*loaded) {
-                    self.ended = Some(ended.attempt.asked || self.ended.unwrap_or_default());
+                    self.ended = true;
                     self.publish(ended);
                 }
+                self.remove_series(&id);
             }
         }
     }
@@ -200,11 +205,12 @@ impl Worker {
         }
     }
 
-    /// Does what follows from a load that others did not wait for. Nothing else is loaded, since nobody asked for it.
-    fn look_after_a_load(&mut self, asked: bool) {
+    /// Does what follows from a load that others did not wait for. Nothing else is loaded, since nobody asked for it, and
+    /// nothing is let go whose files are missing only now.
+    fn look_after_a_load(&mut self) {
         match self.find() {
             (Some(found), faults) => {
-                let look = self.compare(&found, &self.troubles_of(&found), asked);
+                let look = self.compare(&found, &self.troubles_of(&found), false);
                 self.conclude(&found, &look, faults, false);
             }
             (None, faults) => self.tell(faults, false),
@@ -225,10 +231,14 @@ impl Worker {
     /// Loads what has changed, or everything if somebody `asked`. What takes too long goes on by itself.
     fn load_all(&mut self, found: &Found, broken: &[Trouble], asked: bool) -> Look {
         let look = self.compare(found, broken, asked);
+        self.found = look.found.keys().cloned().collect();
         let is_found = |id: &ModelId| look.found.contains_key(id);
         self.failures.keep_only(is_found);
         for id in self.attempts.keep_only(is_found) {
             self.plan.forget(&id);
+            if !self.is_served(&id) {
+                self.files.remove(&id);
+            }
         }
         for load in self.plan.loads(&look, &self.served()) {
             let fingerprint = look.found.get(&load.id);
@@ -248,7 +258,6 @@ impl Worker {
                     cpus,
                     started: Instant::now(),
                     is_start,
-                    asked,
                     tries: if is_start { TRIES_AT_START } else { 1 },
                 });
                 self.wait_for(&id);
@@ -262,12 +271,15 @@ impl Worker {
 
     /// Lets go what is gone, and tells what is wrong: each once, and all of it if somebody `asked`.
     fn conclude(&mut self, found: &Found, look: &Look, mut troubles: Vec<Trouble>, asked: bool) {
-        self.ended = None;
+        self.ended = false;
         for id in self.plan.retirements(look, &self.served()) {
             self.remove(&id);
         }
         troubles.extend(self.troubles_of(found));
+        // What is still being loaded is no trouble yet.
+        let is_loading = |name: &String| self.attempts.ids().any(|id| id.name == *name);
         let waiting = self.plan.waiting();
+        let waiting = waiting.filter(|(_, for_)| !for_.iter().all(is_loading));
         troubles.extend(waiting.map(|(name, for_)| Trouble::of_departure(name, for_)));
         self.notices.see(&found.skipped, asked);
         self.notices.choose_default(&self.config.registry, found);
@@ -307,6 +319,11 @@ impl Worker {
         let left =
             served.filter(|id| !look.found.contains_key(id) && look.broken.contains(&id.name));
         look.found.len() + left.count()
+    }
+
+    fn is_served(&self, id: &ModelId) -> bool {
+        let registry = &self.config.registry;
+        registry.version(&id.name, &id.version).is_some()
     }
 
     fn served(&self) -> BTreeSet<ModelId> {
@@ -438,10 +455,13 @@ impl Worker {
     /// Gives a model that was loaded its name, if it can have it.
     fn publish(&mut self, ended: Ended) {
         let Ended {
-            attempt,
+            mut attempt,
             files,
             result,
         } = ended;
+        // What it was to take the place of may have come back meanwhile.
+        let place = attempt.load.instead_of.take();
+        attempt.load.instead_of = place.filter(|old| !self.found.contains(old));
         let taken = result
             .map_err(ReloadError::from)
             .and_then(|(model, report)| {
@@ -481,7 +501,16 @@ impl Worker {
             Err(ReloadError::Draining) => {}
             Err(ReloadError::Changed) if attempt.tries > 1 => {
                 let tries = attempt.tries - 1;
-                self.begin(Attempt { tries, ..attempt });
+                // Its sidecar may be another one, too.
+                let (found, _) = self.find();
+                let mut sources = found.into_iter().flat_map(|found| found.sources);
+                let source = sources.find(|source| source.id() == attempt.load.id);
+                let source = source.unwrap_or_else(|| attempt.source.clone());
+                self.begin(Attempt {
+                    source,
+                    tries,
+                    ..attempt
+                });
             }
             Err(error) => self.refuse(id, attempt.is_start, error),
         }
@@ -568,14 +597,20 @@ impl Worker {
 
     /// Ends the models that nobody uses any more.
     fn let_go(&mut self) {
-        let registry = &self.config.registry;
         for id in self.retired.let_go(Instant::now()) {
-            if registry.version(&id.name, &id.version).is_none() {
-                self.config.metrics.remove_batching(&id.name, &id.version);
-            }
-            if registry.get(&id.name).is_none() {
-                self.config.metrics.remove_prediction(&id.name);
-            }
+            self.remove_series(&id);
+        }
+    }
+
+    /// Removes the series of `id` and its name, unless one is served that has them, or loaded.
+    fn remove_series(&self, id: &ModelId) {
+        let registry = &self.config.registry;
+        if !self.is_served(id) && !self.attempts.has(id) {
+            self.config.metrics.remove_batching(&id.name, &id.version);
+        }
+        let is_loading = self.attempts.ids().any(|it| it.name == id.name);
+        if registry.get(&id.name).is_none() && !is_loading {
+            self.config.metrics.remove_prediction(&id.name);
         }
     }
 }
