@@ -385,6 +385,21 @@ mod tests {
     }
 
     #[test]
+    fn what_waited_for_a_slow_load_goes_behind_it_and_what_is_missing_only_then_stays() {
+        let mut server = Server::with(&["a/1", "a/2", "c/1"]);
+        let look = asked(&["a/3", "c/1"]);
+        let loads = server.plan.loads(&look, &server.served);
+        assert_eq!(loads[0].instead_of, Some(id("a/2")));
+        // It is still being loaded.
+        assert!(server.plan.retirements(&look, &server.served).is_empty());
+        server.served = ids(&["a/1", "a/3", "c/1"]);
+        server.plan.forget(&id("a/2"));
+        let look = found(&["a/3"]);
+        let retired = server.plan.retirements(&look, &server.served);
+        assert_eq!(retired, [id("a/1")]);
+    }
+
+    #[test]
     fn what_is_broken_or_not_mounted_makes_nothing_go() {
         let mut server = Server::with(&["a/1", "b/1"]);
         for look in [
