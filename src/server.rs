@@ -246,7 +246,7 @@ pub async fn run(
     shutdown::drain(&registry, &drain, serving, config.drain, stop, hurry).await;
     tokio::task::block_in_place(|| drop(watchdog));
     if let Some(lifecycle) = lifecycle {
-        // ONNX Runtime must not be cut off while it loads something.
+        // Loads count themselves. A thread that is still busy with models must not be cut off either.
         let has_ended = tokio::task::block_in_place(|| lifecycle.join(end));
         if !has_ended {
             std::mem::forget(LoadInProgress::begin());

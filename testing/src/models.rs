@@ -1,10 +1,10 @@
-//! Models in temporary repositories.
+//! Models in temporary repositories, and what they answer.
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::Stdio;
 
-use super::{Server, fixture, program};
+use super::{Request, Server, fixture, program};
 
 /// A repository with fixtures in it.
 pub struct Repository(tempfile::TempDir);
@@ -64,4 +64,12 @@ impl Repository {
         assert_eq!(text.lines().count(), 1, "{text}");
         (text, output.status.code().unwrap())
     }
+}
+
+/// The answer of the model called `name` to 1, if it is served.
+pub fn answer_of(server: &Server, name: &str) -> Option<f64> {
+    let path = format!("/v1/models/{name}:predict");
+    let answer = server.request(&Request::json(&path, r#"{"inputs": [[1, 1, 1, 1]]}"#));
+    let outputs = (answer.status == 200).then(|| answer.json()["outputs"].clone())?;
+    outputs.as_object()?.values().next()?[0][0].as_f64()
 }

@@ -14,8 +14,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use serde_json::{Value, json};
-use testing::models::Repository;
-use testing::{Request, Server};
+use testing::Server;
+use testing::models::{Repository, answer_of};
 
 /// Asks for a reload, and waits until all models have been loaded again.
 fn reload(server: &Server) {
@@ -444,17 +444,14 @@ fn a_model_that_nobody_can_read_is_missed_like_one_that_is_broken() {
 fn the_default_model_is_followed_to_another_name_beside_one_that_was_broken_before() {
     let repository = Repository::with(&[
         ("addone", "a/1/model.onnx"),
-        ("not_onnx", "broken/1/model.onnx"),
         ("addone", "misspelt/1/model.onnx"),
     ]);
     repository.write("a/1/model.toml", "default = true");
-    repository.write("broken/1/model.toml", "required = false");
     repository.write("misspelt/model.toml", "required = false");
     repository.write("misspelt/1/model.toml", "nmae = 1");
     let server = repository.serve(&["--watch-model", "20ms"]);
     assert_eq!(predict(&server).0, 200);
     repository.write("a/1/model.toml", "");
-    fs::remove_dir_all(repository.path("broken")).unwrap();
     reload(&server);
     fs::rename(repository.path("a"), repository.path("b")).unwrap();
     testing::eventually("it has the other name", || {
@@ -603,14 +600,6 @@ fn reason_for(server: &Server, path: &str) -> Option<String> {
     let skipped = ready["skipped"].as_array()?;
     let entry = skipped.iter().find(|entry| entry["path"] == path)?;
     entry["reason"].as_str().map(str::to_owned)
-}
-
-/// The answer of the model called `name` to 1, if it is served.
-fn answer_of(server: &Server, name: &str) -> Option<f64> {
-    let path = format!("/v1/models/{name}:predict");
-    let answer = server.request(&Request::json(&path, r#"{"inputs": [[1, 1, 1, 1]]}"#));
-    let outputs = (answer.status == 200).then(|| answer.json()["outputs"].clone())?;
-    outputs.as_object()?.values().next()?[0][0].as_f64()
 }
 
 #[test]

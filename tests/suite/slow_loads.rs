@@ -14,9 +14,9 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use testing::Server;
 use testing::faults::Faults;
-use testing::models::Repository;
-use testing::{Request, Server};
+use testing::models::{Repository, answer_of};
 
 /// A server of `repository` whose loads may keep others waiting for so many milliseconds.
 fn serve(repository: &Repository, faults: &Faults, patience: &str) -> Server {
@@ -25,13 +25,6 @@ fn serve(repository: &Repository, faults: &Faults, patience: &str) -> Server {
     let (path, faults) = (path.to_str().unwrap(), faults.path());
     let environment = [("TESTKIT_FAULTS", faults.to_str().unwrap())];
     Server::spawn(&["--model", path, "--drain-delay", "0s"], &environment)
-}
-
-/// The answer of the model called `name` to 1, if it is served.
-fn answer_of(server: &Server, name: &str) -> Option<f64> {
-    let path = format!("/v1/models/{name}:predict");
-    let answer = server.request(&Request::json(&path, r#"{"inputs": [[1, 1, 1, 1]]}"#));
-    (answer.status == 200).then(|| answer.json()["outputs"]["y"][0][0].as_f64().unwrap())
 }
 
 fn is_still_loaded(line: &Value, model: &str) -> bool {
